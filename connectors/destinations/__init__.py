@@ -1,0 +1,1 @@
+"""Systems we write to, one file each."""

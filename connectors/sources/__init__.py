@@ -1,0 +1,1 @@
+"""Systems we read from, one file each."""

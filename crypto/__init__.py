@@ -1,0 +1,1 @@
+"""Bytes in, bytes out: envelope, keyring, self-test. Start at seal.py."""

@@ -1,0 +1,1 @@
+"""Real Postgres and Valkey for the demo, development and tests."""

@@ -1,0 +1,1 @@
+"""Decide what is due, dispatch fairly, reap. Start at main.py."""

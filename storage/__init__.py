@@ -1,0 +1,1 @@
+"""Everything that speaks SQL to the control database. Start at runs.py."""

@@ -1,0 +1,1 @@
+"""Run syncs. Start at run_sync.py."""
