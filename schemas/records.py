@@ -1,0 +1,223 @@
+"""What a source hands to a destination, and what both report: shapes, batches, results."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.streams import StreamSpec
+
+#: Where a stream resumes. Only the source reads it; everybody else stores and compares it whole.
+Cursor = dict[str, str]
+
+
+class WireFormat(StrEnum):
+    """Byte formats two connectors can agree on, fastest first."""
+
+    PG_BINARY = "pg_binary"  # COPY … (FORMAT binary), relayed unparsed
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    name: str
+    type: str  # exact SQL type, e.g. numeric(12,2); user types are schema-qualified
+    nullable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class StreamShape:
+    """A table as the source describes it. `key` is () if it has none."""
+
+    columns: tuple[Column, ...]
+    key: tuple[str, ...] = ()
+    key_is_unique: bool = False  # the source's own constraint proves the key
+
+
+@dataclass(slots=True)
+class Batch:
+    """Rows of one stream plus the cursor after them.
+
+    `chunks` may be consumed once, inside the source's snapshot; `rows()` and `bytes` are true
+    only after that. `full` says that these are all rows of the stream, not a window of them.
+    """
+
+    shape: StreamShape
+    wire: WireFormat
+    chunks: Iterator[bytes]
+    rows: Callable[[], int]
+    lower: Cursor | None
+    upper: Cursor | None
+    full: bool
+    notes: tuple[str, ...] = ()  # sentences for the run's log, e.g. who holds the bound back
+
+
+@dataclass(frozen=True, slots=True)
+class LoadCounts:
+    """What the destination did with a batch: loaded = inserted + updated + unchanged."""
+
+    inserted: int
+    updated: int
+    unchanged: int
+    deleted: int = 0
+    rejected: int = 0
+    bytes: int = 0
+
+    @property
+    def loaded(self) -> int:
+        return self.inserted + self.updated + self.unchanged
+
+
+class StreamResult(BaseModel):
+    """One stream's line of a run's output: the clear columns of `run_streams`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stream: str
+    state: str = Field(pattern="^(succeeded|failed|skipped|cancelled)$")
+    mode: str
+    rows_extracted: int = 0
+    rows_loaded: int = 0
+    rows_inserted: int = 0
+    rows_updated: int = 0
+    rows_unchanged: int = 0
+    rows_deleted: int = 0
+    rows_rejected: int = 0
+    bytes: int = 0
+    cursor_from: Cursor | None = None
+    cursor_to: Cursor | None = None
+    seconds: float = 0.0
+    schema_hash: str | None = None
+    attempt: int = 1
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamClaim:
+    """What the destination knows of a stream once this run's fence is in place.
+
+    `result` is the stored result if *this run* has completed the stream already, in an attempt
+    whose worker died before it could say so.
+    """
+
+    cursor: Cursor | None
+    result: StreamResult | None
+
+
+class ServerReport(BaseModel):
+    """Answer of `resource test`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    server_version: str
+    tls: str  # e.g. "TLSv1.3", or "none"
+    login: str
+    missing: tuple[str, ...] = ()  # sentences: what is missing and what to type
+
+
+class DiscoveredColumn(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    type: str
+    nullable: bool
+
+
+class DiscoveredStream(BaseModel):
+    """Answer of `resource discover`, one per table."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str  # schema.table
+    columns: tuple[DiscoveredColumn, ...]
+    key: tuple[str, ...]
+    cursors: tuple[str, ...]  # candidates, best first; "xmin" is always possible on a table
+    rows_estimated: int
+    suggestion: str  # a ready line of YAML, e.g. {mode: merge, key: [id], cursor: updated_at}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadRequest:
+    """Everything a destination needs besides the rows to load a batch exactly once."""
+
+    connection_id: UUID
+    run_id: UUID
+    attempt: int
+    fence: int
+    stream: StreamSpec
+    target_schema: str
+    #: replace the content even where the mode would add to it (a full refresh of an append)
+    rewrite: bool = False
+
+
+class Source(Protocol):
+    """A system we read from. One per run, used by one thread; `cancel` may come from another."""
+
+    def test(self) -> ServerReport: ...
+    def discover(self) -> Sequence[DiscoveredStream]: ...
+    def extract(
+        self, stream: StreamSpec, cursor: Cursor | None
+    ) -> AbstractContextManager[Iterator[Batch]]:
+        """Open one snapshot and yield its batches in cursor order; None reads everything."""
+        ...
+
+    def cancel(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Destination(Protocol):
+    """A system we write to. One per run, used by one thread; `cancel` may come from another."""
+
+    def test(self) -> ServerReport: ...
+    def claim_stream(self, request: LoadRequest) -> StreamClaim:
+        """Raise this run's fence over the stream; waits out a zombie's commit, then bars it."""
+        ...
+
+    def load(self, request: LoadRequest, batch: Batch) -> StreamResult:
+        """Load the batch, its cursor and its result in one fenced transaction."""
+        ...
+
+    def cancel(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Source(Protocol):
+    """A system we read from. One per run, used by one thread; `cancel` may come from another."""
+
+    def test(self) -> ServerReport: ...
+    def discover(self) -> Sequence[DiscoveredStream]: ...
+    def extract(
+        self, stream: StreamSpec, cursor: Cursor | None
+    ) -> AbstractContextManager[Iterator[Batch]]:
+        """Open one snapshot and yield its batches in cursor order; None reads everything."""
+        ...
+
+    def cancel(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Destination(Protocol):
+    """A system we write to. One per run, used by one thread; `cancel` may come from another."""
+
+    def test(self) -> ServerReport: ...
+    def claim_stream(self, request: LoadRequest) -> StreamClaim:
+        """Raise this run's fence over the stream; waits out a zombie's commit, then bars it."""
+        ...
+
+    def load(self, request: LoadRequest, batch: Batch) -> StreamResult:
+        """Load the batch, its cursor and its result in one fenced transaction."""
+        ...
+
+    def cancel(self) -> None: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceConfig:
+    """Clear settings of a resource plus the names of the secrets it wants."""
+
+    kind: str
+    config: dict[str, object] = field(default_factory=dict)

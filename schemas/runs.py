@@ -1,0 +1,146 @@
+"""Runs: kinds, states, the legal moves between states, and how a run ends."""
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict
+
+from schemas.records import StreamResult
+
+
+class RunKind(StrEnum):
+    SYNC = "sync"
+    TEST = "test"
+    DISCOVER = "discover"
+
+
+class RunState(StrEnum):
+    QUEUED = "queued"
+    DISPATCHED = "dispatched"
+    RUNNING = "running"
+    AWAITING_APPROVAL = "awaiting_approval"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+#: The only moves there are (drawn in docs/states.md). Storage makes each of them with
+#: `UPDATE … WHERE state = …`; a CHECK keeps live and final states in their own tables.
+MOVES: dict[RunState, frozenset[RunState]] = {
+    RunState.QUEUED: frozenset({RunState.DISPATCHED, RunState.CANCELLED}),
+    RunState.DISPATCHED: frozenset({RunState.RUNNING, RunState.QUEUED, RunState.CANCELLED}),
+    RunState.RUNNING: frozenset(
+        {
+            RunState.SUCCEEDED,
+            RunState.FAILED,
+            RunState.AWAITING_APPROVAL,
+            RunState.CANCELLED,
+            RunState.QUEUED,
+        }
+    ),
+    RunState.AWAITING_APPROVAL: frozenset({RunState.QUEUED, RunState.CANCELLED}),
+    RunState.SUCCEEDED: frozenset(),
+    RunState.FAILED: frozenset(),
+    RunState.CANCELLED: frozenset(),
+}
+
+FINAL_STATES = frozenset(state for state, moves in MOVES.items() if not moves)
+LIVE_STATES = frozenset(MOVES) - FINAL_STATES
+
+
+class Trigger(StrEnum):
+    SCHEDULE = "schedule"
+    MANUAL = "manual"
+    AGAIN = "again"  # asked for while a run was live
+
+
+class Priority:
+    """Smaller goes first."""
+
+    INTERACTIVE = 0  # test, discover: somebody is waiting at a prompt
+    MANUAL = 3
+    SCHEDULED = 5
+
+
+class RunOptions(BaseModel):
+    """What one trigger asked for, kept with the run (and with `run_again`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    full_refresh: bool = False
+    streams: tuple[str, ...] = ()  # empty: every stream of the connection
+
+    def merged(self, other: "RunOptions") -> "RunOptions":
+        """Combine two triggers that one run will serve: the wider wish wins."""
+        streams = () if not self.streams or not other.streams else (*self.streams, *other.streams)
+        return RunOptions(
+            full_refresh=self.full_refresh or other.full_refresh,
+            streams=tuple(dict.fromkeys(streams)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One execution as people see it, live or ended."""
+
+    run_id: UUID
+    account_id: UUID
+    kind: RunKind
+    subject_id: UUID
+    subject_name: str
+    state: RunState
+    trigger: Trigger
+    attempt: int
+    queued_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    not_before: datetime | None
+    worker_id: str | None
+    error_code: str | None
+    error: str | None
+    run_again: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to execute one run, and all that the worker needs to begin."""
+
+    run_id: UUID
+    account_id: UUID
+    kind: RunKind
+    subject_id: UUID
+    attempt: int
+    fence: int
+    token: UUID
+    options: RunOptions
+    lease: timedelta
+    deadline: datetime | None = None
+
+
+class OutcomeKind(StrEnum):
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    RETRY = "retry"
+    AWAITING_APPROVAL = "awaiting_approval"
+    CANCELLED = "cancelled"
+    HANDED_BACK = "handed_back"  # drain: no attempt is counted
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt ended, as a value."""
+
+    kind: OutcomeKind
+    error_code: str | None = None
+    error: str | None = None
+    retry_after: timedelta | None = None
+    streams: tuple[StreamResult, ...] = ()
+    document: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def progressed(self) -> bool:
+        """Whether this attempt completed at least one stream."""
+        return any(stream.state == "succeeded" for stream in self.streams)
