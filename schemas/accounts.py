@@ -1,0 +1,102 @@
+"""Accounts, resources and connections as their owners know them."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from schemas.schedules import Schedule
+from schemas.secret import looks_secret
+from schemas.streams import StreamSpec
+
+#: Names are used in URLs, commands and file names: plain, short, lower case.
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")]
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    account_id: UUID
+    name: str
+    company: str
+    plan: str
+    state: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """An external system; its credentials are not here and cannot be reached from here."""
+
+    resource_id: UUID
+    account_id: UUID
+    name: str
+    kind: str
+    config: dict[str, Any]
+    secret_versions: dict[str, int]  # field -> newest version
+    runs_max: int
+    created_at: datetime
+    updated_at: datetime
+
+
+class Target(BaseModel):
+    """Where in the destination a connection writes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    schema_name: str = Field(alias="schema", min_length=1, max_length=63)
+
+
+class ConnectionSpec(BaseModel):
+    """A connection as its owner wrote it; resources are named, not embedded."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Name
+    source: Name
+    destination: Name
+    description: str = Field(default="", max_length=2_000)
+    parameters: dict[str, str | int | bool] = Field(default_factory=dict)
+    schedule: Schedule
+    target: Target
+    streams: tuple[StreamSpec, ...] = Field(min_length=1, max_length=5_000)
+
+    @field_validator("parameters")
+    @classmethod
+    def _no_secrets(cls, value: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
+        for name in value:
+            if looks_secret(name):
+                raise ValueError(
+                    f"parameter {name!r} looks like a secret; "
+                    "put it into the resource's `secret` field, where it is sealed"
+                )
+        return value
+
+    @field_validator("streams")
+    @classmethod
+    def _one_target_each(cls, value: tuple[StreamSpec, ...]) -> tuple[StreamSpec, ...]:
+        seen: dict[str, str] = {}
+        for stream in value:
+            other = seen.setdefault(stream.table_name, stream.name)
+            if other != stream.name:
+                raise ValueError(f"streams {other} and {stream.name} would share one target table")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A connection in the control database, with what run control knows of it."""
+
+    connection_id: UUID
+    account_id: UUID
+    spec: ConnectionSpec
+    source_id: UUID
+    destination_id: UUID
+    state: str  # active | paused
+    state_reason: str | None
+    next_due_at: datetime | None
+    last_success_at: datetime | None
+    failures: int
+    created_at: datetime
+    updated_at: datetime

@@ -1,0 +1,86 @@
+"""Audit: the closed list of actions, and one event. docs/audit.md explains each of them."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from uuid import UUID
+
+
+class AuditClass(StrEnum):
+    SECURITY = "A"
+    RUNS = "B"
+
+
+class TargetKind(StrEnum):
+    ACCOUNT = "account"
+    RESOURCE = "resource"
+    CONNECTION = "connection"
+    RUN = "run"
+    INSTANCE = "instance"
+
+
+class AuditAction(StrEnum):
+    """`subject.past_tense_verb`; never renamed, because events outlive code."""
+
+    ACCOUNT_CREATED = "account.created"
+    ACCOUNT_DELETED = "account.deleted"
+    RESOURCE_CREATED = "resource.created"
+    RESOURCE_UPDATED = "resource.updated"
+    RESOURCE_DELETED = "resource.deleted"
+    CREDENTIAL_SEALED = "credential.sealed"
+    CREDENTIAL_UNSEALED = "credential.unsealed"
+    CREDENTIAL_REFUSED = "credential.refused"
+    CONNECTION_CREATED = "connection.created"
+    CONNECTION_UPDATED = "connection.updated"
+    CONNECTION_DELETED = "connection.deleted"
+    CONNECTION_PAUSED = "connection.paused"
+    CONNECTION_RESUMED = "connection.resumed"
+    RUN_QUEUED = "run.queued"
+    RUN_MERGED = "run.merged"
+    RUN_DISPATCHED = "run.dispatched"
+    RUN_REQUEUED = "run.requeued"
+    RUN_STARTED = "run.started"
+    RUN_SUCCEEDED = "run.succeeded"
+    RUN_FAILED = "run.failed"
+    RUN_CANCEL_REQUESTED = "run.cancel_requested"
+    RUN_CANCELLED = "run.cancelled"
+    RUN_AWAITING_APPROVAL = "run.awaiting_approval"
+    RUN_APPROVED = "run.approved"
+    RUN_REJECTED = "run.rejected"
+    OUTPUT_READ = "output.read"
+    LOGS_READ = "logs.read"
+    AUDIT_READ = "audit.read"
+    KEYS_CREATED = "keys.created"
+    DATABASE_UPGRADED = "database.upgraded"
+    PARTITIONS_CREATED = "partitions.created"
+
+
+_RUN_ACTIONS = frozenset(a for a in AuditAction if a.startswith(("run.", "partitions.")))
+
+
+def audit_class(action: AuditAction) -> AuditClass:
+    """Class A: security and operators. Class B: the life of runs."""
+    return AuditClass.RUNS if action in _RUN_ACTIONS else AuditClass.SECURITY
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who did it, as a process claims; the database stamps who it authenticated beside it."""
+
+    kind: str  # operator | scheduler | worker
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEvent:
+    action: AuditAction
+    target_kind: TargetKind
+    target_id: UUID
+    principal: Principal
+    account_id: UUID | None = None
+    outcome: str = "success"
+    reason: str | None = None
+    run_id: UUID | None = None
+    detail: dict[str, str | int | bool | None] = field(default_factory=dict)

@@ -1,0 +1,43 @@
+"""Every bound in one place, with its reason."""
+
+from datetime import timedelta
+
+#: Due schedules claimed in one transaction: keeps a tick under the 250 ms budget.
+DUE_BATCH = 500
+#: Accounts looked at in one dispatch: enough to fill any window, small enough for one tick.
+DISPATCH_ACCOUNTS = 500
+#: Candidates read per account and dispatch, so that one backlog cannot fill the picker's memory.
+DISPATCH_PER_ACCOUNT = 50
+#: Jobs in flight per free slot: a worker finds its next job at once, Redis holds little.
+DISPATCH_WINDOW = 1.5
+#: A job not claimed by then is sent again under a new number (Redis lost it, or is slow).
+DISPATCH_DEADLINE = timedelta(seconds=10)
+#: Expired leases taken in one reaper transaction.
+REAP_BATCH = 100
+
+#: Attempts without progress before a run fails; with progress a long stream deserves more.
+ATTEMPTS_MAX = 5
+ATTEMPTS_WITH_PROGRESS_MAX = 20
+RETRY_FIRST = timedelta(seconds=10)
+RETRY_FACTOR = 3
+RETRY_LONGEST = timedelta(minutes=30)
+#: Lost leases since the last progress before the connection is paused: likely it kills workers.
+LOST_LEASES_MAX = 3
+#: Failed runs in a row before the connection is paused.
+FAILURES_IN_A_ROW_MAX = 10
+
+#: `resource test` and `resource discover`: somebody is waiting at a prompt.
+INTERACTIVE_DEADLINE = timedelta(seconds=30)
+#: A worker not heard of for so long is not counted on.
+WORKER_SILENT_AFTER = timedelta(seconds=15)
+
+#: Slots a catch-up of `all` may queue at most.
+CATCH_UP_MAX = 10
+#: `skip`: a slot older than this is not worth running any more.
+CATCH_UP_WINDOW = timedelta(hours=24)
+
+#: Log lines kept per attempt; the rest is counted, so that a loop cannot fill the disk.
+LOG_LINES_MAX = 10_000
+LOG_MESSAGE_MAX = 4_000
+#: Characters of an error shown to people and stored with the run.
+ERROR_TEXT_MAX = 1_000

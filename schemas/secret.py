@@ -1,0 +1,37 @@
+"""Secrets: a string that refuses to be shown, compared by accident, or pickled."""
+
+from typing import NoReturn
+
+
+class Secret:
+    """Plaintext held as late and as briefly as possible; `reveal()` is the only way out."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """Return the plaintext; call it where it is used, and do not keep the result."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return repr(self)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Secret cannot be pickled")
+
+
+#: Parts of a name that make a value look like a secret (parameters with such names are refused).
+SECRET_NAMES = ("password", "passwd", "secret", "token", "api_key", "apikey", "private_key")
+
+
+def looks_secret(name: str) -> bool:
+    """Say whether a parameter of this name belongs into the secret field instead."""
+    folded = name.lower().replace("-", "_")
+    return any(part in folded for part in SECRET_NAMES)

@@ -1,0 +1,89 @@
+"""Settings: everything the environment may say. Read only where a process starts."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from schemas.errors import StartRefused
+from schemas.streams import parse_duration
+
+Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
+
+#: Written by `up --dev` and `demo` into the data directory (0600); read where the environment is
+#: silent.
+DEV_ENV_FILE = "dev.env"
+
+
+class Settings(BaseSettings):
+    """One field per `SYNCWARD_*` variable; docs/settings.md lists them (tested)."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SYNCWARD_", extra="ignore", hide_input_in_errors=True
+    )
+
+    profile: Literal["production", "development"] = Field(
+        "production",
+        description="`development` allows plaintext loopback links; `demo` and `up` choose it.",
+    )
+    database_url: SecretStr | None = Field(
+        None,
+        description="Control database, `postgresql://login:password@host:5432/database?sslmode=verify-full`.",
+    )
+    redis_url: SecretStr | None = Field(
+        None, description="Redis or Valkey, `rediss://user:password@host:6379/0`."
+    )
+    keyring: str | None = Field(
+        None,
+        description="`file:///path/operator.json` for the CLI, `worker.json` for workers.",
+    )
+    data_dir: Path = Field(Path(".syncward"), description="Data of `--dev` and `demo`, mode 0700.")
+    account: str | None = Field(None, description="Default of `--account`.")
+    worker_threads: int = Field(
+        4, ge=1, le=64, description="Runs that one worker executes at once."
+    )
+    runs_max: int = Field(200, ge=1, description="Runs at once over all accounts.")
+    resource_runs_max: int = Field(
+        4, ge=1, description="Runs at once against one resource, for resources created from now on."
+    )
+    lease: Duration = Field(
+        timedelta(seconds=30),
+        description="How long a silent worker keeps a run. At least three heartbeats.",
+    )
+    heartbeat: Duration = Field(
+        timedelta(seconds=3), description="Time between two lease renewals."
+    )
+    stuck_after: Duration = Field(
+        timedelta(minutes=15),
+        description="No rows for so long is reported; twice as long cancels the run.",
+    )
+    drain_grace: Duration = Field(
+        timedelta(seconds=20),
+        description="How long a stopping worker waits for its runs to be handed back.",
+    )
+    metrics_host: str = Field("127.0.0.1", description="Address of the metrics endpoint.")
+    metrics_port: int = Field(
+        0, ge=0, le=65535, description="Port of the metrics endpoint; 0 turns it off."
+    )
+    log_format: Literal["people", "json"] = Field(
+        "people", description="Shape of process logs on stderr."
+    )
+
+
+def load_settings(data_dir: Path | None = None) -> Settings:
+    """Read the environment and, where it is silent, the data directory's `dev.env`.
+
+    Raise StartRefused with all unusable values; values themselves are never quoted.
+    """
+    try:
+        first = Settings()
+        directory = data_dir or first.data_dir
+        return Settings(_env_file=directory / DEV_ENV_FILE)
+    except ValidationError as error:
+        reasons = [
+            f"SYNCWARD_{str(e['loc'][0]).upper()}: {e['msg']}; see docs/settings.md"
+            for e in error.errors(include_input=False, include_url=False)
+        ]
+        raise StartRefused(reasons) from None
