@@ -1,0 +1,123 @@
+"""Append audit events in the caller's transaction, and read them back.
+
+The database refuses a commit in which a guarded table changed without an event that targets the
+changed row: INSERT, DELETE and UPDATE OF state of the tables below.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Row, text
+
+from schemas.audit import AuditAction, AuditEvent, TargetKind, audit_class
+
+#: Guarded table -> the column an event must target. A test compares this with the triggers.
+GUARDED_TABLES = {
+    "accounts": "id",
+    "resources": "id",
+    "credentials": "resource_id",
+    "connections": "id",
+    "schedules": "connection_id",
+    "active_runs": "run_id",
+}
+
+#: Target of events about the installation itself.
+INSTANCE_ID = UUID(int=0)
+
+_APPEND = text(
+    "INSERT INTO audit.event (account_id, class, action, target_kind, target_id, body) "
+    "SELECT * FROM unnest(CAST(:account_ids AS uuid[]), CAST(:classes AS text[]), "
+    "CAST(:actions AS text[]), CAST(:kinds AS text[]), CAST(:targets AS uuid[]), "
+    "CAST(:bodies AS text[]))"
+)
+
+
+def append(tx: Connection, *events: AuditEvent) -> None:
+    """Record events; they commit or vanish with what they describe."""
+    if not events:
+        return
+    tx.execute(
+        _APPEND,
+        {
+            "account_ids": [event.account_id for event in events],
+            "classes": [audit_class(event.action).value for event in events],
+            "actions": [event.action.value for event in events],
+            "kinds": [event.target_kind.value for event in events],
+            "targets": [event.target_id for event in events],
+            "bodies": [_body(event) for event in events],
+        },
+    )
+
+
+def _body(event: AuditEvent) -> str:
+    """Canonical JSON: sorted keys, no floats, ASCII keys (profile of RFC 8785)."""
+    body = {
+        "detail": event.detail,
+        "outcome": event.outcome,
+        "principal": str(event.principal),
+        "reason": event.reason,
+        "run_id": str(event.run_id) if event.run_id else None,
+        "v": 1,
+    }
+    return json.dumps(
+        {k: v for k, v in body.items() if v is not None},
+        sort_keys=True,
+        separators=(",", ":"),
+        ensure_ascii=False,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """An event as the database stamped it."""
+
+    seq: int
+    at: datetime
+    account_id: UUID | None
+    class_: str
+    action: AuditAction
+    target_kind: TargetKind
+    target_id: UUID
+    login: str
+    client: str
+    body: str
+    leaf: bytes
+
+
+def tail(
+    tx: Connection, *, account_id: UUID | None = None, after: int | None = None, limit: int = 50
+) -> Sequence[StoredEvent]:
+    """Return the newest events, oldest first; with `after`, those that follow that number."""
+    order = "ASC" if after is not None else "DESC"
+    rows = tx.execute(
+        text(
+            "SELECT seq, at, account_id, class, action, target_kind, target_id, login, client, "  # noqa: S608 - the only variable part is the word above
+            "body, leaf FROM audit.event "
+            "WHERE (CAST(:account AS uuid) IS NULL OR account_id = :account) "
+            "AND (CAST(:after AS bigint) IS NULL OR seq > :after) "
+            f"ORDER BY seq {order} LIMIT :limit"
+        ),
+        {"account": account_id, "after": after, "limit": limit},
+    )
+    events = [_stored(row) for row in rows]
+    return events if after is not None else events[::-1]
+
+
+def _stored(row: Row[Any]) -> StoredEvent:
+    return StoredEvent(
+        seq=row.seq,
+        at=row.at,
+        account_id=row.account_id,
+        class_=row[3],
+        action=AuditAction(row.action),
+        target_kind=TargetKind(row.target_kind),
+        target_id=row.target_id,
+        login=row.login,
+        client=row.client,
+        body=row.body,
+        leaf=bytes(row.leaf),
+    )

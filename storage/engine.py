@@ -1,0 +1,185 @@
+"""Connect to the control database as one process's role, and say clearly when that fails."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import psycopg
+from psycopg import errors as pg
+from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+
+from schemas.errors import ConfigError, SyncwardError, TransientError
+
+Process = Literal["migrator", "scheduler", "worker", "operator"]
+
+#: libpq options of every control link: notice a dead peer in seconds, not in hours.
+_LINK: dict[str, Any] = {
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+    "gssencmode": "disable",
+}
+
+
+def parse_url(url: str) -> URL:
+    """Return the URL for psycopg; ConfigError (which never quotes it) if it is none."""
+    try:
+        return make_url(url).set(drivername="postgresql+psycopg")
+    except (ArgumentError, ValueError):
+        raise ConfigError(
+            "SYNCWARD_DATABASE_URL: not a URL; write postgresql://login:password@host:5432/database"
+        ) from None
+
+
+def _options(process: Process, statement_timeout_ms: int) -> str:
+    role = "owner" if process == "migrator" else process
+    settings = {
+        "role": f"syncward_{role}",
+        "search_path": "public",
+        "TimeZone": "UTC",
+        "lock_timeout": "10s",
+        "statement_timeout": f"{statement_timeout_ms}ms",
+        "idle_in_transaction_session_timeout": "60s",
+    }
+    return " ".join(f"-c {name}={value}" for name, value in settings.items())
+
+
+def open_engine(url: str, process: Process, *, pool_size: int = 5) -> Engine:
+    """Return an engine whose sessions hold the least role of this process; connects lazily."""
+    timeout_ms = 300_000 if process == "migrator" else 30_000
+    return create_engine(
+        parse_url(url),
+        pool_size=pool_size,
+        max_overflow=pool_size,
+        pool_pre_ping=True,
+        hide_parameters=True,  # parameters may hold what people typed
+        connect_args={
+            **_LINK,
+            "application_name": f"syncward-control:{process}",
+            "options": _options(process, timeout_ms),
+        },
+    )
+
+
+def open_link(url: str, process: Process) -> psycopg.Connection[tuple[Any, ...]]:
+    """Return one autocommit connection outside any pool, for a thread that must not wait."""
+    parsed = parse_url(url)
+    query: dict[str, Any] = dict(parsed.query)
+    with explained(parsed):
+        return psycopg.connect(
+            host=parsed.host,
+            port=parsed.port or 5432,
+            dbname=parsed.database,
+            user=parsed.username,
+            password=parsed.password,
+            autocommit=True,
+            application_name=f"syncward-control:{process}-heartbeat",
+            options=_options(process, 5_000),
+            **_LINK,
+            **query,
+        )
+
+
+def run_script(tx: Connection, sql: str) -> None:
+    """Execute several statements without parameters, percent signs and all."""
+    driver = tx.connection.driver_connection
+    assert isinstance(driver, psycopg.Connection)  # noqa: S101 - the only driver we open
+    driver.execute(sql.encode())
+
+
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Connection]:
+    """One transaction: commit at the end, roll back on any exception, explain a dead database."""
+    with explained(engine.url), engine.begin() as tx:
+        yield tx
+
+
+@contextmanager
+def explained(url: URL) -> Iterator[None]:
+    """Turn a driver's failure into one of ours; its text may quote parameters, ours never does."""
+    try:
+        yield
+    except DBAPIError as error:
+        original = error.orig if isinstance(error.orig, psycopg.Error) else psycopg.Error()
+        raise _explain(original, url) from error
+    except psycopg.Error as error:
+        raise _explain(error, url) from error
+
+
+_TRANSIENT = (
+    pg.AdminShutdown,
+    pg.CrashShutdown,
+    pg.CannotConnectNow,
+    pg.SerializationFailure,
+    pg.DeadlockDetected,
+    pg.LockNotAvailable,
+    pg.QueryCanceled,
+    pg.TooManyConnections,
+    pg.IdleInTransactionSessionTimeout,
+    pg.DiskFull,
+    pg.OutOfMemory,
+)
+
+
+def _explain(  # noqa: PLR0911 - one return per reason reads as a table
+    error: psycopg.Error, url: URL
+) -> SyncwardError:
+    where = f"control database {url.host}:{url.port or 5432}/{url.database}"
+    match error:
+        case pg.InvalidPassword() | pg.InvalidAuthorizationSpecification():
+            return ConfigError(
+                f"{where}: login {url.username} was refused; check SYNCWARD_DATABASE_URL"
+            )
+        case pg.InvalidCatalogName():
+            return ConfigError(f"{where}: no such database; create it, then: syncward db upgrade")
+        case pg.UndefinedTable() | pg.UndefinedColumn() | pg.UndefinedFunction():
+            return ConfigError(f"{where}: not migrated to this version; run: syncward db upgrade")
+        case pg.DiskFull():
+            return TransientError(f"{where}: its disk is full; free space, then try again")
+        case pg.InvalidParameterValue() | pg.UndefinedObject() if error.sqlstate in {
+            "22023",
+            "42704",
+        }:
+            return ConfigError(
+                f"{where}: role missing, or not granted to login {url.username}; "
+                "run: syncward db upgrade"
+            )
+        case pg.InsufficientPrivilege():
+            detail = error.diag.message_primary or "permission denied"
+            return ConfigError(
+                f"{where}: {detail}; the login lacks a syncward_* role, or the change was unaudited"
+            )
+        case _ if isinstance(error, _TRANSIENT):
+            return TransientError(
+                f"{where}: busy or shutting down (SQLSTATE {error.sqlstate}); try again"
+            )
+        case psycopg.OperationalError() if error.sqlstate is None:
+            return _unreachable(error, where, url)
+        case _:
+            return SyncwardError(f"{where}: unexpected answer (SQLSTATE {error.sqlstate})")
+
+
+def _unreachable(error: psycopg.Error, where: str, url: URL) -> SyncwardError:
+    """Libpq gives no SQLSTATE before the session stands: tell a refusal from an absence."""
+    text = str(error)  # looked at, never shown
+    if "password authentication failed" in text or "no password supplied" in text:
+        return ConfigError(
+            f"{where}: login {url.username} was refused; check SYNCWARD_DATABASE_URL"
+        )
+    if "does not exist" in text and "database" in text:
+        return ConfigError(f"{where}: no such database; create it, then: syncward db upgrade")
+    if "role" in text or "permission denied to set" in text:
+        return ConfigError(
+            f"{where}: role missing or not granted to login {url.username}; "
+            "run: syncward db upgrade"
+        )
+    if "certificate" in text or "SSL" in text:
+        return ConfigError(f"{where}: TLS refused; check sslmode and sslrootcert in the URL")
+    return TransientError(
+        f"{where}: not reachable; start it (development: syncward up --dev), "
+        "or check SYNCWARD_DATABASE_URL"
+    )

@@ -1,0 +1,88 @@
+"""Bring the control database to this version: `syncward db upgrade`, `db check`.
+
+`python -m storage.migrate new "add run priority"` writes the next revision file.
+"""
+
+import sys
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, text
+
+from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
+from storage import audit
+from storage.engine import explained, parse_url
+from storage.roles import create_roles
+
+_HERE = Path(__file__).parent / "migrations"
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(_HERE))
+    return config
+
+
+def head() -> str:
+    """Return the revision this code wants."""
+    return ScriptDirectory.from_config(_config()).get_current_head() or ""
+
+
+def current(tx: Connection) -> str | None:
+    """Return the revision the database has; None if it was never migrated."""
+    return MigrationContext.configure(tx).get_current_revision()
+
+
+def _admin_engine(url: str) -> Engine:
+    return create_engine(parse_url(url), hide_parameters=True, connect_args={"connect_timeout": 5})
+
+
+def upgrade(url: str, principal: Principal) -> tuple[str | None, str]:
+    """Create roles, run what is missing, audit it; return (revision before, after).
+
+    One transaction: a failure leaves the database as it was. Two upgrades wait for each other.
+    """
+    engine = _admin_engine(url)
+    with explained(engine.url), engine.begin() as tx:
+        create_roles(tx)
+        tx.execute(text("SET LOCAL ROLE syncward_owner"))
+        tx.execute(text("SET LOCAL lock_timeout = '4s'"))
+        before = current(tx)
+        config = _config()
+        config.attributes["connection"] = tx
+        command.upgrade(config, "head")
+        if before != head():
+            audit.append(tx, _upgraded(before, principal))
+    engine.dispose()
+    return before, head()
+
+
+def _upgraded(before: str | None, principal: Principal) -> AuditEvent:
+    return AuditEvent(
+        AuditAction.DATABASE_UPGRADED,
+        TargetKind.INSTANCE,
+        audit.INSTANCE_ID,
+        principal,
+        detail={"before": before, "after": head()},
+    )
+
+
+def differences(tx: Connection) -> list[str]:
+    """Compare the database with `storage/tables.py`; an empty list means they agree."""
+    from alembic.autogenerate import compare_metadata  # noqa: PLC0415 - slow to import
+
+    from storage.tables import metadata, same_object  # noqa: PLC0415
+
+    context = MigrationContext.configure(
+        tx, opts={"include_schemas": True, "include_object": same_object, "compare_type": True}
+    )
+    return [str(difference) for difference in compare_metadata(context, metadata)]
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3 or sys.argv[1] != "new":  # noqa: PLR2004 - program, verb, message
+        sys.exit('usage: python -m storage.migrate new "add run priority"')
+    command.revision(_config(), message=sys.argv[2], rev_id=f"{int(head()) + 1:04d}")

@@ -1,0 +1,312 @@
+"""Runs as people ask for them and look at them: enqueue, show, list, cancel, approve, reject."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+from uuid import UUID
+
+from sqlalchemy import Connection, Row, text
+
+from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
+from schemas.errors import Conflict, NotFound
+from schemas.ids import new_id
+from schemas.runs import LIVE_STATES, Priority, Run, RunKind, RunOptions, RunState, Trigger
+from storage import audit
+from storage.endings import end, lock_schedule, run_event
+
+_INSERT = text(
+    "INSERT INTO active_runs (subject_id, run_id, account_id, kind, source_id, destination_id, "
+    "state, trigger, scheduled_for, priority, options, deadline_at) VALUES (:subject_id, :run_id, "
+    ":account_id, :kind, :source_id, :destination_id, 'queued', :trigger, clock_timestamp(), "
+    ":priority, CAST(:options AS jsonb), clock_timestamp() + :deadline) "
+    "ON CONFLICT (subject_id) DO NOTHING RETURNING run_id"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a run is about: a connection (both ends) or one resource (as source)."""
+
+    subject_id: UUID
+    account_id: UUID
+    source_id: UUID
+    destination_id: UUID | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueued:
+    """The run that will serve the request: new, one still waiting, or the next after this one."""
+
+    run_id: UUID
+    how: Literal["queued", "merged", "after_current"]
+
+
+def enqueue(
+    tx: Connection,
+    subject: Subject,
+    kind: RunKind,
+    options: RunOptions,
+    principal: Principal,
+    *,
+    deadline: timedelta | None = None,
+) -> Enqueued:
+    """Ask for a run by hand. Never lost: a live run makes it wait, a waiting run absorbs it."""
+    lock_schedule(tx, subject.subject_id)
+    run_id = new_id()
+    inserted = tx.execute(
+        _INSERT,
+        {
+            "subject_id": subject.subject_id,
+            "run_id": run_id,
+            "account_id": subject.account_id,
+            "kind": kind.value,
+            "source_id": subject.source_id,
+            "destination_id": subject.destination_id,
+            "trigger": Trigger.MANUAL.value,
+            "priority": Priority.MANUAL if kind is RunKind.SYNC else Priority.INTERACTIVE,
+            "options": options.model_dump_json(),
+            "deadline": deadline,
+        },
+    ).one_or_none()
+    if inserted is None:
+        return _join_live(tx, subject, kind, options, principal, run_id)
+    wake_account(tx, subject.account_id)
+    audit.append(tx, _queued(subject, run_id, kind, principal))
+    return Enqueued(run_id, "queued")
+
+
+def _queued(subject: Subject, run_id: UUID, kind: RunKind, principal: Principal) -> AuditEvent:
+    return AuditEvent(
+        AuditAction.RUN_QUEUED,
+        TargetKind.RUN,
+        run_id,
+        principal,
+        account_id=subject.account_id,
+        reason="manual",
+        run_id=run_id,
+        detail={"kind": kind.value, "subject": str(subject.subject_id)},
+    )
+
+
+def _join_live(
+    tx: Connection,
+    subject: Subject,
+    kind: RunKind,
+    options: RunOptions,
+    principal: Principal,
+    new_run: UUID,
+) -> Enqueued:
+    live = tx.execute(
+        text("SELECT * FROM active_runs WHERE subject_id = :id FOR UPDATE"),
+        {"id": subject.subject_id},
+    ).one_or_none()
+    if live is None:  # it ended between our two statements: now there is room
+        return enqueue(tx, subject, kind, options, principal)
+    if live.kind != kind:
+        raise Conflict(
+            f"a {live.kind} of this resource is just running; try again when it has ended"
+        )
+    audit.append(tx, run_event(AuditAction.RUN_MERGED, live, principal, reason="manual"))
+    if live.state == RunState.QUEUED and live.attempt == 0:
+        merged = RunOptions.model_validate(live.options).merged(options)
+        tx.execute(
+            text(
+                "UPDATE active_runs SET options = CAST(:options AS jsonb), "
+                "priority = least(priority, :priority) WHERE run_id = :id"
+            ),
+            {
+                "options": merged.model_dump_json(),
+                "priority": Priority.MANUAL,
+                "id": live.run_id,
+            },
+        )
+        return Enqueued(live.run_id, "merged")
+    return Enqueued(_set_again(tx, live, options, new_run), "after_current")
+
+
+def _set_again(tx: Connection, live: Row[Any], options: RunOptions, new_run: UUID) -> UUID:
+    wished = options
+    if live.again_run_id is not None:
+        wished = RunOptions.model_validate(live.again_options or {}).merged(options)
+    promised: UUID = tx.execute(
+        text(
+            "UPDATE active_runs SET again_run_id = coalesce(again_run_id, :new), "
+            "again_trigger = 'manual', again_options = CAST(:options AS jsonb) "
+            "WHERE run_id = :id RETURNING again_run_id"
+        ),
+        {"new": new_run, "options": wished.model_dump_json(), "id": live.run_id},
+    ).scalar_one()
+    return promised
+
+
+def wake_account(tx: Connection, *account_ids: UUID) -> None:
+    """Tell the dispatcher that accounts have work; an idle one does not bank credit for idling."""
+    ids = sorted(set(account_ids))
+    tx.execute(
+        text(
+            "SELECT FROM account_queues WHERE account_id = ANY(:ids) "
+            "ORDER BY account_id FOR NO KEY UPDATE"
+        ),
+        {"ids": ids},
+    )
+    tx.execute(
+        text(
+            "UPDATE account_queues q SET has_work = true, vtime = CASE WHEN q.has_work "
+            "THEN q.vtime ELSE greatest(q.vtime, (SELECT coalesce(min(o.vtime), 0) "
+            "FROM account_queues o WHERE o.has_work)) END WHERE account_id = ANY(:ids)"
+        ),
+        {"ids": ids},
+    )
+
+
+_COLUMNS = (
+    "run_id, account_id, kind, subject_id, state, trigger, attempt, queued_at, started_at, "
+    "worker_id, error_code, error"
+)
+_ALL_RUNS = (
+    f"SELECT {_COLUMNS}, NULL::timestamptz AS finished_at, not_before, "  # noqa: S608 - constants
+    "again_run_id IS NOT NULL AS run_again FROM active_runs WHERE {where} "
+    f"UNION ALL (SELECT {_COLUMNS}, finished_at, NULL, false FROM runs WHERE {{where}} "
+    "ORDER BY finished_at DESC LIMIT :limit)"
+)
+_NAMED = (
+    "SELECT r.*, coalesce(c.name, s.name, '(deleted)') AS subject_name FROM ({runs}) r "
+    "LEFT JOIN connections c ON c.id = r.subject_id LEFT JOIN resources s ON s.id = r.subject_id "
+    "ORDER BY r.finished_at DESC NULLS FIRST, r.queued_at DESC LIMIT :limit"
+)
+
+
+def _select(tx: Connection, where: str, limit: int, **parameters: object) -> Sequence[Run]:
+    runs = _ALL_RUNS.format(where=where)
+    statement = text(_NAMED.format(runs=runs))
+    rows = tx.execute(statement, {**parameters, "limit": limit})
+    return [_run(row) for row in rows]
+
+
+def _run(row: Row[Any]) -> Run:
+    return Run(
+        run_id=row.run_id,
+        account_id=row.account_id,
+        kind=RunKind(row.kind),
+        subject_id=row.subject_id,
+        subject_name=row.subject_name,
+        state=RunState(row.state),
+        trigger=Trigger(row.trigger),
+        attempt=row.attempt,
+        queued_at=row.queued_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        not_before=row.not_before,
+        worker_id=row.worker_id,
+        error_code=row.error_code,
+        error=row.error,
+        run_again=row.run_again,
+    )
+
+
+def listing(
+    tx: Connection,
+    account_id: UUID,
+    *,
+    subject_id: UUID | None = None,
+    state: RunState | None = None,
+    limit: int = 20,
+) -> Sequence[Run]:
+    """Return an account's runs, live ones first, then the newest; `tx` has entered the account."""
+    where = "account_id = :account"
+    where += " AND subject_id = :subject" if subject_id else ""
+    where += " AND state = :state" if state else ""
+    return _select(tx, where, limit, account=account_id, subject=subject_id, state=state)
+
+
+def get(tx: Connection, run_id: UUID) -> Run:
+    """Return one run, live or ended; NotFound otherwise. `tx` has entered its account."""
+    found = _select(tx, "run_id = :id", 1, id=run_id)
+    if not found:
+        raise NotFound(f"run {run_id}: no such run; see: syncward run list")
+    return found[0]
+
+
+def promised(tx: Connection, run_id: UUID) -> bool:
+    """Say whether a run of this id starts when the live run of its subject ends."""
+    return (
+        tx.execute(
+            text("SELECT FROM active_runs WHERE again_run_id = :id"), {"id": run_id}
+        ).one_or_none()
+        is not None
+    )
+
+
+def progress(tx: Connection, run_id: UUID) -> tuple[str | None, int, int]:
+    """Return (stream, rows, bytes) of a running run as of its last heartbeat."""
+    row = tx.execute(
+        text("SELECT stream, rows, bytes FROM leases WHERE run_id = :id"), {"id": run_id}
+    ).one_or_none()
+    return (None, 0, 0) if row is None else (row.stream, row.rows, row.bytes)
+
+
+def _lock(tx: Connection, run_id: UUID) -> Row[Any]:
+    subject = tx.execute(
+        text("SELECT subject_id FROM active_runs WHERE run_id = :id"), {"id": run_id}
+    ).scalar()
+    if subject is not None:
+        lock_schedule(tx, subject)
+    live = tx.execute(
+        text("SELECT * FROM active_runs WHERE run_id = :id FOR UPDATE"), {"id": run_id}
+    ).one_or_none()
+    if live is None:
+        state = get(tx, run_id).state
+        raise Conflict(f"run {run_id} has ended ({state}); nothing to do")
+    return live
+
+
+def cancel(tx: Connection, run_id: UUID, principal: Principal) -> RunState:
+    """Ask a run to stop. One that no worker holds ends at once; a running one hears by heartbeat."""
+    live = _lock(tx, run_id)
+    assert RunState(live.state) in LIVE_STATES  # noqa: S101 - the table's CHECK says so
+    if live.state == RunState.RUNNING:
+        tx.execute(
+            text(
+                "UPDATE active_runs SET cancel_by = coalesce(cancel_by, :by), "
+                "cancel_requested_at = coalesce(cancel_requested_at, clock_timestamp()) "
+                "WHERE run_id = :id"
+            ),
+            {"id": run_id, "by": str(principal)},
+        )
+        audit.append(tx, run_event(AuditAction.RUN_CANCEL_REQUESTED, live, principal))
+        return RunState.RUNNING
+    tx.execute(text("DELETE FROM active_runs WHERE run_id = :id"), {"id": run_id})
+    end(tx, live, RunState.CANCELLED, principal, error_code="cancelled", error="Cancelled.")
+    return RunState.CANCELLED
+
+
+def approve(tx: Connection, run_id: UUID, principal: Principal) -> None:
+    """Let a run that a guard stopped go on; it is queued again with the approval noted."""
+    live = _awaiting(tx, run_id)
+    options = {**live.options, "approved": live.error_code}
+    tx.execute(
+        text(
+            "UPDATE active_runs SET state = 'queued', not_before = clock_timestamp(), "
+            "options = CAST(:options AS jsonb) WHERE run_id = :id"
+        ),
+        {"id": run_id, "options": json.dumps(options)},
+    )
+    wake_account(tx, live.account_id)
+    audit.append(tx, run_event(AuditAction.RUN_APPROVED, live, principal, reason=live.error_code))
+
+
+def reject(tx: Connection, run_id: UUID, principal: Principal) -> None:
+    """End a run that a guard stopped; the previous data stays served."""
+    live = _awaiting(tx, run_id)
+    tx.execute(text("DELETE FROM active_runs WHERE run_id = :id"), {"id": run_id})
+    audit.append(tx, run_event(AuditAction.RUN_REJECTED, live, principal, reason=live.error_code))
+    end(tx, live, RunState.CANCELLED, principal, error_code="rejected", error=live.error)
+
+
+def _awaiting(tx: Connection, run_id: UUID) -> Row[Any]:
+    live = _lock(tx, run_id)
+    if live.state != RunState.AWAITING_APPROVAL:
+        raise Conflict(f"run {run_id} is {live.state}; only a run awaiting approval can be decided")
+    return live

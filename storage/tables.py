@@ -1,0 +1,383 @@
+"""The tables of the control database for SQLAlchemy Core and for `db check`.
+
+The migrations are the truth for triggers, policies, grants and partitions; this file must agree
+with them on tables, columns, types and indexes (tested).
+"""
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Double,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB, REAL, TIMESTAMP
+from sqlalchemy.dialects.postgresql.base import ischema_names
+from sqlalchemy.schema import SchemaItem
+from sqlalchemy.types import TypeEngine, UserDefinedType
+
+metadata = MetaData()
+
+_Type = type[TypeEngine[Any]] | TypeEngine[Any]
+
+_NOW = text("now()")
+_CLOCK = text("clock_timestamp()")
+
+
+class _Xid8(UserDefinedType[int]):
+    cache_ok = True
+
+    def get_col_spec(self, **_kw: object) -> str:
+        return "xid8"
+
+
+ischema_names["xid8"] = _Xid8  # so that `db check` can compare the column
+
+
+def _id(name: str = "id") -> Column[Any]:
+    return Column(name, Uuid, primary_key=True)
+
+
+def _req(name: str, type_: _Type) -> Column[Any]:
+    return Column(name, type_, nullable=False)
+
+
+def _opt(name: str, type_: _Type) -> Column[Any]:
+    return Column(name, type_, nullable=True)
+
+
+def _at(name: str, *, default: bool = False) -> Column[Any]:
+    return Column(
+        name, TIMESTAMP(timezone=True), nullable=False, server_default=_NOW if default else None
+    )
+
+
+def _of_account(column: str, target: str) -> ForeignKeyConstraint:
+    return ForeignKeyConstraint(
+        ["account_id", column], [f"{target}.account_id", f"{target}.id"], ondelete="CASCADE"
+    )
+
+
+_TZ = TIMESTAMP(timezone=True)
+
+accounts = Table(
+    "accounts", metadata,
+    _id(),
+    Column("name", Text, nullable=False, unique=True),
+    Column("company", Text, nullable=False, server_default=""),
+    _req("plan", Text),
+    Column("state", Text, nullable=False, server_default="active"),
+    _at("created_at", default=True),
+)  # fmt: skip
+
+resources = Table(
+    "resources", metadata,
+    _id(),
+    Column("account_id", Uuid, ForeignKey("accounts.id"), nullable=False),
+    _req("name", Text),
+    _req("kind", Text),
+    _req("config", JSONB),
+    Column("state", Text, nullable=False, server_default="active"),
+    _at("created_at", default=True),
+    _at("updated_at", default=True),
+    UniqueConstraint("account_id", "id"),
+    UniqueConstraint("account_id", "name"),
+)  # fmt: skip
+
+credentials = Table(
+    "credentials", metadata,
+    Column("resource_id", Uuid, primary_key=True),
+    Column("field", Text, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    _req("account_id", Uuid),
+    _req("envelope", LargeBinary),
+    _req("fingerprint", LargeBinary),
+    _at("created_at", default=True),
+    _of_account("resource_id", "resources"),
+)  # fmt: skip
+
+connections = Table(
+    "connections", metadata,
+    _id(),
+    Column("account_id", Uuid, ForeignKey("accounts.id"), nullable=False),
+    _req("name", Text),
+    Column("description", Text, nullable=False, server_default=""),
+    Column("parameters", JSONB, nullable=False, server_default="{}"),
+    _req("source_id", Uuid),
+    _req("destination_id", Uuid),
+    _req("target_schema", Text),
+    _at("created_at", default=True),
+    _at("updated_at", default=True),
+    UniqueConstraint("account_id", "id"),
+    UniqueConstraint("account_id", "name"),
+    ForeignKeyConstraint(
+        ["account_id", "source_id"], ["resources.account_id", "resources.id"]
+    ),
+    ForeignKeyConstraint(
+        ["account_id", "destination_id"], ["resources.account_id", "resources.id"]
+    ),
+)  # fmt: skip
+
+streams = Table(
+    "streams", metadata,
+    Column("connection_id", Uuid, primary_key=True),
+    Column("name", Text, primary_key=True),
+    _req("account_id", Uuid),
+    _req("position", Integer),
+    _req("spec", JSONB),
+    _of_account("connection_id", "connections"),
+)  # fmt: skip
+
+cursors = Table(
+    "cursors", metadata,
+    Column("connection_id", Uuid, primary_key=True),
+    Column("stream", Text, primary_key=True),
+    _req("account_id", Uuid),
+    _opt("cursor", JSONB),
+    _req("fence", BigInteger),
+    _at("updated_at", default=True),
+    _of_account("connection_id", "connections"),
+)  # fmt: skip
+
+schedules = Table(
+    "schedules", metadata,
+    Column("connection_id", Uuid, ForeignKey("connections.id", ondelete="CASCADE"),
+           primary_key=True),
+    _req("account_id", Uuid),
+    _req("source_id", Uuid),
+    _req("destination_id", Uuid),
+    _req("kind", Text),
+    _opt("interval_s", Integer),
+    _opt("cron", Text),
+    Column("zone", Text, nullable=False, server_default="UTC"),
+    _at("anchor_at", default=True),
+    Column("catch_up", Text, nullable=False, server_default="coalesce"),
+    Column("overlap", Text, nullable=False, server_default="buffer_one"),
+    Column("state", Text, nullable=False, server_default="active"),
+    _opt("state_reason", Text),
+    _opt("next_due_at", _TZ),
+    Column("version", Integer, nullable=False, server_default="1"),
+    Column("fence", BigInteger, nullable=False, server_default="0"),
+    Column("failures", Integer, nullable=False, server_default="0"),
+    _opt("last_success_at", _TZ),
+)  # fmt: skip
+Index("schedules_due", schedules.c.next_due_at,
+      postgresql_where=text("state = 'active' AND next_due_at IS NOT NULL"))  # fmt: skip
+
+account_queues = Table(
+    "account_queues", metadata,
+    Column("account_id", Uuid, ForeignKey("accounts.id", ondelete="CASCADE"), primary_key=True),
+    Column("weight", REAL, nullable=False, server_default="1"),
+    _req("runs_max", Integer),
+    Column("paused", Boolean, nullable=False, server_default="false"),
+    Column("has_work", Boolean, nullable=False, server_default="false"),
+    Column("at_cap", Boolean, nullable=False, server_default="false"),
+    Column("vtime", Double, nullable=False, server_default="0"),
+)  # fmt: skip
+Index("account_queues_pick", account_queues.c.vtime,
+      postgresql_where=text("has_work AND NOT at_cap AND NOT paused"))  # fmt: skip
+
+resource_queues = Table(
+    "resource_queues", metadata,
+    Column("resource_id", Uuid, ForeignKey("resources.id", ondelete="CASCADE"), primary_key=True),
+    _req("runs_max", Integer),
+)  # fmt: skip
+
+active_runs = Table(
+    "active_runs", metadata,
+    Column("subject_id", Uuid, primary_key=True),
+    Column("run_id", Uuid, nullable=False, unique=True),
+    _req("account_id", Uuid),
+    _req("kind", Text),
+    _opt("source_id", Uuid),
+    _opt("destination_id", Uuid),
+    _req("state", Text),
+    _req("trigger", Text),
+    _at("scheduled_for"),
+    _req("priority", SmallInteger),
+    Column("options", JSONB, nullable=False, server_default="{}"),
+    _at("queued_at", default=True),
+    _at("not_before", default=True),
+    _opt("deadline_at", _TZ),
+    Column("dispatch", Integer, nullable=False, server_default="0"),
+    _opt("dispatch_deadline", _TZ),
+    _opt("started_at", _TZ),
+    Column("attempt", Integer, nullable=False, server_default="0"),
+    Column("attempts_without_progress", Integer, nullable=False, server_default="0"),
+    Column("lost_leases", Integer, nullable=False, server_default="0"),
+    _opt("lease_token", Uuid),
+    _opt("worker_id", Text),
+    _opt("error_code", Text),
+    _opt("error", Text),
+    _opt("cancel_requested_at", _TZ),
+    _opt("cancel_by", Text),
+    _opt("again_run_id", Uuid),
+    _opt("again_trigger", Text),
+    _opt("again_options", JSONB),
+)  # fmt: skip
+Index("active_runs_ready", active_runs.c.account_id, active_runs.c.priority,
+      active_runs.c.not_before, active_runs.c.run_id,
+      postgresql_where=text("state = 'queued'"))  # fmt: skip
+Index("active_runs_busy", active_runs.c.account_id,
+      postgresql_where=text("state IN ('dispatched', 'running')"))  # fmt: skip
+Index("active_runs_redispatch", active_runs.c.dispatch_deadline,
+      postgresql_where=text("state = 'dispatched'"))  # fmt: skip
+
+leases = Table(
+    "leases", metadata,
+    _id("run_id"),
+    _req("token", Uuid),
+    _req("worker_id", Text),
+    _at("expires_at"),
+    _opt("stream", Text),
+    Column("rows", BigInteger, nullable=False, server_default="0"),
+    Column("bytes", BigInteger, nullable=False, server_default="0"),
+    Column("progress_at", _TZ, nullable=False, server_default=_CLOCK),
+)  # fmt: skip
+
+workers = Table(
+    "workers", metadata,
+    Column("worker_id", Text, primary_key=True),
+    _req("version", Text),
+    _req("slots", Integer),
+    Column("draining", Boolean, nullable=False, server_default="false"),
+    _at("started_at", default=True),
+    _at("seen_at", default=True),
+)  # fmt: skip
+
+slots = Table(
+    "slots", metadata,
+    Column("scheduled_for", _TZ, primary_key=True),
+    Column("connection_id", Uuid, primary_key=True),
+    _req("outcome", Text),
+    _opt("run_id", Uuid),
+)  # fmt: skip
+
+runs = Table(
+    "runs", metadata,
+    Column("finished_at", _TZ, primary_key=True, server_default=_CLOCK),
+    Column("run_id", Uuid, primary_key=True),
+    _req("account_id", Uuid),
+    _req("kind", Text),
+    _req("subject_id", Uuid),
+    _req("state", Text),
+    _req("trigger", Text),
+    _at("scheduled_for"),
+    _at("queued_at"),
+    _opt("started_at", _TZ),
+    _req("attempt", Integer),
+    _req("fence", BigInteger),
+    _opt("worker_id", Text),
+    _opt("error_code", Text),
+    _opt("error", Text),
+)  # fmt: skip
+Index("runs_by_id", runs.c.run_id)
+Index("runs_by_subject", runs.c.subject_id, runs.c.finished_at.desc())
+Index("runs_by_account", runs.c.account_id, runs.c.finished_at.desc())
+
+run_streams = Table(
+    "run_streams", metadata,
+    Column("run_id", Uuid, primary_key=True),
+    Column("stream", Text, primary_key=True),
+    _req("account_id", Uuid),
+    _req("position", Integer),
+    _req("state", Text),
+    _req("mode", Text),
+    *(_req(f"rows_{what}", BigInteger)
+      for what in ("extracted", "loaded", "inserted", "updated", "unchanged", "deleted",
+                   "rejected")),
+    _req("bytes", BigInteger),
+    _opt("cursor_from", JSONB),
+    _opt("cursor_to", JSONB),
+    _req("seconds", Double),
+    _opt("schema_hash", Text),
+    _req("attempt", Integer),
+    _opt("error", Text),
+    Column("finished_at", _TZ, nullable=False, server_default=_CLOCK),
+)  # fmt: skip
+
+run_outputs = Table(
+    "run_outputs", metadata,
+    _id("run_id"),
+    _req("account_id", Uuid),
+    _req("document", JSONB),
+    Column("created_at", _TZ, nullable=False, server_default=_CLOCK),
+)  # fmt: skip
+
+run_logs = Table(
+    "run_logs", metadata,
+    Column("at", _TZ, nullable=False, server_default=_CLOCK),
+    Column("run_id", Uuid, nullable=False),
+    Column("seq", BigInteger, Identity(always=True), nullable=False),
+    _req("account_id", Uuid),
+    _req("level", Text),
+    _opt("stream", Text),
+    _req("message", Text),
+    PrimaryKeyConstraint("at", "run_id", "seq"),
+)  # fmt: skip
+Index("run_logs_by_run", run_logs.c.run_id, run_logs.c.seq)
+
+dek = Table(
+    "dek", metadata,
+    _id(),
+    _req("account_id", Uuid),
+    _req("purpose", Text),
+    _req("root_id", Uuid),
+    _req("wrapped", LargeBinary),
+    Column("state", Text, nullable=False, server_default="active"),
+    _at("created_at", default=True),
+    schema="keystore",
+)  # fmt: skip
+
+event = Table(
+    "event", metadata,
+    Column("seq", BigInteger, Identity(always=True), nullable=False),
+    Column("xid", _Xid8, nullable=False, server_default=text("pg_current_xact_id()")),
+    Column("at", _TZ, nullable=False, server_default=_CLOCK),
+    _opt("account_id", Uuid),
+    _req("class", Text),
+    _req("action", Text),
+    _req("target_kind", Text),
+    _req("target_id", Uuid),
+    _req("body", Text),
+    Column("login", Text, nullable=False, server_default=""),
+    Column("client", Text, nullable=False, server_default=""),
+    Column("leaf", LargeBinary, nullable=False, server_default=text("''::bytea")),
+    PrimaryKeyConstraint("at", "seq"),
+    CheckConstraint("octet_length(body) <= 65536"),
+    schema="audit",
+)  # fmt: skip
+Index("event_by_transaction", event.c.xid, event.c.target_id)
+Index("event_by_target", event.c.target_id, event.c.at)
+Index("event_by_account", event.c.account_id, event.c.at)
+
+_PARTITIONED = ("slots", "runs", "run_logs", "event")
+
+
+def same_object(
+    _item: SchemaItem, name: str | None, type_: str, _reflected: object, _compare_to: object
+) -> bool:
+    """Alembic's filter: partitions and Alembic's own table are nobody's difference."""
+    if type_ == "table" and name is not None:
+        return name != "alembic_version" and not any(
+            name.startswith(f"{parent}_") and name[len(parent) + 1 :].isalnum()
+            and (name.endswith("_default") or name[-6:].isdigit())
+            for parent in _PARTITIONED
+        )  # fmt: skip
+    return True
