@@ -72,6 +72,7 @@ class RunOptions(BaseModel):
 
     full_refresh: bool = False
     streams: tuple[str, ...] = ()  # empty: every stream of the connection
+    approved: str | None = None  # the guard whose finding a person has approved
 
     def merged(self, other: "RunOptions") -> "RunOptions":
         """Combine two triggers that one run will serve: the wider wish wins."""
@@ -113,6 +114,7 @@ class Claim:
     kind: RunKind
     subject_id: UUID
     attempt: int
+    attempts_without_progress: int
     fence: int
     token: UUID
     options: RunOptions

@@ -95,8 +95,8 @@ def tail(
     order = "ASC" if after is not None else "DESC"
     rows = tx.execute(
         text(
-            "SELECT seq, at, account_id, class, action, target_kind, target_id, login, client, "  # noqa: S608 - the only variable part is the word above
-            "body, leaf FROM audit.event "
+            "SELECT seq, at, account_id, class AS class_, action, target_kind, target_id, "  # noqa: S608 - the only variable part is the word above
+            "login, client, body, leaf FROM audit.event "
             "WHERE (CAST(:account AS uuid) IS NULL OR account_id = :account) "
             "AND (CAST(:after AS bigint) IS NULL OR seq > :after) "
             f"ORDER BY seq {order} LIMIT :limit"
@@ -112,7 +112,7 @@ def _stored(row: Row[Any]) -> StoredEvent:
         seq=row.seq,
         at=row.at,
         account_id=row.account_id,
-        class_=row[3],
+        class_=row.class_,
         action=AuditAction(row.action),
         target_kind=TargetKind(row.target_kind),
         target_id=row.target_id,

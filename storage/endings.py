@@ -3,13 +3,13 @@
 Lock order everywhere: schedules, leases, active_runs, account_queues.
 """
 
+import json
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
 
 from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
-from schemas.ids import new_id
 from schemas.limits import ERROR_TEXT_MAX, FAILURES_IN_A_ROW_MAX
 from schemas.runs import Priority, RunState
 from storage import audit
@@ -19,6 +19,10 @@ _HISTORY = text(
     "queued_at, started_at, attempt, fence, worker_id, error_code, error) VALUES (:run_id, "
     ":account_id, :kind, :subject_id, :state, :trigger, :scheduled_for, :queued_at, :started_at, "
     ":attempt, :fence, :worker_id, :error_code, :error)"
+)
+_KEPT = (
+    *("run_id", "account_id", "kind", "subject_id", "trigger", "scheduled_for"),
+    *("queued_at", "started_at", "attempt", "worker_id"),
 )
 _AGAIN = text(
     "INSERT INTO active_runs (subject_id, run_id, account_id, kind, source_id, destination_id, "
@@ -84,10 +88,7 @@ def end(
     tx.execute(
         _HISTORY,
         {
-            **{
-                name: getattr(run, name)
-                for name in ["run_id", "account_id", "kind", "subject_id", "trigger", "scheduled_for", "queued_at", "started_at", "attempt", "worker_id"]
-            },
+            **{name: getattr(run, name) for name in _KEPT},
             "state": state.value,
             "fence": fence,
             "error_code": error_code,
@@ -159,7 +160,7 @@ def _start_again(tx: Connection, run: Row[Any], principal: Principal) -> AuditEv
             "destination_id": run.destination_id,
             "trigger": run.again_trigger,
             "priority": Priority.MANUAL if manual else Priority.SCHEDULED,
-            "options": None if run.again_options is None else _json(run.again_options),
+            "options": None if run.again_options is None else json.dumps(run.again_options),
         },
     )
     return AuditEvent(
@@ -174,14 +175,8 @@ def _start_again(tx: Connection, run: Row[Any], principal: Principal) -> AuditEv
     )
 
 
-def _json(value: object) -> str:
-    import json  # noqa: PLC0415
-
-    return json.dumps(value)
-
-
 def free_account(tx: Connection, account_id: UUID, *, has_work: bool = False) -> None:
-    """Let the dispatcher look at this account again. Unconditional: a condition could miss a race."""
+    """Let the dispatcher look at this account again, unconditionally: a test could miss a race."""
     tx.execute(
         text(
             "UPDATE account_queues SET at_cap = false, has_work = has_work OR :work "
@@ -189,8 +184,3 @@ def free_account(tx: Connection, account_id: UUID, *, has_work: bool = False) ->
         ),
         {"id": account_id, "work": has_work},
     )
-
-
-def new_run_id() -> UUID:
-    """Return an id for a run that is asked for now."""
-    return new_id()

@@ -71,7 +71,7 @@ def enqueue(
         },
     ).one_or_none()
     if inserted is None:
-        return _join_live(tx, subject, kind, options, principal, run_id)
+        return _join_live(tx, subject, kind, options, principal, new_run=run_id)
     wake_account(tx, subject.account_id)
     audit.append(tx, _queued(subject, run_id, kind, principal))
     return Enqueued(run_id, "queued")
@@ -96,6 +96,7 @@ def _join_live(
     kind: RunKind,
     options: RunOptions,
     principal: Principal,
+    *,
     new_run: UUID,
 ) -> Enqueued:
     live = tx.execute(
@@ -161,27 +162,28 @@ def wake_account(tx: Connection, *account_ids: UUID) -> None:
     )
 
 
-_COLUMNS = (
-    "run_id, account_id, kind, subject_id, state, trigger, attempt, queued_at, started_at, "
-    "worker_id, error_code, error"
+#: Live runs and history as one relation; names come from whatever account `tx` has entered.
+_RUNS = """
+WITH found AS (
+  SELECT run_id, account_id, kind, subject_id, state, trigger, attempt, queued_at, started_at,
+         worker_id, error_code, error, NULL::timestamptz AS finished_at, not_before,
+         again_run_id IS NOT NULL AS run_again
+  FROM active_runs WHERE {where}
+  UNION ALL
+  (SELECT run_id, account_id, kind, subject_id, state, trigger, attempt, queued_at, started_at,
+          worker_id, error_code, error, finished_at, NULL, false
+   FROM runs WHERE {where} ORDER BY finished_at DESC LIMIT :limit)
 )
-_ALL_RUNS = (
-    f"SELECT {_COLUMNS}, NULL::timestamptz AS finished_at, not_before, "  # noqa: S608 - constants
-    "again_run_id IS NOT NULL AS run_again FROM active_runs WHERE {where} "
-    f"UNION ALL (SELECT {_COLUMNS}, finished_at, NULL, false FROM runs WHERE {{where}} "
-    "ORDER BY finished_at DESC LIMIT :limit)"
-)
-_NAMED = (
-    "SELECT r.*, coalesce(c.name, s.name, '(deleted)') AS subject_name FROM ({runs}) r "
-    "LEFT JOIN connections c ON c.id = r.subject_id LEFT JOIN resources s ON s.id = r.subject_id "
-    "ORDER BY r.finished_at DESC NULLS FIRST, r.queued_at DESC LIMIT :limit"
-)
+SELECT f.*, coalesce(c.name, r.name, '(deleted)') AS subject_name
+FROM found f
+LEFT JOIN connections c ON c.id = f.subject_id
+LEFT JOIN resources r ON r.id = f.subject_id
+ORDER BY f.finished_at DESC NULLS FIRST, f.queued_at DESC LIMIT :limit
+"""
 
 
 def _select(tx: Connection, where: str, limit: int, **parameters: object) -> Sequence[Run]:
-    runs = _ALL_RUNS.format(where=where)
-    statement = text(_NAMED.format(runs=runs))
-    rows = tx.execute(statement, {**parameters, "limit": limit})
+    rows = tx.execute(text(_RUNS.format(where=where)), {**parameters, "limit": limit})
     return [_run(row) for row in rows]
 
 
@@ -263,7 +265,7 @@ def _lock(tx: Connection, run_id: UUID) -> Row[Any]:
 
 
 def cancel(tx: Connection, run_id: UUID, principal: Principal) -> RunState:
-    """Ask a run to stop. One that no worker holds ends at once; a running one hears by heartbeat."""
+    """Ask a run to stop. One that no worker holds ends at once; others hear by heartbeat."""
     live = _lock(tx, run_id)
     assert RunState(live.state) in LIVE_STATES  # noqa: S101 - the table's CHECK says so
     if live.state == RunState.RUNNING:

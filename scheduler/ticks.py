@@ -1,0 +1,89 @@
+"""What a scheduler does again and again; each tick is one transaction and may fail alone."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, Engine
+
+from scheduler.dispatch import pick
+from scheduler.due import decide
+from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
+from schemas.jobs import Job
+from schemas.limits import DISPATCH_DEADLINE
+from schemas.settings import Settings
+from storage import audit, dispatch, due, partitions, reap
+from storage.engine import transaction
+from workers.enqueue import JobQueue
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduler:
+    """Everything the ticks need, built once in main.py."""
+
+    engine: Engine
+    queue: JobQueue
+    settings: Settings
+    principal: Principal
+
+
+def due_tick(scheduler: Scheduler) -> int:
+    """Turn one batch of due schedules into queued runs; return the size of the batch."""
+    with transaction(scheduler.engine) as tx:
+        now, batch = due.claim_due(tx)
+        due.apply(tx, [decide(one, now) for one in batch], scheduler.principal)
+    return len(batch)
+
+
+def dispatch_tick(scheduler: Scheduler) -> int:
+    """Send what fits to the queue; return how many jobs were sent.
+
+    Nothing is marked while Redis does not answer, so that `queued` tells the truth. A crash or an
+    error after the commit costs at most the dispatch deadline, then the reaper puts it back.
+    """
+    if not scheduler.queue.alive():
+        return 0
+    with transaction(scheduler.engine) as tx:
+        jobs = _mark(tx, scheduler) if dispatch.lock(tx) else []
+    for job in jobs:
+        scheduler.queue.send(job)
+    return len(jobs)
+
+
+def _mark(tx: Connection, scheduler: Scheduler) -> list[Job]:
+    seen = dispatch.waiting(tx)
+    picked = pick(seen, scheduler.settings.runs_max)
+    if not seen.accounts:
+        return []
+    return dispatch.mark(tx, picked, seen, DISPATCH_DEADLINE, scheduler.principal)
+
+
+def reap_tick(scheduler: Scheduler) -> int:
+    """Recover what workers, Redis or time have lost; return how many runs moved."""
+    moved = 0
+    with transaction(scheduler.engine) as tx:
+        if not reap.amnesty(tx, scheduler.settings.lease):
+            moved += reap.expired_leases(tx, scheduler.principal)
+    with transaction(scheduler.engine) as tx:
+        moved += reap.undelivered(tx, scheduler.principal)
+        moved += reap.overdue(tx, scheduler.principal)
+        moved += reap.cancel_stuck(tx, scheduler.settings.stuck_after, scheduler.principal)
+    return moved
+
+
+def upkeep_tick(scheduler: Scheduler) -> int:
+    """Make partitions ahead, forget silent workers, wake accounts a crash left asleep."""
+    with transaction(scheduler.engine) as tx:
+        made = partitions.ensure(tx)
+        if made:
+            audit.append(tx, _made(made, scheduler.principal))
+        reap.forget_workers(tx)
+    return len(made)
+
+
+def _made(names: list[str], principal: Principal) -> AuditEvent:
+    return AuditEvent(
+        AuditAction.PARTITIONS_CREATED,
+        TargetKind.INSTANCE,
+        audit.INSTANCE_ID,
+        principal,
+        detail={"partitions": ", ".join(names)},
+    )

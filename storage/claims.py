@@ -1,0 +1,317 @@
+"""The worker's side of run control: claim, heartbeat, progress, finish, all fenced by the lease."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+from psycopg.types.json import Jsonb
+from sqlalchemy import Connection, Row, text
+
+from schemas.audit import AuditAction, Principal
+from schemas.errors import LeaseLost
+from schemas.jobs import Job
+from schemas.limits import ERROR_TEXT_MAX
+from schemas.records import StreamResult
+from schemas.runs import Claim, Outcome, OutcomeKind, RunKind, RunOptions, RunState
+from storage import audit, tenancy
+from storage.endings import end, free_account, run_event
+
+
+class ClaimRefusal(StrEnum):
+    STALE = "stale"  # somebody has it, had it, or a newer dispatch is on its way: acknowledge
+    UNKNOWN = "unknown"  # no such run was ever asked for: an error, never an acknowledgement
+
+
+def claim(
+    tx: Connection, job: Job, worker_id: str, lease: timedelta, principal: Principal
+) -> Claim | ClaimRefusal:
+    """Take the right to execute a run, if this job is its newest dispatch.
+
+    Raises the connection's fence, so that whoever held the run before cannot write any more.
+    """
+    fence = tx.execute(
+        text(
+            "UPDATE schedules s SET fence = s.fence + 1 FROM active_runs a "
+            "WHERE a.run_id = :run AND a.state = 'dispatched' AND a.dispatch = :dispatch "
+            "AND s.connection_id = a.subject_id RETURNING s.fence"
+        ),
+        {"run": job.run_id, "dispatch": job.dispatch},
+    ).scalar()
+    token = uuid4()
+    row = tx.execute(
+        text(
+            "UPDATE active_runs SET state = 'running', lease_token = :token, "
+            "worker_id = :worker, attempt = attempt + 1, "
+            "attempts_without_progress = attempts_without_progress + 1, "
+            "started_at = coalesce(started_at, clock_timestamp()), dispatch_deadline = NULL "
+            "WHERE run_id = :run AND state = 'dispatched' AND dispatch = :dispatch "
+            "AND cancel_requested_at IS NULL RETURNING *"
+        ),
+        {"run": job.run_id, "dispatch": job.dispatch, "token": token, "worker": worker_id},
+    ).one_or_none()
+    if row is None:
+        tx.rollback()
+        return _refusal(tx, job)
+    tx.execute(
+        text(
+            "INSERT INTO leases (run_id, token, worker_id, expires_at) "
+            "VALUES (:run, :token, :worker, clock_timestamp() + :lease)"
+        ),
+        {"run": job.run_id, "token": token, "worker": worker_id, "lease": lease},
+    )
+    audit.append(
+        tx,
+        run_event(AuditAction.RUN_STARTED, row, principal, worker=worker_id, fence=fence or 0),
+    )
+    return Claim(
+        run_id=row.run_id,
+        account_id=row.account_id,
+        kind=RunKind(row.kind),
+        subject_id=row.subject_id,
+        attempt=row.attempt,
+        attempts_without_progress=row.attempts_without_progress,
+        fence=int(fence or 0),
+        token=token,
+        options=RunOptions.model_validate(row.options),
+        lease=lease,
+        deadline=row.deadline_at,
+    )
+
+
+def _refusal(tx: Connection, job: Job) -> ClaimRefusal:
+    known = tx.execute(
+        text(
+            "SELECT EXISTS (SELECT FROM active_runs WHERE run_id = :run) "
+            "OR EXISTS (SELECT FROM runs WHERE run_id = :run)"
+        ),
+        {"run": job.run_id},
+    ).scalar_one()
+    return ClaimRefusal.STALE if known else ClaimRefusal.UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """One running run's line of a heartbeat."""
+
+    token: UUID
+    stream: str | None
+    rows: int
+    bytes: int
+
+
+_BEAT = """
+UPDATE leases l SET expires_at = clock_timestamp() + %(lease)s, stream = b.stream,
+  rows = b.rows, bytes = b.bytes,
+  progress_at = CASE WHEN (b.stream, b.rows) IS DISTINCT FROM (l.stream, l.rows)
+                THEN clock_timestamp() ELSE l.progress_at END
+FROM unnest(%(tokens)s::uuid[], %(streams)s::text[], %(rows)s::bigint[], %(bytes)s::bigint[])
+     AS b (token, stream, rows, bytes), active_runs a
+WHERE l.token = b.token AND a.run_id = l.run_id AND a.lease_token = l.token
+RETURNING l.token, a.cancel_requested_at IS NOT NULL
+"""
+_SEEN = """
+INSERT INTO workers (worker_id, version, slots, draining)
+VALUES (%(worker)s, %(version)s, %(slots)s, %(draining)s)
+ON CONFLICT (worker_id) DO UPDATE SET seen_at = clock_timestamp(), draining = excluded.draining
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """How a worker presents itself with each heartbeat."""
+
+    worker_id: str
+    version: str
+    slots: int
+    draining: bool
+
+
+def heartbeat(
+    link: psycopg.Connection[tuple[Any, ...]],
+    worker: WorkerState,
+    beats: Sequence[Beat],
+    lease: timedelta,
+) -> dict[UUID, bool]:
+    """Renew all leases of this process at once; return token -> cancel requested.
+
+    A token that is missing from the answer is lost. Autocommit: each statement stands alone.
+    """
+    with link.pipeline(), link.cursor() as seen, link.cursor() as renewed:
+        seen.execute(
+            _SEEN,
+            {
+                "worker": worker.worker_id,
+                "version": worker.version,
+                "slots": worker.slots,
+                "draining": worker.draining,
+            },
+        )
+        renewed.execute(
+            _BEAT,
+            {
+                "lease": lease,
+                "tokens": [beat.token for beat in beats],
+                "streams": [beat.stream for beat in beats],
+                "rows": [beat.rows for beat in beats],
+                "bytes": [beat.bytes for beat in beats],
+            },
+        )
+        return {token: bool(cancelled) for token, cancelled in renewed.fetchall()}
+
+
+def sign_off(tx: Connection, worker_id: str) -> None:
+    """Remove a worker that leaves in order; silent ones are forgotten by the reaper."""
+    tx.execute(text("DELETE FROM workers WHERE worker_id = :id"), {"id": worker_id})
+
+
+def _fence(tx: Connection, held: Claim, assignments: str) -> Row[Any]:
+    """Change the run's row only while this lease owns it: last act of every worker transaction."""
+    row = tx.execute(
+        text(
+            f"UPDATE active_runs SET {assignments} "  # noqa: S608 - constants of this module
+            "WHERE run_id = :run AND lease_token = :token AND state = 'running' RETURNING *"
+        ),
+        {"run": held.run_id, "token": held.token},
+    ).one_or_none()
+    if row is None:
+        raise LeaseLost(f"run {held.run_id}: another worker owns it")
+    return row
+
+
+_STREAM = text(
+    "INSERT INTO run_streams (run_id, stream, account_id, position, state, mode, rows_extracted, "
+    "rows_loaded, rows_inserted, rows_updated, rows_unchanged, rows_deleted, rows_rejected, "
+    "bytes, cursor_from, cursor_to, seconds, schema_hash, attempt, error) VALUES (:run_id, "
+    ":stream, :account_id, :position, :state, :mode, :rows_extracted, :rows_loaded, "
+    ":rows_inserted, :rows_updated, :rows_unchanged, :rows_deleted, :rows_rejected, :bytes, "
+    ":cursor_from, :cursor_to, :seconds, :schema_hash, :attempt, :error) "
+    "ON CONFLICT (run_id, stream) DO UPDATE SET (state, mode, rows_extracted, rows_loaded, "
+    "rows_inserted, rows_updated, rows_unchanged, rows_deleted, rows_rejected, bytes, "
+    "cursor_from, cursor_to, seconds, schema_hash, attempt, error, finished_at) = "
+    "(excluded.state, excluded.mode, excluded.rows_extracted, excluded.rows_loaded, "
+    "excluded.rows_inserted, excluded.rows_updated, excluded.rows_unchanged, "
+    "excluded.rows_deleted, excluded.rows_rejected, excluded.bytes, excluded.cursor_from, "
+    "excluded.cursor_to, excluded.seconds, excluded.schema_hash, excluded.attempt, "
+    "excluded.error, clock_timestamp())"
+)
+
+
+def record_stream(tx: Connection, held: Claim, result: StreamResult, position: int) -> None:
+    """Keep one stream's result and copy its cursor, fenced. Progress resets the attempt count."""
+    tenancy.enter(tx, held.account_id)
+    tx.execute(
+        _STREAM,
+        {
+            **result.model_dump(exclude={"cursor_from", "cursor_to"}),
+            "run_id": held.run_id,
+            "account_id": held.account_id,
+            "position": position,
+            "cursor_from": Jsonb(result.cursor_from) if result.cursor_from else None,
+            "cursor_to": Jsonb(result.cursor_to) if result.cursor_to else None,
+        },
+    )
+    if result.state != "succeeded":
+        _fence(tx, held, "attempt = attempt")
+        return
+    tx.execute(
+        text(
+            "INSERT INTO cursors (connection_id, stream, account_id, cursor, fence) "
+            "VALUES (:connection, :stream, :account, :cursor, :fence) "
+            "ON CONFLICT (connection_id, stream) DO UPDATE SET cursor = excluded.cursor, "
+            "fence = excluded.fence, updated_at = clock_timestamp()"
+        ),
+        {
+            "connection": held.subject_id,
+            "stream": result.stream,
+            "account": held.account_id,
+            "cursor": Jsonb(result.cursor_to) if result.cursor_to else None,
+            "fence": held.fence,
+        },
+    )
+    _fence(tx, held, "attempts_without_progress = 0, lost_leases = 0")
+
+
+_FINAL = {
+    OutcomeKind.SUCCEEDED: RunState.SUCCEEDED,
+    OutcomeKind.FAILED: RunState.FAILED,
+    OutcomeKind.CANCELLED: RunState.CANCELLED,
+}
+
+
+def finish(tx: Connection, held: Claim, outcome: Outcome, principal: Principal) -> None:
+    """Make the run's next move, as the outcome says; LeaseLost if it is no longer ours to make."""
+    tenancy.enter(tx, held.account_id)
+    tx.execute(
+        text("SELECT FROM schedules WHERE connection_id = :id FOR NO KEY UPDATE"),
+        {"id": held.subject_id},
+    )
+    tx.execute(text("DELETE FROM leases WHERE token = :token"), {"token": held.token})
+    if outcome.document:
+        _store_output(tx, held, outcome)
+    if outcome.kind in _FINAL:
+        row = _fence(tx, held, "worker_id = worker_id")
+        tx.execute(text("DELETE FROM active_runs WHERE run_id = :run"), {"run": held.run_id})
+        end(
+            tx,
+            row,
+            _FINAL[outcome.kind],
+            principal,
+            error_code=outcome.error_code,
+            error=outcome.error,
+            pause_reason="credentials" if outcome.error_code == "credentials" else None,
+        )
+        return
+    _put_back(tx, held, outcome, principal)
+
+
+def _store_output(tx: Connection, held: Claim, outcome: Outcome) -> None:
+    tx.execute(
+        text(
+            "INSERT INTO run_outputs (run_id, account_id, document) VALUES (:run, :account, :doc) "
+            "ON CONFLICT (run_id) DO UPDATE SET document = excluded.document, "
+            "created_at = clock_timestamp()"
+        ),
+        {"run": held.run_id, "account": held.account_id, "doc": Jsonb(outcome.document)},
+    )
+
+
+_HAND_BACK = (
+    "state = 'queued', lease_token = NULL, not_before = clock_timestamp(), "
+    "attempt = attempt - 1, attempts_without_progress = greatest(attempts_without_progress - 1, 0)"
+)
+_RETRY = "state = 'queued', lease_token = NULL, not_before = clock_timestamp() + :delay"
+_PUT_BACK = {
+    OutcomeKind.RETRY: (_RETRY, AuditAction.RUN_REQUEUED),
+    OutcomeKind.HANDED_BACK: (_HAND_BACK, AuditAction.RUN_REQUEUED),
+    OutcomeKind.AWAITING_APPROVAL: (
+        "state = 'awaiting_approval', lease_token = NULL",
+        AuditAction.RUN_AWAITING_APPROVAL,
+    ),
+}
+
+
+def _put_back(tx: Connection, held: Claim, outcome: Outcome, principal: Principal) -> None:
+    assignments, action = _PUT_BACK[outcome.kind]
+    row = tx.execute(
+        text(
+            f"UPDATE active_runs SET {assignments}, worker_id = NULL, error_code = :code, "  # noqa: S608 - constants of this module
+            "error = :error WHERE run_id = :run AND lease_token = :token AND state = 'running' "
+            "RETURNING *"
+        ).bindparams(
+            **({"delay": outcome.retry_after} if outcome.kind is OutcomeKind.RETRY else {})
+        ),
+        {
+            "run": held.run_id,
+            "token": held.token,
+            "code": outcome.error_code,
+            "error": outcome.error[:ERROR_TEXT_MAX] if outcome.error else None,
+        },
+    ).one_or_none()
+    if row is None:
+        raise LeaseLost(f"run {held.run_id}: another worker owns it")
+    free_account(tx, held.account_id, has_work=True)
+    audit.append(tx, run_event(action, row, principal, reason=outcome.error_code or outcome.kind))

@@ -1,0 +1,195 @@
+"""The scheduler's first step in SQL: schedules that are due become queued runs, slots a ledger."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Row, text
+
+from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
+from schemas.ids import new_id
+from schemas.limits import DUE_BATCH
+from schemas.runs import Priority
+from schemas.schedules import CatchUp, Overlap, Schedule
+from storage import audit
+from storage.runs import wake_account
+
+
+@dataclass(frozen=True, slots=True)
+class DueSchedule:
+    """A schedule whose slot has come, locked until the caller's transaction ends."""
+
+    connection_id: UUID
+    account_id: UUID
+    source_id: UUID
+    destination_id: UUID
+    schedule: Schedule
+    anchor_at: datetime
+    due_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What becomes of the slots of one due schedule, and when it is due next."""
+
+    due: DueSchedule
+    run_for: datetime | None  # the slot that gets a run
+    skipped: tuple[datetime, ...]  # slots that passed without one, kept in the ledger
+    next_due_at: datetime | None
+
+
+def claim_due(tx: Connection) -> tuple[datetime, Sequence[DueSchedule]]:
+    """Lock a batch of due schedules that no other scheduler holds; return (database now, batch)."""
+    rows = tx.execute(
+        text(
+            "SELECT *, now() AS at FROM schedules WHERE state = 'active' AND next_due_at <= now() "
+            "ORDER BY next_due_at LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED"
+        ),
+        {"limit": DUE_BATCH},
+    ).all()
+    now: datetime = tx.execute(text("SELECT now()")).scalar_one() if not rows else rows[0].at
+    return now, [_due(row) for row in rows]
+
+
+def _due(row: Row[Any]) -> DueSchedule:
+    return DueSchedule(
+        connection_id=row.connection_id,
+        account_id=row.account_id,
+        source_id=row.source_id,
+        destination_id=row.destination_id,
+        schedule=Schedule(
+            every=timedelta(seconds=row.interval_s) if row.interval_s else None,
+            cron=row.cron,
+            zone=row.zone,
+            catch_up=CatchUp(row.catch_up),
+            overlap=Overlap(row.overlap),
+        ),
+        anchor_at=row.anchor_at,
+        due_at=row.next_due_at,
+    )
+
+
+#: A live run absorbs the slot: waiting ones run it anyway, running ones are followed by one more.
+_QUEUE = """
+INSERT INTO active_runs (subject_id, run_id, account_id, kind, source_id, destination_id, state,
+                         trigger, scheduled_for, priority)
+SELECT u.subject, u.run, u.account, 'sync', u.source, u.destination, 'queued', 'schedule', u.slot,
+       :priority
+FROM unnest(CAST(:subjects AS uuid[]), CAST(:runs AS uuid[]), CAST(:accounts AS uuid[]),
+            CAST(:sources AS uuid[]), CAST(:destinations AS uuid[]),
+            CAST(:slots AS timestamptz[])) AS u (subject, run, account, source, destination, slot)
+ORDER BY u.subject
+ON CONFLICT (subject_id) DO {on_conflict}
+RETURNING subject_id, run_id, again_run_id, (xmax = 0) AS inserted
+"""
+_ABSORB = """UPDATE SET
+  again_run_id = CASE WHEN active_runs.state = 'queued' AND active_runs.attempt = 0
+    THEN active_runs.again_run_id ELSE coalesce(active_runs.again_run_id, excluded.run_id) END,
+  again_trigger = CASE WHEN active_runs.state = 'queued' AND active_runs.attempt = 0
+    THEN active_runs.again_trigger ELSE coalesce(active_runs.again_trigger, 'again') END"""
+_ON_CONFLICT = {
+    Overlap.BUFFER_ONE: _ABSORB,
+    Overlap.CANCEL_OTHER: _ABSORB
+    + """, cancel_requested_at = CASE WHEN active_runs.state = 'running'
+    THEN coalesce(active_runs.cancel_requested_at, clock_timestamp())
+    ELSE active_runs.cancel_requested_at END,
+  cancel_by = coalesce(active_runs.cancel_by, 'overlap')""",
+    Overlap.SKIP: "NOTHING",
+}
+
+
+def apply(tx: Connection, decisions: Sequence[Decision], principal: Principal) -> int:
+    """Queue runs, write the ledger and the next due times; return how many runs were queued."""
+    if not decisions:
+        return 0
+    queued = 0
+    for overlap in Overlap:
+        chosen = [d for d in decisions if d.run_for and d.due.schedule.overlap is overlap]
+        if chosen:
+            queued += _queue(tx, chosen, overlap, principal)
+    _ledger(
+        tx,
+        [(slot, d.due.connection_id, "skipped", None) for d in decisions for slot in d.skipped],
+    )
+    tx.execute(
+        text(
+            "UPDATE schedules s SET next_due_at = u.next FROM unnest(CAST(:ids AS uuid[]), "
+            "CAST(:next AS timestamptz[])) AS u (id, next) WHERE s.connection_id = u.id"
+        ),
+        {
+            "ids": [d.due.connection_id for d in decisions],
+            "next": [d.next_due_at for d in decisions],
+        },
+    )
+    return queued
+
+
+def _queue(
+    tx: Connection, chosen: Sequence[Decision], overlap: Overlap, principal: Principal
+) -> int:
+    rows = tx.execute(
+        text(_QUEUE.format(on_conflict=_ON_CONFLICT[overlap])),
+        {
+            "priority": Priority.SCHEDULED,
+            "subjects": [d.due.connection_id for d in chosen],
+            "runs": [new_id() for _ in chosen],
+            "accounts": [d.due.account_id for d in chosen],
+            "sources": [d.due.source_id for d in chosen],
+            "destinations": [d.due.destination_id for d in chosen],
+            "slots": [d.run_for for d in chosen],
+        },
+    ).all()
+    answers = {row.subject_id: row for row in rows}
+    ledger: list[tuple[datetime, UUID, str, UUID | None]] = []
+    events: list[AuditEvent] = []
+    for decision in chosen:
+        row = answers.get(decision.due.connection_id)
+        slot = decision.run_for or decision.due.due_at
+        outcome = "skipped" if row is None else "queued" if row.inserted else "merged"
+        serving = None if row is None else row.run_id if row.inserted else row.again_run_id
+        ledger.append(
+            (slot, decision.due.connection_id, outcome, serving or getattr(row, "run_id", None))
+        )
+        if row is not None:
+            events.append(_event(decision, row, principal))
+    _ledger(tx, ledger)
+    wake_account(tx, *(d.due.account_id for d in chosen))
+    audit.append(tx, *events)
+    return sum(1 for row in rows if row.inserted)
+
+
+def _event(decision: Decision, row: Row[Any], principal: Principal) -> AuditEvent:
+    return AuditEvent(
+        AuditAction.RUN_QUEUED if row.inserted else AuditAction.RUN_MERGED,
+        TargetKind.RUN,
+        row.run_id,
+        principal,
+        account_id=decision.due.account_id,
+        reason="schedule",
+        run_id=row.run_id,
+        detail={
+            "subject": str(decision.due.connection_id),
+            "slot": decision.run_for.isoformat() if decision.run_for else None,
+        },
+    )
+
+
+def _ledger(tx: Connection, slots: Sequence[tuple[datetime, UUID, str, UUID | None]]) -> None:
+    if not slots:
+        return
+    at, connections, outcomes, runs = zip(*slots, strict=True)
+    tx.execute(
+        text(
+            "INSERT INTO slots (scheduled_for, connection_id, outcome, run_id) SELECT * FROM "
+            "unnest(CAST(:at AS timestamptz[]), CAST(:connections AS uuid[]), "
+            "CAST(:outcomes AS text[]), CAST(:runs AS uuid[])) ON CONFLICT DO NOTHING"
+        ),
+        {
+            "at": list(at),
+            "connections": list(connections),
+            "outcomes": list(outcomes),
+            "runs": list(runs),
+        },
+    )

@@ -1,0 +1,178 @@
+"""The scheduler's third step in SQL: leases that expired, jobs that vanished, runs out of time."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Row, text
+
+from schemas.audit import AuditAction, Principal
+from schemas.limits import LOST_LEASES_MAX, REAP_BATCH, RETRY_FIRST, WORKER_SILENT_AFTER
+from schemas.runs import RunState
+from storage import audit
+from storage.endings import end, free_account, lock_schedule, run_event
+
+
+def amnesty(tx: Connection, lease: timedelta) -> bool:
+    """Say whether the database has just come back, so that no worker could renew in time."""
+    return bool(
+        tx.execute(
+            text(
+                "SELECT clock_timestamp() - pg_postmaster_start_time() < 1.5 * CAST(:l AS interval)"
+            ),
+            {"l": lease},
+        ).scalar_one()
+    )
+
+
+def expired_leases(tx: Connection, principal: Principal) -> int:
+    """Take runs from workers that went silent: back to the queue, or failed after too many."""
+    leases = tx.execute(
+        text(
+            "SELECT l.run_id, l.token, a.subject_id FROM leases l "
+            "JOIN active_runs a ON a.run_id = l.run_id "
+            "WHERE l.expires_at < clock_timestamp() LIMIT :limit"
+        ),
+        {"limit": REAP_BATCH},
+    ).all()
+    return sum(_take(tx, lease, principal) for lease in leases)
+
+
+def _take(tx: Connection, lease: Row[Any], principal: Principal) -> bool:
+    lock_schedule(tx, lease.subject_id)
+    gone = tx.execute(
+        text("DELETE FROM leases WHERE token = :token AND expires_at < clock_timestamp()"),
+        {"token": lease.token},
+    ).rowcount
+    if not gone:  # renewed or finished between our two statements
+        return False
+    run = tx.execute(
+        text("SELECT * FROM active_runs WHERE run_id = :run AND lease_token = :token FOR UPDATE"),
+        {"run": lease.run_id, "token": lease.token},
+    ).one_or_none()
+    if run is None:
+        return False
+    if run.cancel_requested_at is not None:
+        _end(tx, run, RunState.CANCELLED, principal, code="cancelled", error="Cancelled.")
+    elif run.lost_leases + 1 >= LOST_LEASES_MAX:
+        text_ = (
+            f"The worker was lost {run.lost_leases + 1} times without progress; the connection is "
+            "paused. Look at the workers' memory and logs, then: syncward connection resume"
+        )
+        _end(tx, run, RunState.FAILED, principal, code="lost_leases", error=text_)
+    else:
+        _requeue_lost(tx, run, principal)
+    return True
+
+
+def _requeue_lost(tx: Connection, run: Row[Any], principal: Principal) -> None:
+    """Queue it again; at once the first time, for a crash is likely not this run's doing."""
+    tx.execute(
+        text(
+            "UPDATE active_runs SET state = 'queued', lease_token = NULL, worker_id = NULL, "
+            "lost_leases = lost_leases + 1, "
+            "not_before = clock_timestamp() + lost_leases * CAST(:delay AS interval), "
+            "error_code = 'lost_lease', error = 'The worker went silent; another one goes on.' "
+            "WHERE run_id = :run"
+        ),
+        {"run": run.run_id, "delay": RETRY_FIRST},
+    )
+    free_account(tx, run.account_id, has_work=True)
+    audit.append(
+        tx,
+        run_event(
+            AuditAction.RUN_REQUEUED, run, principal, reason="lost_lease", worker=run.worker_id
+        ),
+    )
+
+
+def _end(
+    tx: Connection,
+    run: Row[Any],
+    state: RunState,
+    principal: Principal,
+    *,
+    code: str,
+    error: str,
+) -> None:
+    tx.execute(text("DELETE FROM active_runs WHERE run_id = :run"), {"run": run.run_id})
+    pause = code if state is RunState.FAILED else None
+    end(tx, run, state, principal, error_code=code, error=error, pause_reason=pause)
+
+
+def undelivered(tx: Connection, principal: Principal) -> int:
+    """Put back runs whose job nobody claimed in time; their next dispatch has a new number."""
+    rows = tx.execute(
+        text(
+            "UPDATE active_runs SET state = 'queued', dispatch_deadline = NULL WHERE run_id IN ("
+            "SELECT run_id FROM active_runs WHERE state = 'dispatched' "
+            "AND dispatch_deadline < clock_timestamp() LIMIT :limit FOR UPDATE SKIP LOCKED) "
+            "RETURNING *"
+        ),
+        {"limit": REAP_BATCH},
+    ).all()
+    for account in sorted({row.account_id for row in rows}):
+        free_account(tx, account, has_work=True)
+    audit.append(
+        tx,
+        *(
+            run_event(AuditAction.RUN_REQUEUED, row, principal, reason="undelivered")
+            for row in rows
+        ),
+    )
+    return len(rows)
+
+
+def overdue(tx: Connection, principal: Principal) -> int:
+    """End tests and discoveries that nobody answered in time; somebody waits at a prompt."""
+    rows: Sequence[Row[Any]] = tx.execute(
+        text(
+            "DELETE FROM active_runs WHERE run_id IN (SELECT run_id FROM active_runs "
+            "WHERE deadline_at < clock_timestamp() AND state IN ('queued', 'dispatched') "
+            "LIMIT :limit FOR UPDATE SKIP LOCKED) RETURNING *"
+        ),
+        {"limit": REAP_BATCH},
+    ).all()
+    for run in rows:
+        error = (
+            "No worker took this in time. Is one running? Start it with: syncward worker "
+            "(development: syncward up --dev)"
+        )
+        end(tx, run, RunState.FAILED, principal, error_code="no_worker", error=error)
+    return len(rows)
+
+
+def cancel_stuck(tx: Connection, stuck_after: timedelta, principal: Principal) -> int:
+    """Ask runs to stop that have moved no row for twice the allowed time."""
+    rows = tx.execute(
+        text(
+            "UPDATE active_runs a SET cancel_requested_at = clock_timestamp(), cancel_by = 'stuck' "
+            "FROM leases l WHERE l.run_id = a.run_id AND a.cancel_requested_at IS NULL "
+            "AND l.progress_at < clock_timestamp() - 2 * CAST(:stuck AS interval) RETURNING a.*"
+        ),
+        {"stuck": stuck_after},
+    ).all()
+    audit.append(
+        tx,
+        *(
+            run_event(AuditAction.RUN_CANCEL_REQUESTED, row, principal, reason="stuck")
+            for row in rows
+        ),
+    )
+    return len(rows)
+
+
+def forget_workers(tx: Connection) -> int:
+    """Remove workers not heard of for long, and wake accounts whose flags a crash left behind."""
+    tx.execute(
+        text(
+            "UPDATE account_queues q SET has_work = true, at_cap = false WHERE EXISTS (SELECT "
+            "FROM active_runs r WHERE r.account_id = q.account_id AND r.state = 'queued') "
+            "AND (NOT q.has_work OR (q.at_cap AND q.runs_max > (SELECT count(*) FROM active_runs b "
+            "WHERE b.account_id = q.account_id AND b.state IN ('dispatched', 'running'))))"
+        )
+    )
+    return tx.execute(
+        text("DELETE FROM workers WHERE seen_at < clock_timestamp() - 20 * CAST(:s AS interval)"),
+        {"s": WORKER_SILENT_AFTER},
+    ).rowcount

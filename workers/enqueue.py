@@ -1,0 +1,99 @@
+"""The one door into the queue. It opens it too, so that nobody else imports dramatiq or redis."""
+
+from time import monotonic
+
+import dramatiq
+import redis
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.middleware import CurrentMessage
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from schemas.errors import ConfigError
+from schemas.jobs import QUEUE, Job
+
+#: The actor's name on the wire; workers/actors.py registers the function behind it.
+ACTOR = "execute"
+
+#: How long an answer of Redis is believed before it is asked again.
+_ALIVE_FOR_S = 1.0
+
+
+def open_client(url: str) -> redis.Redis:
+    """Return a client with timeouts and without retries; ConfigError if the URL is none.
+
+    Retries belong to Postgres: a command that redis-py repeats may enqueue a job twice.
+    """
+    try:
+        return redis.Redis.from_url(
+            url,
+            socket_timeout=5,
+            socket_connect_timeout=3,
+            health_check_interval=30,
+            retry=Retry(NoBackoff(), 0),
+        )
+    except ValueError:
+        raise ConfigError(
+            "SYNCWARD_REDIS_URL: not a URL; write rediss://user:password@host:6379/0"
+        ) from None
+
+
+def open_broker(client: redis.Redis) -> RedisBroker:
+    """Return a broker without any of Dramatiq's retries, limits or delays.
+
+    The heartbeat may be short because a job that is delivered twice is refused by its number.
+    """
+    broker = RedisBroker(  # type: ignore[no-untyped-call]  # dramatiq ships no types here
+        client=client,
+        namespace="syncward",
+        middleware=[CurrentMessage()],
+        heartbeat_timeout=15_000,
+        maintenance_chance=10_000,
+        dead_message_ttl=3_600_000,
+    )
+    broker.declare_queue(QUEUE)
+    return broker
+
+
+class JobQueue:
+    """Sends jobs; knows whether Redis answers."""
+
+    def __init__(self, url: str) -> None:
+        self._client = open_client(url)
+        self._broker = open_broker(self._client)
+        self._asked_at = float("-inf")
+        self._alive = False
+
+    def alive(self) -> bool:
+        """Say whether Redis answered within the last second; never raises."""
+        if monotonic() - self._asked_at > _ALIVE_FOR_S:
+            try:
+                self._alive = bool(self._client.ping())
+            except redis.RedisError:
+                self._alive = False
+            self._asked_at = monotonic()
+        return self._alive
+
+    def send(self, job: Job) -> bool:
+        """Send a job. Call after the transaction that marked its run has committed.
+
+        False if Redis did not take it: the run is put back when its dispatch deadline passes.
+        """
+        message: dramatiq.Message[None] = dramatiq.Message(
+            queue_name=QUEUE,
+            actor_name=ACTOR,
+            args=(str(job.run_id), job.dispatch),
+            kwargs={},
+            options={},
+        )
+        try:
+            self._broker.enqueue(message)
+        except redis.RedisError:
+            self._asked_at = float("-inf")
+            return False
+        return True
+
+    def close(self) -> None:
+        """Close the connections; the queue itself stays."""
+        self._broker.close()
+        self._client.close()
