@@ -1,0 +1,84 @@
+"""The scheduler process: `syncward scheduler`. Any number may run; ticks exclude each other in SQL."""
+
+import logging
+import signal
+import socket
+from collections.abc import Callable
+from threading import Event
+from time import monotonic
+
+from prometheus_client import start_http_server
+
+from scheduler import metrics, ticks
+from scheduler.ticks import Scheduler
+from schemas.audit import Principal
+from schemas.errors import StartRefused, SyncwardError
+from schemas.limits import DUE_BATCH
+from schemas.settings import Settings
+from storage.engine import open_engine
+from workers.enqueue import JobQueue
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two ticks of a kind. Due and dispatch decide how late a run starts.
+DUE_EVERY_S = 0.25
+DISPATCH_EVERY_S = 0.2
+REAP_EVERY_S = 1.0
+UPKEEP_EVERY_S = 30.0
+
+
+def run(settings: Settings) -> None:
+    """Tick until SIGTERM or SIGINT. A tick that fails is logged and comes again; none is fatal."""
+    scheduler = _build(settings)
+    stop = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    loops: list[tuple[str, float, Callable[[Scheduler], int]]] = [
+        ("upkeep", UPKEEP_EVERY_S, ticks.upkeep_tick),
+        ("due", DUE_EVERY_S, ticks.due_tick),
+        ("reap", REAP_EVERY_S, ticks.reap_tick),
+        ("dispatch", DISPATCH_EVERY_S, ticks.dispatch_tick),
+    ]
+    next_at = dict.fromkeys((name for name, _, _ in loops), 0.0)
+    logger.info("scheduler_started")
+    while not stop.is_set():
+        for name, every, tick in loops:
+            if monotonic() >= next_at[name]:
+                done = _tick(name, tick, scheduler)
+                busy = name == "due" and done >= DUE_BATCH  # more is waiting: no pause
+                next_at[name] = 0.0 if busy else monotonic() + every
+        stop.wait(max(0.0, min(next_at.values()) - monotonic()))
+    scheduler.queue.close()
+    scheduler.engine.dispose()
+    logger.info("scheduler_stopped")
+
+
+def _build(settings: Settings) -> Scheduler:
+    missing = [
+        f"SYNCWARD_{name.upper()} is not set; see docs/settings.md"
+        for name in ("database_url", "redis_url")
+        if getattr(settings, name) is None
+    ]
+    if settings.database_url is None or settings.redis_url is None:
+        raise StartRefused(missing)
+    if settings.metrics_port:
+        start_http_server(settings.metrics_port, addr=settings.metrics_host)
+    return Scheduler(
+        engine=open_engine(settings.database_url.get_secret_value(), "scheduler", pool_size=2),
+        queue=JobQueue(settings.redis_url.get_secret_value()),
+        settings=settings,
+        principal=Principal("scheduler", socket.gethostname()),
+    )
+
+
+def _tick(name: str, tick: Callable[[Scheduler], int], scheduler: Scheduler) -> int:
+    started = monotonic()
+    try:
+        done = tick(scheduler)
+    except SyncwardError as error:
+        metrics.TICKS_FAILED.labels(name).inc()
+        logger.warning("tick_failed", extra={"tick": name, "reason": error.public})
+        return 0
+    metrics.TICK_DURATION.labels(name).observe(monotonic() - started)
+    metrics.TICK_ITEMS.labels(name).inc(done)
+    return done

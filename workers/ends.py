@@ -1,0 +1,77 @@
+"""Open the two ends of a run: unseal as late as possible, connect, make it cancellable."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from crypto.envelope import Context
+from crypto.errors import UnsealError
+from crypto.keyring import Keyring, WrapContext, Wrapped
+from crypto.unseal import unseal_credential
+
+from connectors import registry
+from schemas.errors import ConfigError
+from schemas.records import Destination, Source
+from storage.work import SealedField, SealedResource
+from workers.control import RunControl
+from workers.metrics import DECRYPTS
+
+
+@contextmanager
+def open_source(
+    resource: SealedResource, keyring: Keyring, control: RunControl
+) -> Iterator[Source]:
+    """Connect to a resource in the role of a source; closed at the end, cancelled by signals."""
+    source = registry.open_source(resource.kind, resource.config, unsealed(resource, keyring))
+    try:
+        control.on_signal(source.cancel)
+        yield source
+    finally:
+        source.close()
+
+
+@contextmanager
+def open_destination(
+    resource: SealedResource | None, keyring: Keyring, control: RunControl
+) -> Iterator[Destination]:
+    """Connect to a resource in the role of a destination; as `open_source`."""
+    if resource is None:
+        raise RuntimeError("only a connection has a destination")
+    destination = registry.open_destination(
+        resource.kind, resource.config, unsealed(resource, keyring)
+    )
+    try:
+        control.on_signal(destination.cancel)
+        yield destination
+    finally:
+        destination.close()
+
+
+def unsealed(resource: SealedResource, keyring: Keyring) -> dict[str, str]:
+    """Open all credentials of a resource. Keep the result no longer than the call it is for."""
+    return {field.field: _open(resource, field, keyring) for field in resource.sealed}
+
+
+def _open(resource: SealedResource, field: SealedField, keyring: Keyring) -> str:
+    try:
+        plaintext = unseal_credential(
+            keyring,
+            Wrapped(root_id=field.root_id, blob=field.wrapped),
+            WrapContext(account_id=resource.account_id, purpose="credentials", dek_id=field.dek_id),
+            field.envelope,
+            Context(
+                account_id=resource.account_id,
+                kind="resource",
+                resource_id=resource.resource_id,
+                field=field.field,
+                version=field.version,
+            ),
+        )
+    except UnsealError:
+        DECRYPTS.labels("credentials", "refused").inc()
+        raise ConfigError(
+            f"resource {resource.name}: its {field.field} cannot be opened with this worker's "
+            f"keyring; store it again with: syncward resource rotate {resource.name}",
+            code="unsealable",
+        ) from None
+    DECRYPTS.labels("credentials", "opened").inc()
+    return plaintext.decode()

@@ -1,0 +1,151 @@
+"""How an attempt ended, as a value. Success is default-deny: whatever is missing is a failure."""
+
+import logging
+import random
+import traceback
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+from schemas.errors import (
+    ConfigError,
+    Draining,
+    GuardTripped,
+    LeaseLost,
+    RunCancelled,
+    SyncwardError,
+    TransientError,
+)
+from schemas.limits import (
+    ATTEMPTS_MAX,
+    ATTEMPTS_WITH_PROGRESS_MAX,
+    RETRY_FACTOR,
+    RETRY_FIRST,
+    RETRY_LONGEST,
+)
+from schemas.records import StreamResult
+from schemas.runs import Claim, Outcome, OutcomeKind
+from workers.control import RunControl
+from workers.run_log import RunLog
+
+logger = logging.getLogger(__name__)
+
+
+def of_attempt(
+    work: Callable[[], Outcome], claim: Claim, control: RunControl, log: RunLog
+) -> Outcome:
+    """Run the work and turn whatever it raises into an outcome. The one broad except there is."""
+    try:
+        return work()
+    except Exception as error:  # noqa: BLE001 - every way to end is an outcome
+        return of_error(_true_reason(error, control), claim, log)
+
+
+def _true_reason(error: Exception, control: RunControl) -> Exception:
+    """A cancelled server call fails in many ways; the signal that caused it is the reason."""
+    try:
+        control.check()
+    except SyncwardError as signal:
+        return signal
+    return error
+
+
+def of_error(error: Exception, claim: Claim, log: RunLog) -> Outcome:
+    """Classify by who can act: a person, time, an approver, or us."""
+    match error:
+        case RunCancelled():
+            return Outcome(OutcomeKind.CANCELLED, error.code, error.public)
+        case Draining() | LeaseLost():
+            return Outcome(OutcomeKind.HANDED_BACK, error.code)
+        case GuardTripped():
+            log.warning(error.public)
+            return Outcome(OutcomeKind.AWAITING_APPROVAL, error.code, error.public)
+        case ConfigError():
+            log.error(error.public)
+            return Outcome(OutcomeKind.FAILED, error.code, error.public)
+        case TransientError():
+            log.warning(error.public)
+            return _retry(error, claim)
+        case _:
+            return _internal(error, log)
+
+
+def _retry(error: TransientError, claim: Claim) -> Outcome:
+    exhausted = (
+        claim.attempts_without_progress >= ATTEMPTS_MAX
+        or claim.attempt >= ATTEMPTS_WITH_PROGRESS_MAX
+        or claim.deadline is not None  # somebody waits at a prompt: say it now
+    )
+    if exhausted:
+        return Outcome(OutcomeKind.FAILED, error.code, error.public)
+    delay = error.retry_after or backoff(claim.attempts_without_progress)
+    return Outcome(OutcomeKind.RETRY, error.code, error.public, retry_after=delay)
+
+
+def backoff(attempts: int) -> timedelta:
+    """Return 10 s x 3^n capped at 30 min, with up to a quarter of jitter taken off."""
+    longest = min(RETRY_FIRST * RETRY_FACTOR ** max(attempts - 1, 0), RETRY_LONGEST)
+    return longest * (1 - random.random() / 4)  # noqa: S311 - jitter, not a secret
+
+
+def _internal(error: Exception, log: RunLog) -> Outcome:
+    """Our bug: the place goes to the run's log, without the message, which may quote data."""
+    frames = traceback.extract_tb(error.__traceback__)[-8:]
+    where = " < ".join(f"{f.filename.rsplit('/', 2)[-1]}:{f.lineno}" for f in reversed(frames))
+    log.error(f"internal error: {type(error).__name__} at {where}")
+    logger.error("run_crashed", extra={"error": type(error).__name__, "where": where})
+    return Outcome(OutcomeKind.FAILED, "internal", "Internal error; see the run's log.")
+
+
+def of_streams(results: Sequence[StreamResult], *, wanted: int) -> Outcome:
+    """Succeeded only if every wanted stream is complete and no row is unaccounted for."""
+    streams = tuple(results)
+    failed = [r for r in streams if r.state != "succeeded"]
+    if failed:
+        names = ", ".join(r.stream for r in failed)
+        first = failed[0].error or failed[0].state
+        text = f"{len(failed)} of {wanted} streams failed ({names}): {first}"
+        return Outcome(OutcomeKind.FAILED, "streams", text, streams=streams)
+    if len(streams) != wanted:
+        return Outcome(
+            OutcomeKind.FAILED, "incomplete", "Not every stream was read.", None, streams
+        )
+    for result in streams:
+        if result.rows_loaded != result.rows_extracted - result.rows_rejected:
+            text = (
+                f"{result.stream}: {result.rows_extracted} rows extracted, "
+                f"{result.rows_loaded} loaded, {result.rows_rejected} rejected; rows are missing"
+            )
+            return Outcome(OutcomeKind.FAILED, "rows_missing", text, streams=streams)
+    return Outcome(OutcomeKind.SUCCEEDED, streams=streams)
+
+
+def joined(first: StreamResult, second: StreamResult) -> StreamResult:
+    """Add up two batches of one stream: counts sum, the cursor range spans both."""
+    counts = {
+        name: getattr(first, name) + getattr(second, name)
+        for name in StreamResult.model_fields
+        if name.startswith("rows_") or name in {"bytes", "seconds"}
+    }
+    return second.model_copy(update={**counts, "cursor_from": first.cursor_from})
+
+
+def sentence(result: StreamResult) -> str:
+    """Describe a stream's result for the run's log."""
+    return (
+        f"{result.mode}: {result.rows_extracted:,} rows extracted; {result.rows_inserted:,} "
+        f"inserted, {result.rows_updated:,} updated, {result.rows_unchanged:,} unchanged"
+        + (f", {result.rows_deleted:,} deleted" if result.rows_deleted else "")
+        + f" in {result.seconds:.2f} s"
+    )
+
+
+def ending(outcome: Outcome, seconds: float) -> str:
+    """Describe the end of an attempt for the run's log."""
+    match outcome.kind:
+        case OutcomeKind.RETRY:
+            after = outcome.retry_after or timedelta(0)
+            return f"attempt ends after {seconds:.2f} s; tried again in {after.seconds} s"
+        case OutcomeKind.HANDED_BACK:
+            return f"attempt handed back after {seconds:.2f} s; another worker goes on"
+        case _:
+            return f"{outcome.kind} after {seconds:.2f} s"

@@ -1,0 +1,99 @@
+"""A run's log: lines go to Postgres while the run is going, in small bounded batches."""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from threading import Event, Lock, Thread
+from uuid import UUID
+
+from schemas.limits import LOG_LINES_MAX, LOG_MESSAGE_MAX
+from storage.logs import LogLine
+
+#: Seconds between two writes; `run logs -f` is this far behind at most.
+FLUSH_EVERY_S = 0.5
+
+
+class LogWriter:
+    """Collects the lines of all runs of a worker and writes them from one thread.
+
+    A database that is away keeps the lines here, bounded per run; nothing waits for it.
+    """
+
+    def __init__(self, write: Callable[[Sequence[LogLine]], None]) -> None:
+        self._write = write
+        self._lock = Lock()
+        self._lines: list[LogLine] = []
+        self._wake = Event()
+        self._stopping = False
+        self._thread = Thread(target=self._loop, name="run-log", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write what is left, then end the thread."""
+        self._stopping = True
+        self._wake.set()
+        self._thread.join(timeout=10)
+        self.flush()
+
+    def add(self, line: LogLine) -> None:
+        """Take a line; it is written within half a second."""
+        with self._lock:
+            self._lines.append(line)
+
+    def flush(self) -> None:
+        """Write now. On failure the lines stay for the next time."""
+        with self._lock:
+            lines, self._lines = self._lines, []
+        if not lines:
+            return
+        try:
+            self._write(lines)
+        except Exception:
+            with self._lock:
+                self._lines = lines + self._lines
+            raise
+
+    def _loop(self) -> None:
+        while not self._stopping:
+            self._wake.wait(FLUSH_EVERY_S)
+            try:
+                self.flush()
+            except Exception:  # noqa: BLE001, S112 - kept for the next round; the run goes on
+                continue
+
+
+class RunLog:
+    """The log of one attempt; safe to call often, never raises, never blocks."""
+
+    def __init__(self, writer: LogWriter, run_id: UUID, account_id: UUID) -> None:
+        self._writer = writer
+        self._run_id = run_id
+        self._account_id = account_id
+        self._count = 0
+
+    def info(self, message: str, stream: str | None = None) -> None:
+        self._add("info", message, stream)
+
+    def warning(self, message: str, stream: str | None = None) -> None:
+        self._add("warning", message, stream)
+
+    def error(self, message: str, stream: str | None = None) -> None:
+        self._add("error", message, stream)
+
+    def _add(self, level: str, message: str, stream: str | None) -> None:
+        self._count += 1
+        if self._count > LOG_LINES_MAX:
+            return
+        if self._count == LOG_LINES_MAX:
+            level, message = "warning", f"more than {LOG_LINES_MAX} lines; the rest is not kept"
+        self._writer.add(
+            LogLine(
+                run_id=self._run_id,
+                account_id=self._account_id,
+                at=datetime.now(UTC),
+                level=level,
+                stream=stream,
+                message=message[:LOG_MESSAGE_MAX],
+            )
+        )

@@ -1,0 +1,196 @@
+"""One run from claim to outcome. Read it top to bottom: this is what Syncward does."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from time import monotonic
+
+from crypto.keyring import Keyring
+from sqlalchemy import Engine
+
+from schemas.audit import Principal
+from schemas.errors import ConfigError, LeaseLost, SyncwardError
+from schemas.jobs import Job
+from schemas.records import Destination, LoadRequest, Source, StreamResult
+from schemas.runs import Claim, Outcome, RunKind
+from schemas.settings import Settings
+from schemas.streams import Mode
+from storage import claims, work
+from storage.claims import ClaimRefusal
+from storage.engine import transaction
+from storage.work import Work
+from workers import answers, metrics, outcomes
+from workers.control import RunControl
+from workers.ends import open_destination, open_source
+from workers.heartbeat import Heartbeat
+from workers.run_log import LogWriter, RunLog
+
+
+@dataclass(frozen=True, slots=True)
+class Dependencies:
+    """What a worker process builds once, in main.py."""
+
+    engine: Engine
+    keyring: Keyring
+    heartbeat: Heartbeat
+    logs: LogWriter
+    settings: Settings
+    worker_id: str
+    principal: Principal
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One claimed attempt at a run, and what it works with."""
+
+    claim: Claim
+    control: RunControl
+    log: RunLog
+    deps: Dependencies
+
+
+class UnknownRun(SyncwardError):  # noqa: N818 - an event more than an error
+    """A job for a run that nobody asked for: dead-lettered, never acknowledged."""
+
+    code = "unknown_run"
+
+
+def execute(job: Job, deps: Dependencies) -> None:
+    """Execute one dispatch of one run at most once, however often its job is delivered.
+
+    What happens to the run is its outcome, in Postgres, and raises nothing. UnknownRun and a
+    control database that is away do raise: then nothing was decided, and the run comes again.
+    """
+    claim = _claim(job, deps)
+    if claim is None:
+        return
+    log = RunLog(deps.logs, claim.run_id, claim.account_id)
+    started = monotonic()
+    with deps.heartbeat.hold(claim) as control:
+        attempt = Attempt(claim, control, log, deps)
+        outcome = outcomes.of_attempt(lambda: _work(attempt), attempt.claim, control, log)
+        _finish(attempt, outcome, seconds=monotonic() - started)
+
+
+def _claim(job: Job, deps: Dependencies) -> Claim | None:
+    """Take the run; None if somebody else has it or had it."""
+    with transaction(deps.engine) as tx:
+        claim = claims.claim(tx, job, deps.worker_id, deps.settings.lease, deps.principal)
+    if isinstance(claim, ClaimRefusal):
+        metrics.CLAIMS.labels(claim.value).inc()
+        if claim is ClaimRefusal.UNKNOWN:
+            raise UnknownRun(f"run {job.run_id}: no such run was ever asked for")
+        return None
+    metrics.CLAIMS.labels("claimed").inc()
+    return claim
+
+
+def _work(attempt: Attempt) -> Outcome:
+    """Take the credentials under the lease, then move data or answer a question."""
+    claim, deps = attempt.claim, attempt.deps
+    attempt.log.info(f"attempt {claim.attempt} begins on {deps.worker_id}")
+    with transaction(deps.engine) as tx:
+        subject = work.take(tx, claim, deps.principal)
+    if claim.kind is RunKind.TEST:
+        return answers.test(subject, deps.keyring, attempt.control)
+    if claim.kind is RunKind.DISCOVER:
+        return answers.discover(subject, deps.keyring, attempt.control)
+    return _sync(attempt, subject)
+
+
+def _sync(attempt: Attempt, subject: Work) -> Outcome:
+    """Move every wanted stream; one that fails does not stop the others."""
+    keyring, control = attempt.deps.keyring, attempt.control
+    requests = list(_requests(attempt.claim, subject))
+    results: list[StreamResult] = []
+    with (
+        open_source(subject.source, keyring, control) as source,
+        open_destination(subject.destination, keyring, control) as destination,
+    ):
+        for position, request in enumerate(requests):
+            result = _stream(attempt, request, source, destination)
+            with transaction(attempt.deps.engine) as tx:
+                claims.record_stream(tx, attempt.claim, result, position)
+            results.append(result)
+    return outcomes.of_streams(results, wanted=len(requests))
+
+
+def _requests(claim: Claim, subject: Work) -> Iterator[LoadRequest]:
+    """Name the streams of this run; ConfigError if somebody asked for one that does not exist."""
+    wanted = claim.options.streams or tuple(spec.name for spec in subject.streams)
+    unknown = set(wanted) - {spec.name for spec in subject.streams}
+    if unknown:
+        raise ConfigError(f"{subject.name} has no stream {', '.join(sorted(unknown))}")
+    for spec in subject.streams:
+        if spec.name in wanted:
+            yield LoadRequest(
+                connection_id=claim.subject_id,
+                run_id=claim.run_id,
+                attempt=claim.attempt,
+                fence=claim.fence,
+                stream=spec,
+                target_schema=subject.target_schema,
+                rewrite=claim.options.full_refresh and spec.mode is Mode.APPEND,
+            )
+
+
+def _stream(
+    attempt: Attempt, request: LoadRequest, source: Source, destination: Destination
+) -> StreamResult:
+    """Move one stream, or say why not. Only a person's errors are this stream's own."""
+    name = request.stream.name
+    attempt.control.begin_stream(name)
+    attempt.control.check()
+    try:
+        result = _move(attempt, request, source, destination)
+    except ConfigError as error:
+        attempt.log.error(error.public, name)
+        return StreamResult(
+            stream=name,
+            state="failed",
+            mode=request.stream.mode,
+            attempt=request.attempt,
+            error=error.public,
+        )
+    metrics.ROWS.labels("postgres", "extracted").inc(result.rows_extracted)
+    metrics.ROWS.labels("postgres", "loaded").inc(result.rows_loaded)
+    metrics.BYTES.labels("postgres").inc(result.bytes)
+    return result
+
+
+def _move(
+    attempt: Attempt, request: LoadRequest, source: Source, destination: Destination
+) -> StreamResult:
+    """Fence the stream, extract from its cursor, load each batch with its cursor in one commit."""
+    spec, log = request.stream, attempt.log
+    known = destination.claim_stream(request)
+    if known.result is not None:  # an earlier attempt of this run committed it, then died
+        log.info(f"already loaded by attempt {known.result.attempt}; not read again", spec.name)
+        return known.result
+    cursor = None if attempt.claim.options.full_refresh else known.cursor
+    result: StreamResult | None = None
+    with source.extract(spec, cursor) as batches:
+        for batch in batches:
+            for note in batch.notes:
+                log.info(note, spec.name)
+            loaded = destination.load(request, attempt.control.watch(batch))
+            result = loaded if result is None else outcomes.joined(result, loaded)
+    if result is None:
+        raise RuntimeError(f"{spec.name}: the source ended without a batch")
+    log.info(outcomes.sentence(result), spec.name)
+    return result
+
+
+def _finish(attempt: Attempt, outcome: Outcome, *, seconds: float) -> None:
+    """Write the end of the attempt; a run that somebody else owns by now is theirs to end."""
+    claim, deps = attempt.claim, attempt.deps
+    attempt.log.info(outcomes.ending(outcome, seconds))
+    deps.logs.flush()
+    try:
+        with transaction(deps.engine) as tx:
+            claims.finish(tx, claim, outcome, deps.principal)
+    except LeaseLost:
+        attempt.log.warning("the lease was lost; another attempt goes on")
+        return
+    metrics.RUN_DURATION.labels("postgres").observe(seconds)
+    metrics.RUN_ATTEMPTS.labels(outcome.error_code or outcome.kind).inc()
+    metrics.RUNS.labels("postgres", outcome.kind).inc()
