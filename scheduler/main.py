@@ -1,4 +1,4 @@
-"""The scheduler process: `syncward scheduler`. Any number may run; ticks exclude each other in SQL."""
+"""The scheduler process, `syncward scheduler`: any number of them may run."""
 
 import logging
 import signal

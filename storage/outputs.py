@@ -21,7 +21,7 @@ def streams(tx: Connection, run_id: UUID) -> Sequence[StreamResult]:
 
 
 def document(tx: Connection, run_id: UUID) -> dict[str, Any] | None:
-    """Return the document a run left (tests and discoveries answer in it); None if there is none."""
+    """Return the document a run left; tests and discoveries answer in it. None if there is none."""
     found: dict[str, Any] | None = tx.execute(
         text("SELECT document FROM run_outputs WHERE run_id = :run"), {"run": run_id}
     ).scalar()

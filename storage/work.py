@@ -1,7 +1,7 @@
-"""What a worker needs to know to execute a claimed run: connection, resources, sealed credentials."""
+"""What a worker takes with a claimed run: connection, resources, sealed credentials."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -35,7 +35,7 @@ class SealedResource:
     name: str
     kind: str
     config: dict[str, Any]
-    sealed: tuple[SealedField, ...] = field(repr=False)
+    sealed: tuple[SealedField, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ def _field(row: Row[Any]) -> SealedField:
 
 
 def _explain_nothing(tx: Connection, held: Claim) -> None:
-    """No credential came: either the lease is gone, or none was ever stored."""
+    """Say why no credential came: the lease is gone, or none was ever stored."""
     alive = tx.execute(
         text("SELECT FROM leases WHERE token = :t AND expires_at > clock_timestamp()"),
         {"t": held.token},

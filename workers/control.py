@@ -12,7 +12,7 @@ from storage.claims import Beat
 
 
 def _clock() -> float:
-    """Seconds that count while the machine sleeps: a suspended worker must not think it is young."""
+    """Return seconds that go on while the machine sleeps, so that a lease ends then, too."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 

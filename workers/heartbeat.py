@@ -39,7 +39,7 @@ class Heartbeat:
         self._thread = Thread(target=self._loop, name="heartbeat", daemon=True)
 
     def start(self) -> None:
-        """Send the first beat (so that the dispatcher knows this worker), then go on in a thread."""
+        """Beat once, so that the dispatcher knows this worker, then go on in a thread."""
         self.beat()
         self._thread.start()
 
@@ -72,7 +72,7 @@ class Heartbeat:
         return len(self._held)
 
     def beat(self) -> None:
-        """Renew now. A failure costs this beat; the runs stop by themselves before the lease ends."""
+        """Renew now. A failure costs this beat; runs stop by themselves before the lease ends."""
         controls = self._controls()
         try:
             if self._link is None:

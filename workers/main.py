@@ -3,6 +3,7 @@
 import logging
 import signal
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from secrets import token_hex
@@ -70,7 +71,7 @@ def _build(settings: Settings) -> _Process:
             worker_id, version("syncward"), settings.worker_threads, draining.is_set()
         )
 
-    def write_logs(lines: list[logs.LogLine]) -> None:
+    def write_logs(lines: Sequence[logs.LogLine]) -> None:
         with transaction(engine) as tx:
             logs.append(tx, lines)
 
@@ -112,7 +113,7 @@ def _dramatiq(deps: run_sync.Dependencies, client: Redis, settings: Settings) ->
         broker, queues={QUEUE}, worker_timeout=POLL_MS, worker_threads=settings.worker_threads
     )
     worker.queue_prefetch = settings.worker_threads  # do not hoard what others could run
-    worker.delay_queue_prefetch = 1  # nothing is ever delayed in Redis
+    worker.delay_prefetch = 1  # nothing is ever delayed in Redis
     if settings.metrics_port:
         start_http_server(settings.metrics_port, addr=settings.metrics_host)
     return worker

@@ -31,17 +31,17 @@ logger = logging.getLogger(__name__)
 
 
 def of_attempt(
-    work: Callable[[], Outcome], claim: Claim, control: RunControl, log: RunLog
+    work: Callable[[], Outcome], claim: Claim, control: RunControl, run_log: RunLog
 ) -> Outcome:
     """Run the work and turn whatever it raises into an outcome. The one broad except there is."""
     try:
         return work()
     except Exception as error:  # noqa: BLE001 - every way to end is an outcome
-        return of_error(_true_reason(error, control), claim, log)
+        return of_error(_true_reason(error, control), claim, run_log)
 
 
 def _true_reason(error: Exception, control: RunControl) -> Exception:
-    """A cancelled server call fails in many ways; the signal that caused it is the reason."""
+    """Prefer the signal: a server call that it cancelled fails in many ways."""
     try:
         control.check()
     except SyncwardError as signal:
@@ -49,7 +49,7 @@ def _true_reason(error: Exception, control: RunControl) -> Exception:
     return error
 
 
-def of_error(error: Exception, claim: Claim, log: RunLog) -> Outcome:
+def of_error(error: Exception, claim: Claim, run_log: RunLog) -> Outcome:
     """Classify by who can act: a person, time, an approver, or us."""
     match error:
         case RunCancelled():
@@ -57,16 +57,16 @@ def of_error(error: Exception, claim: Claim, log: RunLog) -> Outcome:
         case Draining() | LeaseLost():
             return Outcome(OutcomeKind.HANDED_BACK, error.code)
         case GuardTripped():
-            log.warning(error.public)
+            run_log.warning(error.public)
             return Outcome(OutcomeKind.AWAITING_APPROVAL, error.code, error.public)
         case ConfigError():
-            log.error(error.public)
+            run_log.error(error.public)
             return Outcome(OutcomeKind.FAILED, error.code, error.public)
         case TransientError():
-            log.warning(error.public)
+            run_log.warning(error.public)
             return _retry(error, claim)
         case _:
-            return _internal(error, log)
+            return _internal(error, run_log)
 
 
 def _retry(error: TransientError, claim: Claim) -> Outcome:
@@ -83,15 +83,15 @@ def _retry(error: TransientError, claim: Claim) -> Outcome:
 
 def backoff(attempts: int) -> timedelta:
     """Return 10 s x 3^n capped at 30 min, with up to a quarter of jitter taken off."""
-    longest = min(RETRY_FIRST * RETRY_FACTOR ** max(attempts - 1, 0), RETRY_LONGEST)
+    longest = min(RETRY_FIRST * float(RETRY_FACTOR ** max(attempts - 1, 0)), RETRY_LONGEST)
     return longest * (1 - random.random() / 4)  # noqa: S311 - jitter, not a secret
 
 
-def _internal(error: Exception, log: RunLog) -> Outcome:
+def _internal(error: Exception, run_log: RunLog) -> Outcome:
     """Our bug: the place goes to the run's log, without the message, which may quote data."""
     frames = traceback.extract_tb(error.__traceback__)[-8:]
     where = " < ".join(f"{f.filename.rsplit('/', 2)[-1]}:{f.lineno}" for f in reversed(frames))
-    log.error(f"internal error: {type(error).__name__} at {where}")
+    run_log.error(f"internal error: {type(error).__name__} at {where}")
     logger.error("run_crashed", extra={"error": type(error).__name__, "where": where})
     return Outcome(OutcomeKind.FAILED, "internal", "Internal error; see the run's log.")
 

@@ -44,7 +44,7 @@ class Attempt:
 
     claim: Claim
     control: RunControl
-    log: RunLog
+    run_log: RunLog
     deps: Dependencies
 
 
@@ -63,11 +63,11 @@ def execute(job: Job, deps: Dependencies) -> None:
     claim = _claim(job, deps)
     if claim is None:
         return
-    log = RunLog(deps.logs, claim.run_id, claim.account_id)
+    run_log = RunLog(deps.logs, claim.run_id, claim.account_id)
     started = monotonic()
     with deps.heartbeat.hold(claim) as control:
-        attempt = Attempt(claim, control, log, deps)
-        outcome = outcomes.of_attempt(lambda: _work(attempt), attempt.claim, control, log)
+        attempt = Attempt(claim, control, run_log, deps)
+        outcome = outcomes.of_attempt(lambda: _work(attempt), attempt.claim, control, run_log)
         _finish(attempt, outcome, seconds=monotonic() - started)
 
 
@@ -87,7 +87,7 @@ def _claim(job: Job, deps: Dependencies) -> Claim | None:
 def _work(attempt: Attempt) -> Outcome:
     """Take the credentials under the lease, then move data or answer a question."""
     claim, deps = attempt.claim, attempt.deps
-    attempt.log.info(f"attempt {claim.attempt} begins on {deps.worker_id}")
+    attempt.run_log.info(f"attempt {claim.attempt} begins on {deps.worker_id}")
     with transaction(deps.engine) as tx:
         subject = work.take(tx, claim, deps.principal)
     if claim.kind is RunKind.TEST:
@@ -143,7 +143,7 @@ def _stream(
     try:
         result = _move(attempt, request, source, destination)
     except ConfigError as error:
-        attempt.log.error(error.public, name)
+        attempt.run_log.error(error.public, name)
         return StreamResult(
             stream=name,
             state="failed",
@@ -161,35 +161,35 @@ def _move(
     attempt: Attempt, request: LoadRequest, source: Source, destination: Destination
 ) -> StreamResult:
     """Fence the stream, extract from its cursor, load each batch with its cursor in one commit."""
-    spec, log = request.stream, attempt.log
+    spec, run_log = request.stream, attempt.run_log
     known = destination.claim_stream(request)
     if known.result is not None:  # an earlier attempt of this run committed it, then died
-        log.info(f"already loaded by attempt {known.result.attempt}; not read again", spec.name)
+        run_log.info(f"already loaded by attempt {known.result.attempt}; not read again", spec.name)
         return known.result
     cursor = None if attempt.claim.options.full_refresh else known.cursor
     result: StreamResult | None = None
     with source.extract(spec, cursor) as batches:
         for batch in batches:
             for note in batch.notes:
-                log.info(note, spec.name)
+                run_log.info(note, spec.name)
             loaded = destination.load(request, attempt.control.watch(batch))
             result = loaded if result is None else outcomes.joined(result, loaded)
     if result is None:
         raise RuntimeError(f"{spec.name}: the source ended without a batch")
-    log.info(outcomes.sentence(result), spec.name)
+    run_log.info(outcomes.sentence(result), spec.name)
     return result
 
 
 def _finish(attempt: Attempt, outcome: Outcome, *, seconds: float) -> None:
     """Write the end of the attempt; a run that somebody else owns by now is theirs to end."""
     claim, deps = attempt.claim, attempt.deps
-    attempt.log.info(outcomes.ending(outcome, seconds))
+    attempt.run_log.info(outcomes.ending(outcome, seconds))
     deps.logs.flush()
     try:
         with transaction(deps.engine) as tx:
             claims.finish(tx, claim, outcome, deps.principal)
     except LeaseLost:
-        attempt.log.warning("the lease was lost; another attempt goes on")
+        attempt.run_log.warning("the lease was lost; another attempt goes on")
         return
     metrics.RUN_DURATION.labels("postgres").observe(seconds)
     metrics.RUN_ATTEMPTS.labels(outcome.error_code or outcome.kind).inc()

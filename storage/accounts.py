@@ -1,0 +1,104 @@
+"""Accounts: create, find, delete. Plans become limits of the account's queue."""
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Row, text
+from sqlalchemy.exc import IntegrityError
+
+from schemas.accounts import Account
+from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
+from schemas.errors import ConfigError, Conflict, NotFound
+from schemas.ids import new_id
+from schemas.plans import plan as find_plan
+from storage import audit, tenancy
+
+
+def create(tx: Connection, name: str, *, company: str, plan: str, principal: Principal) -> Account:
+    """Create an account with its queue; Conflict if the name is taken."""
+    limits = find_plan(plan)
+    account_id = new_id()
+    try:
+        with tx.begin_nested():
+            tx.execute(
+                text(
+                    "INSERT INTO accounts (id, name, company, plan) "
+                    "VALUES (:id, :name, :company, :plan)"
+                ),
+                {"id": account_id, "name": name, "company": company, "plan": plan},
+            )
+    except IntegrityError:
+        raise Conflict(f"account {name}: exists already; see: syncward account list") from None
+    tx.execute(
+        text("INSERT INTO account_queues (account_id, runs_max) VALUES (:id, :runs_max)"),
+        {"id": account_id, "runs_max": limits.runs_max},
+    )
+    audit.append(tx, _event(AuditAction.ACCOUNT_CREATED, account_id, principal, plan=plan))
+    return get(tx, name)
+
+
+def _event(
+    action: AuditAction, account_id: UUID, principal: Principal, **detail: str
+) -> AuditEvent:
+    return AuditEvent(
+        action,
+        TargetKind.ACCOUNT,
+        account_id,
+        principal,
+        account_id=account_id,
+        detail=dict(detail),
+    )
+
+
+def listing(tx: Connection) -> Sequence[Account]:
+    """Return all accounts by name."""
+    return [_account(row) for row in tx.execute(text("SELECT * FROM accounts ORDER BY name"))]
+
+
+def get(tx: Connection, name: str) -> Account:
+    """Return one account; NotFound names it."""
+    row = tx.execute(
+        text("SELECT * FROM accounts WHERE name = :name"), {"name": name}
+    ).one_or_none()
+    if row is None:
+        raise NotFound(f"account {name}: no such account; see: syncward account list")
+    return _account(row)
+
+
+def resolve(tx: Connection, name: str | None) -> Account:
+    """Return the named account, or the sole one; enter it for the rest of the transaction."""
+    if name is not None:
+        account = get(tx, name)
+    else:
+        accounts = listing(tx)
+        if not accounts:
+            raise ConfigError("there is no account yet; create one: syncward account create NAME")
+        if len(accounts) > 1:
+            raise ConfigError(
+                f"there are {len(accounts)} accounts; say which with --account NAME "
+                "or SYNCWARD_ACCOUNT"
+            )
+        account = accounts[0]
+    tenancy.enter(tx, account.account_id)
+    return account
+
+
+def delete(tx: Connection, account: Account, principal: Principal) -> None:
+    """Delete an account that has no connections and resources left; Conflict names what is left."""
+    tenancy.enter(tx, account.account_id)
+    left = tx.execute(
+        text("SELECT (SELECT count(*) FROM connections), (SELECT count(*) FROM resources)")
+    ).one()
+    if any(left):
+        raise Conflict(
+            f"account {account.name}: {left[0]} connections and {left[1]} resources are left; "
+            "delete them first"
+        )
+    tx.execute(text("DELETE FROM keystore.dek WHERE account_id = :id"), {"id": account.account_id})
+    tx.execute(text("DELETE FROM accounts WHERE id = :id"), {"id": account.account_id})
+    audit.append(tx, _event(AuditAction.ACCOUNT_DELETED, account.account_id, principal))
+
+
+def _account(row: Row[Any]) -> Account:
+    return Account(row.id, row.name, row.company, row.plan, row.state, row.created_at)

@@ -1,0 +1,230 @@
+"""Resources: external systems and their sealed credentials. Plaintext never comes here."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Row, text
+from sqlalchemy.exc import IntegrityError
+
+from schemas.accounts import Account, Resource
+from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
+from schemas.errors import Conflict, NotFound
+from storage import audit
+
+
+@dataclass(frozen=True, slots=True)
+class SealedSecret:
+    """One secret as it is stored: envelope, its wrapped data key, and a salted fingerprint."""
+
+    field: str
+    version: int
+    envelope: bytes
+    fingerprint: bytes
+    dek_id: UUID
+    root_id: UUID
+    wrapped: bytes
+
+
+_SELECT = """
+SELECT r.*, coalesce(q.runs_max, 0) AS runs_max, coalesce((
+  SELECT jsonb_object_agg(v.field, v.version) FROM (
+    SELECT c.field, max(c.version) AS version FROM credentials c
+    WHERE c.resource_id = r.id GROUP BY c.field) v), '{}') AS secret_versions
+FROM resources r LEFT JOIN resource_queues q ON q.resource_id = r.id
+"""
+
+
+def listing(tx: Connection) -> Sequence[Resource]:
+    """Return the account's resources by name. `tx` has entered the account, here and below."""
+    return [_resource(row) for row in tx.execute(text(f"{_SELECT} ORDER BY r.name"))]
+
+
+def get(tx: Connection, name: str) -> Resource:
+    """Return one resource; NotFound names it."""
+    row = tx.execute(text(f"{_SELECT} WHERE r.name = :name"), {"name": name}).one_or_none()
+    if row is None:
+        raise NotFound(f"resource {name}: no such resource; see: syncward resource list")
+    return _resource(row)
+
+
+def _resource(row: Row[Any]) -> Resource:
+    return Resource(
+        resource_id=row.id,
+        account_id=row.account_id,
+        name=row.name,
+        kind=row.kind,
+        config=row.config,
+        secret_versions=row.secret_versions,
+        runs_max=row.runs_max,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+    )
+
+
+def create(
+    tx: Connection,
+    account: Account,
+    *,
+    resource_id: UUID,
+    name: str,
+    kind: str,
+    config: dict[str, Any],
+    runs_max: int,
+    principal: Principal,
+) -> None:
+    """Create a resource without credentials; Conflict if the name is taken."""
+    try:
+        with tx.begin_nested():
+            tx.execute(
+                text(
+                    "INSERT INTO resources (id, account_id, name, kind, config) "
+                    "VALUES (:id, :account, :name, :kind, CAST(:config AS jsonb))"
+                ),
+                {
+                    "id": resource_id,
+                    "account": account.account_id,
+                    "name": name,
+                    "kind": kind,
+                    "config": json.dumps(config),
+                },
+            )
+    except IntegrityError:
+        raise Conflict(
+            f"resource {name}: exists already; see: syncward resource show {name}"
+        ) from None
+    tx.execute(
+        text("INSERT INTO resource_queues (resource_id, runs_max) VALUES (:id, :max)"),
+        {"id": resource_id, "max": runs_max},
+    )
+    audit.append(
+        tx,
+        _event(AuditAction.RESOURCE_CREATED, account, resource_id, principal, name=name, kind=kind),
+    )
+
+
+def _event(
+    action: AuditAction,
+    account: Account,
+    resource_id: UUID,
+    principal: Principal,
+    **detail: str | int,
+) -> AuditEvent:
+    return AuditEvent(
+        action,
+        TargetKind.RESOURCE,
+        resource_id,
+        principal,
+        account_id=account.account_id,
+        detail=dict(detail),
+    )
+
+
+def update_config(
+    tx: Connection,
+    account: Account,
+    resource: Resource,
+    config: dict[str, Any],
+    principal: Principal,
+) -> None:
+    """Replace the clear settings of a resource."""
+    tx.execute(
+        text(
+            "UPDATE resources SET config = CAST(:config AS jsonb), updated_at = clock_timestamp() "
+            "WHERE id = :id"
+        ),
+        {"config": json.dumps(config), "id": resource.resource_id},
+    )
+    changed = sorted(
+        k for k in {*config, *resource.config} if config.get(k) != resource.config.get(k)
+    )
+    audit.append(
+        tx,
+        _event(
+            AuditAction.RESOURCE_UPDATED,
+            account,
+            resource.resource_id,
+            principal,
+            name=resource.name,
+            changed=", ".join(changed),
+        ),
+    )
+
+
+def store_secret(
+    tx: Connection, account: Account, resource_id: UUID, secret: SealedSecret, principal: Principal
+) -> None:
+    """Store a new version of a sealed credential beside its wrapped key."""
+    tx.execute(
+        text(
+            "INSERT INTO keystore.dek (id, account_id, purpose, root_id, wrapped) "
+            "VALUES (:id, :account, 'credentials', :root, :wrapped)"
+        ),
+        {
+            "id": secret.dek_id,
+            "account": account.account_id,
+            "root": secret.root_id,
+            "wrapped": secret.wrapped,
+        },
+    )
+    tx.execute(
+        text(
+            "INSERT INTO credentials (resource_id, field, version, account_id, envelope, "
+            "fingerprint) VALUES (:id, :field, :version, :account, :envelope, :fingerprint)"
+        ),
+        {
+            "id": resource_id,
+            "field": secret.field,
+            "version": secret.version,
+            "account": account.account_id,
+            "envelope": secret.envelope,
+            "fingerprint": secret.fingerprint,
+        },
+    )
+    audit.append(
+        tx,
+        _event(
+            AuditAction.CREDENTIAL_SEALED,
+            account,
+            resource_id,
+            principal,
+            field=secret.field,
+            version=secret.version,
+        ),
+    )
+
+
+def fingerprints(tx: Connection, resource_id: UUID) -> dict[str, bytes]:
+    """Return the salted fingerprint of each newest secret, to see whether a new one differs."""
+    rows = tx.execute(
+        text(
+            "SELECT DISTINCT ON (field) field, fingerprint FROM credentials "
+            "WHERE resource_id = :id ORDER BY field, version DESC"
+        ),
+        {"id": resource_id},
+    )
+    return {row.field: bytes(row.fingerprint) for row in rows}
+
+
+def delete(tx: Connection, account: Account, resource: Resource, principal: Principal) -> None:
+    """Delete a resource and its credentials; Conflict names the connections that still use it."""
+    used = tx.execute(
+        text("SELECT name FROM connections WHERE :id IN (source_id, destination_id) ORDER BY name"),
+        {"id": resource.resource_id},
+    ).scalars()
+    names = ", ".join(used)
+    if names:
+        raise Conflict(f"resource {resource.name}: used by {names}; delete those connections first")
+    tx.execute(text("DELETE FROM resources WHERE id = :id"), {"id": resource.resource_id})
+    audit.append(
+        tx,
+        _event(
+            AuditAction.RESOURCE_DELETED,
+            account,
+            resource.resource_id,
+            principal,
+            name=resource.name,
+        ),
+    )
