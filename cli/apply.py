@@ -1,0 +1,70 @@
+"""`syncward diff` and `syncward apply`: a document, and making the instance like it."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from cli import changes, secrets
+from cli.changes import Applying, Change
+from cli.context import Cli, command
+from cli.document import load
+from cli.show import plain
+from storage import accounts
+
+
+@click.group()
+def _group() -> None:
+    """Only here to register the two commands."""
+
+
+commands: dict[str, click.Command] = _group.commands
+
+
+@command(_group)
+@click.option("-f", "--file", "path", required=True, type=click.Path(path_type=Path))
+def diff(cli: Cli, path: Path) -> None:
+    """Show what `apply` would change, and what that means for the data."""
+    _pass_over(cli, path, write=False)
+
+
+@command(_group)
+@click.option("-f", "--file", "path", required=True, type=click.Path(path_type=Path))
+def apply(cli: Cli, path: Path) -> None:
+    """Make resources and connections like the document. A second time changes nothing."""
+    _pass_over(cli, path, write=True)
+
+
+def _pass_over(cli: Cli, path: Path, *, write: bool) -> None:
+    document, specs = load(path)
+    keyring = secrets.open_keyring(cli)
+    name = cli.account or document.account
+    with cli.transaction() as tx:
+        account = accounts.resolve(tx, name)
+        applying = Applying(
+            cli=cli,
+            tx=tx,
+            account=account,
+            base=path.parent,
+            now=datetime.now(UTC),
+            write=write,
+            keyring=keyring,
+        )
+        found = changes.run(applying, document, specs)
+    cli.answer(found, lambda: _text(found, write=write))
+
+
+_SIGN = {"create": "+", "update": "~", "unchanged": "="}
+_DONE = {"create": "created", "update": "updated", "unchanged": "unchanged"}
+
+
+def _text(found: Sequence[Change], *, write: bool) -> str:
+    lines = []
+    for change in found:
+        verb = _DONE[change.verb] if write else change.verb
+        lines.append(f"{_SIGN[change.verb]} {change.what}: {verb}")
+        lines += [f"    {plain(detail)}" for detail in change.details]
+    if all(change.verb == "unchanged" for change in found):
+        lines.append("nothing to change" if not write else "nothing changed")
+    return "\n".join(lines)

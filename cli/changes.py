@@ -1,0 +1,258 @@
+"""What a document would change, what that means for the data, and making it so."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from crypto.fingerprint import matches
+from crypto.keyring import Keyring
+from sqlalchemy import Connection as Tx
+
+from cli import secrets
+from cli.context import Cli
+from cli.document import Document, ResourceEntry, SecretSource
+from connectors import registry
+from scheduler.due import next_time, shortest_gap
+from schemas.accounts import Account, Connection, ConnectionSpec, Resource
+from schemas.errors import ConfigError, NotFound
+from schemas.ids import new_id
+from schemas.plans import check_interval, plan
+from schemas.schedules import Schedule
+from schemas.secret import Secret
+from schemas.streams import StreamSpec
+from storage import connections, resources
+
+Verb = Literal["create", "update", "unchanged"]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One thing of the document: what would happen to it, in sentences."""
+
+    verb: Verb
+    what: str  # "resource shop", "connection shop-to-lake"
+    details: tuple[str, ...] = ()
+
+
+def next_slot(schedule: Schedule, plan_name: str, now: datetime) -> datetime | None:
+    """Return the first slot of a new schedule; ConfigError if the plan forbids its pace."""
+    gap = shortest_gap(schedule, now)
+    if gap is not None:
+        check_interval(plan(plan_name), gap)
+    return next_time(schedule, now, now)
+
+
+@dataclass(frozen=True, slots=True)
+class Applying:
+    """One pass over a document; with `write` False nothing is changed."""
+
+    cli: Cli
+    tx: Tx
+    account: Account
+    base: Path  # secret files are relative to the document
+    now: datetime
+    write: bool
+    keyring: Keyring
+
+
+def run(applying: Applying, document: Document, specs: dict[str, ConnectionSpec]) -> list[Change]:
+    """Compare, and with `write` make it so. Idempotent: a second pass changes nothing."""
+    known = {r.name: r for r in resources.listing(applying.tx)}
+    changes = [
+        _resource(applying, name, entry, known.get(name))
+        for name, entry in document.resources.items()
+    ]
+    after = {r.name: r for r in resources.listing(applying.tx)}
+    if not applying.write:  # pretend: names of the document count as there
+        after |= {n: known.get(n) or _imagined(applying, n) for n in document.resources}
+    existing = {c.spec.name: c for c in connections.listing(applying.tx)}
+    changes += [
+        _connection(applying, spec, existing.get(spec.name), after) for spec in specs.values()
+    ]
+    return changes
+
+
+def _imagined(applying: Applying, name: str) -> Resource:
+    account = applying.account
+    return Resource(new_id(), account.account_id, name, "", {}, {}, 0, applying.now, applying.now)
+
+
+def _resource(
+    applying: Applying, name: str, entry: ResourceEntry, known: Resource | None
+) -> Change:
+    config = registry.validate_config(entry.kind, entry.config)
+    wanted = _secrets(applying, name, entry)
+    if known is None:
+        if applying.write:
+            _create_resource(applying, name, entry, config, wanted)
+        return Change(
+            "create",
+            f"resource {name}",
+            tuple(f"{field}: sealed from {_origin(entry, field)}" for field in wanted),
+        )
+    if known.kind != entry.kind:
+        raise ConfigError(
+            f"resource {name} is of kind {known.kind} and stays so; use another name for {entry.kind}"
+        )
+    details = [
+        f"{key} changes"
+        for key in sorted({*config, *known.config})
+        if config.get(key) != known.config.get(key)
+    ]
+    stored = resources.fingerprints(applying.tx, known.resource_id)
+    fresh = {f: s for f, s in wanted.items() if not _same(s, stored.get(f))}
+    if applying.write:
+        if details:
+            resources.update_config(
+                applying.tx, applying.account, known, config, applying.cli.principal
+            )
+        for field, secret in fresh.items():
+            version = known.secret_versions.get(field, 0) + 1
+            _store(applying, known, field, version, secret)
+    details += [f"{field}: sealed again, it differs" for field in fresh]
+    return Change("update" if details else "unchanged", f"resource {name}", tuple(details))
+
+
+def _same(secret: Secret, stored: bytes | None) -> bool:
+    return stored is not None and matches(secret.reveal().encode(), stored)
+
+
+def _origin(entry: ResourceEntry, field: str) -> str:
+    source = entry.secret[field]
+    return source.file if isinstance(source, SecretSource) else source
+
+
+def _secrets(applying: Applying, name: str, entry: ResourceEntry) -> dict[str, Secret]:
+    fields = registry.secret_fields(entry.kind)
+    unknown = sorted(set(entry.secret) - set(fields))
+    if unknown:
+        raise ConfigError(
+            f"resource {name}: {entry.kind} has no secret {', '.join(unknown)}; "
+            f"it has {', '.join(fields)}"
+        )
+    for field, source in entry.secret.items():
+        if isinstance(source, str) and source not in {"stdin", "prompt"}:
+            raise ConfigError(
+                f"resource {name}: secret {field} must not stand in the document; "
+                "write {file: PATH}, stdin or prompt"
+            )
+    return {
+        field: secrets.read(f"resource {name}: {field}", _origin(entry, field), base=applying.base)
+        for field in entry.secret
+    }
+
+
+def _create_resource(
+    applying: Applying,
+    name: str,
+    entry: ResourceEntry,
+    config: dict[str, object],
+    wanted: dict[str, Secret],
+) -> None:
+    resource_id = new_id()
+    resources.create(
+        applying.tx,
+        applying.account,
+        resource_id=resource_id,
+        name=name,
+        kind=entry.kind,
+        config=config,
+        runs_max=entry.runs_max or applying.cli.settings.resource_runs_max,
+        principal=applying.cli.principal,
+    )
+    made = resources.get(applying.tx, name)
+    for field, secret in wanted.items():
+        _store(applying, made, field, 1, secret)
+
+
+def _store(applying: Applying, known: Resource, field: str, version: int, secret: Secret) -> None:
+    sealed = secrets.seal_credential(
+        applying.keyring,
+        account_id=applying.account.account_id,
+        resource_id=known.resource_id,
+        field=field,
+        version=version,
+        secret=secret,
+    )
+    resources.store_secret(
+        applying.tx, applying.account, known.resource_id, sealed, applying.cli.principal
+    )
+
+
+def _connection(
+    applying: Applying,
+    spec: ConnectionSpec,
+    known: Connection | None,
+    ends: dict[str, Resource],
+) -> Change:
+    for role in (spec.source, spec.destination):
+        if role not in ends:
+            raise NotFound(f"connection {spec.name}: there is no resource {role}")
+    source, destination = ends[spec.source], ends[spec.destination]
+    due = next_slot(spec.schedule, applying.account.plan, applying.now)
+    if known is None:
+        if applying.write:
+            connections.create(
+                applying.tx,
+                applying.account,
+                spec,
+                source=source,
+                destination=destination,
+                next_due_at=due,
+                principal=applying.cli.principal,
+            )
+        details = (
+            str(spec.schedule),
+            *(f"{s.name}: read from the beginning" for s in spec.streams),
+        )
+        return Change("create", f"connection {spec.name}", details)
+    details = tuple(_differences(known.spec, spec))
+    if details and applying.write:
+        connections.update(
+            applying.tx,
+            applying.account,
+            known,
+            spec,
+            source=source,
+            destination=destination,
+            next_due_at=due,
+            changed=details,
+            principal=applying.cli.principal,
+        )
+    return Change("update" if details else "unchanged", f"connection {spec.name}", details)
+
+
+def _differences(old: ConnectionSpec, new: ConnectionSpec) -> Sequence[str]:
+    """Say what differs and what that means for the data."""
+    lines = []
+    if old.schedule != new.schedule:
+        lines.append(f"schedule: {old.schedule} becomes {new.schedule}")
+    if (old.source, old.destination) != (new.source, new.destination):
+        lines.append("source or destination changes: every stream is read from the beginning")
+    if old.target != new.target:
+        lines.append(
+            f"target schema {new.target.schema_name}: every stream is read from the beginning "
+            f"into new tables; those in {old.target.schema_name} stay"
+        )
+    lines += [
+        f"{name} changes"
+        for name in ("description", "parameters")
+        if getattr(old, name) != getattr(new, name)
+    ]
+    before = {s.name: s for s in old.streams}
+    for stream in new.streams:
+        lines += _stream_differences(before.pop(stream.name, None), stream)
+    lines += [f"{name}: no longer read; its table stays" for name in before]
+    return lines
+
+
+def _stream_differences(old: StreamSpec | None, new: StreamSpec) -> list[str]:
+    if old is None:
+        return [f"{new.name}: new, read from the beginning"]
+    changed = [f for f in StreamSpec.model_fields if getattr(old, f) != getattr(new, f)]
+    resets = [f for f in changed if f in {"mode", "key", "cursor"}]
+    if resets:
+        return [f"{new.name}: {', '.join(resets)} changes; it is read from the beginning"]
+    return [f"{new.name}: {', '.join(changed)} changes; it goes on where it is"] if changed else []

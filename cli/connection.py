@@ -1,0 +1,140 @@
+"""`syncward connection`: what moves from where to where, and when."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from cli.changes import next_slot
+from cli.context import Cli, command
+from cli.document import connection_from_file
+from cli.show import ago, cursor_text, plain, table
+from schemas.accounts import Connection
+from storage import connections, resources
+
+
+@click.group()
+def connection() -> None:
+    """Connections: create, list, show, pause, resume, delete."""
+
+
+commands = {"connection": connection}
+
+
+@command(connection)
+@click.argument("name")
+@click.option("-f", "--file", "path", required=True, type=click.Path(path_type=Path), help="YAML.")
+def create(cli: Cli, name: str, path: Path) -> None:
+    """Create a connection from one entry of a document (see `apply`)."""
+    spec = connection_from_file(path, cli.split(name)[1])
+    with cli.inside(name) as (tx, account, short):
+        now = datetime.now(UTC)
+        connections.create(
+            tx,
+            account,
+            spec,
+            source=resources.get(tx, spec.source),
+            destination=resources.get(tx, spec.destination),
+            next_due_at=next_slot(spec.schedule, account.plan, now),
+            principal=cli.principal,
+        )
+    cli.answer({"created": short}, lambda: f"connection {short} created ({spec.schedule})")
+
+
+@command(connection, "list")
+def list_(cli: Cli) -> None:
+    """List connections."""
+    with cli.inside() as (tx, _, _name):
+        found = connections.listing(tx)
+    rows = [
+        (
+            c.spec.name,
+            f"{c.spec.source} -> {c.spec.destination}",
+            c.spec.schedule,
+            _state(c),
+            ago(c.last_success_at),
+        )
+        for c in found
+    ]
+    cli.answer(
+        list(found),
+        lambda: table(("CONNECTION", "FROM -> TO", "SCHEDULE", "STATE", "SUCCESS"), rows),
+    )
+
+
+def _state(found: Connection) -> str:
+    return f"paused ({found.state_reason})" if found.state == "paused" else found.state
+
+
+@command(connection)
+@click.argument("name")
+def show(cli: Cli, name: str) -> None:
+    """Show one connection with its streams and cursors."""
+    with cli.inside(name) as (tx, _, short):
+        found = connections.get(tx, short)
+        cursors = connections.cursors(tx, found.connection_id)
+    spec = found.spec
+    lines = [
+        f"{spec.name}: {spec.source} -> {spec.destination} (schema {spec.target.schema_name})",
+        f"schedule    {spec.schedule}; next {ago(found.next_due_at)}",
+        f"state       {_state(found)}; last success {ago(found.last_success_at)}, "
+        f"{found.failures} failures in a row",
+    ]
+    if spec.description:
+        lines.append(f"about       {plain(spec.description)}")
+    rows = [
+        (
+            s.name,
+            s.mode,
+            ",".join(s.key) or "-",
+            s.cursor or "-",
+            cursor_text(cursors.get(s.name)) or "-",
+        )
+        for s in spec.streams
+    ]
+    streams = table(("STREAM", "MODE", "KEY", "CURSOR", "READ UP TO"), rows)
+    cli.answer(
+        {**found.spec.model_dump(mode="json", by_alias=True), "state": found.state,
+         "state_reason": found.state_reason, "next_due_at": found.next_due_at, "cursors": cursors},
+        lambda: "\n".join([*lines, "", streams]),
+    )  # fmt: skip
+
+
+@command(connection)
+@click.argument("name")
+def pause(cli: Cli, name: str) -> None:
+    """Stop scheduling; a running run goes on to its end."""
+    with cli.inside(name) as (tx, account, short):
+        moved = connections.pause(tx, account, connections.get(tx, short), cli.principal)
+    cli.answer(
+        {"connection": short, "state": "paused", "changed": moved},
+        lambda: f"connection {short} {'paused' if moved else 'was paused already'}",
+    )
+
+
+@command(connection)
+@click.argument("name")
+def resume(cli: Cli, name: str) -> None:
+    """Schedule again from now on; missed slots are not replayed."""
+    with cli.inside(name) as (tx, account, short):
+        found = connections.get(tx, short)
+        moved = connections.resume(
+            tx,
+            account,
+            found,
+            next_due_at=next_slot(found.spec.schedule, account.plan, datetime.now(UTC)),
+            principal=cli.principal,
+        )
+    cli.answer(
+        {"connection": short, "state": "active", "changed": moved},
+        lambda: f"connection {short} {'resumed' if moved else 'was active already'}",
+    )
+
+
+@command(connection)
+@click.argument("name")
+def delete(cli: Cli, name: str) -> None:
+    """Delete a connection; data that it has loaded stays."""
+    with cli.inside(name) as (tx, account, short):
+        connections.delete(tx, account, connections.get(tx, short), cli.principal)
+    cli.answer({"deleted": short}, lambda: f"connection {short} deleted; its tables stay")

@@ -1,0 +1,103 @@
+"""What every command shares: settings, one engine, the account, and how answers are shown."""
+
+import getpass
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property, wraps
+from typing import Any
+
+import click
+from sqlalchemy import Connection, Engine
+
+from cli.show import jsonable
+from schemas.accounts import Account
+from schemas.audit import Principal
+from schemas.errors import ConfigError
+from schemas.settings import Settings, load_settings
+
+
+@dataclass
+class Cli:
+    """One invocation."""
+
+    json: bool = False
+    account: str | None = None
+    _: dict[str, object] = field(default_factory=dict)
+
+    @cached_property
+    def settings(self) -> Settings:
+        return load_settings()
+
+    @cached_property
+    def engine(self) -> Engine:
+        from storage.engine import open_engine  # noqa: PLC0415 - `--help` must not wait for it
+
+        if self.settings.database_url is None:
+            raise ConfigError(
+                "SYNCWARD_DATABASE_URL is not set; start a development instance with: "
+                "syncward up --dev"
+            )
+        return open_engine(self.settings.database_url.get_secret_value(), "operator", pool_size=1)
+
+    @cached_property
+    def principal(self) -> Principal:
+        return Principal("operator", getpass.getuser())
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """One transaction as operator, in no account yet."""
+        from storage.engine import transaction  # noqa: PLC0415 - as above
+
+        with transaction(self.engine) as tx:
+            yield tx
+
+    @contextmanager
+    def inside(self, name: str | None = None) -> Iterator[tuple[Connection, Account, str]]:
+        """One transaction inside the account; also splits `acme/shop` into account and name."""
+        from storage import accounts  # noqa: PLC0415 - as above
+
+        account_name, short = self.split(name)
+        with self.transaction() as tx:
+            yield tx, accounts.resolve(tx, account_name), short
+
+    def split(self, name: str | None) -> tuple[str | None, str]:
+        """Return (account, name) of `acme/shop`, or the account of `-A` and the name."""
+        default = self.account or self.settings.account
+        if name is None or "/" not in name:
+            return default, name or ""
+        account, _, short = name.partition("/")
+        return account, short
+
+    def answer(self, data: object, text: Callable[[], str]) -> None:
+        """Print one JSON document, or the text."""
+        click.echo(json.dumps(jsonable(data), indent=2) if self.json else text())
+
+    def note(self, text: str) -> None:
+        """Say something that is no answer, on stderr, to people only."""
+        if not self.json:
+            click.echo(text, err=True)
+
+
+def command(group: click.Group, name: str | None = None) -> Callable[..., Any]:
+    """Register a command that takes `--json` and `-A/--account` and gets a Cli first."""
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        @wraps(function)
+        def run(*args: Any, json: bool, account: str | None, **kwargs: Any) -> None:  # noqa: ANN401 - click decides
+            function(Cli(json=json, account=account), *args, **kwargs)
+
+        run = click.option("--json", is_flag=True, help="One JSON document on stdout.")(run)
+        run = click.option(
+            "-A", "--account", metavar="NAME", help="Account; the sole one by default."
+        )(run)
+        return group.command(name or function.__name__.replace("_", "-"))(run)
+
+    return decorate
+
+
+def interactive() -> bool:
+    """Say whether somebody sits at a terminal."""
+    return sys.stdin.isatty() and sys.stderr.isatty()

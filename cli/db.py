@@ -1,0 +1,59 @@
+"""`syncward db`: the control database."""
+
+import sys
+
+import click
+
+from cli.context import Cli, command
+from cli.main import EXIT_FAILED
+from schemas.errors import ConfigError
+from storage import migrate
+from storage.roles import role_sql
+
+
+@click.group()
+def db() -> None:
+    """Control database: upgrade, check."""
+
+
+commands = {"db": db}
+
+
+def _url(cli: Cli) -> str:
+    if cli.settings.database_url is None:
+        raise ConfigError("SYNCWARD_DATABASE_URL is not set; see docs/settings.md")
+    return cli.settings.database_url.get_secret_value()
+
+
+@command(db)
+@click.option("--print-sql", is_flag=True, help="Print the role SQL for a DBA; change nothing.")
+def upgrade(cli: Cli, *, print_sql: bool) -> None:
+    """Create roles and bring the schema to this version."""
+    if print_sql:
+        cli.answer({"sql": role_sql()}, role_sql)
+        return
+    before, after = migrate.upgrade(_url(cli), cli.principal)
+    text = (
+        f"already at {after}"
+        if before == after
+        else f"upgraded from {before or 'empty'} to {after}"
+    )
+    cli.answer({"before": before, "after": after}, lambda: f"control database: {text}")
+
+
+@command(db)
+def check(cli: Cli) -> None:
+    """Compare the database with what this version wants."""
+    with cli.transaction() as tx:
+        found, wanted = migrate.current(tx), migrate.head()
+        differences = migrate.differences(tx) if found == wanted else []
+    good = found == wanted and not differences
+    lines = [f"control database: {found or 'empty'}, wanted {wanted}", *differences]
+    if found != wanted:
+        lines.append("run: syncward db upgrade")
+    cli.answer(
+        {"revision": found, "wanted": wanted, "differences": differences},
+        lambda: "\n".join([*lines, "ok" if good else "not ok"]),
+    )
+    if not good:
+        sys.exit(EXIT_FAILED)

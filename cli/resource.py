@@ -1,0 +1,240 @@
+"""`syncward resource`: external systems and their sealed credentials."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import click
+
+from cli import secrets
+from cli.context import Cli, command, interactive
+from cli.show import ago, plain, table
+from cli.waiting import wait_for_run
+from connectors import registry
+from schemas.accounts import Account, Resource
+from schemas.errors import ConfigError, SyncwardError
+from schemas.ids import new_id
+from schemas.limits import INTERACTIVE_DEADLINE
+from schemas.runs import Run, RunKind, RunOptions, RunState
+from schemas.secret import looks_secret
+from storage import outputs, resources, runs
+from storage.runs import Subject
+
+
+@click.group()
+def resource() -> None:
+    """External systems: create, list, show, test, discover, rotate, delete."""
+
+
+commands = {"resource": resource}
+
+
+@command(resource)
+@click.argument("name")
+@click.option("--kind", required=True, help="Connector, e.g. postgres.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Clear setting.")
+@click.option("--secret-file", multiple=True, metavar="FIELD=FILE", help="Secret from a file.")
+@click.option("--secret-stdin", metavar="FIELD", help="Secret from standard input.")
+def create(  # noqa: PLR0917 - click passes what the operator typed
+    cli: Cli,
+    name: str,
+    kind: str,
+    settings: tuple[str, ...],
+    secret_file: tuple[str, ...],
+    secret_stdin: str | None,
+) -> None:
+    """Create a resource. Secrets come from a file, stdin or a prompt, never from an argument."""
+    config = registry.validate_config(kind, _clear(settings))
+    given = _sources(kind, secret_file, secret_stdin)
+    keyring = secrets.open_keyring(cli)
+    with cli.inside(name) as (tx, account, short):
+        resource_id = new_id()
+        resources.create(
+            tx,
+            account,
+            resource_id=resource_id,
+            name=short,
+            kind=kind,
+            config=config,
+            runs_max=cli.settings.resource_runs_max,
+            principal=cli.principal,
+        )
+        for field, source in given.items():
+            sealed = secrets.seal_credential(
+                keyring,
+                account_id=account.account_id,
+                resource_id=resource_id,
+                field=field,
+                version=1,
+                secret=secrets.read(field, source, base=Path()),
+            )
+            resources.store_secret(tx, account, resource_id, sealed, cli.principal)
+    cli.answer(
+        {"created": short, "sealed": sorted(given)},
+        lambda: f"resource {short} created; next: syncward resource test {short}",
+    )
+
+
+def _clear(settings: tuple[str, ...]) -> dict[str, str]:
+    config: dict[str, str] = {}
+    for setting in settings:
+        key, sign, value = setting.partition("=")
+        if not sign:
+            raise click.UsageError(f"--set {plain(key)}: write KEY=VALUE")
+        if looks_secret(key):
+            raise click.UsageError(
+                f"--set {plain(key)}: a secret never goes on the command line, others can read it "
+                f"there; use --secret-file {plain(key)}=FILE or --secret-stdin {plain(key)}"
+            )
+        config[key] = value
+    return config
+
+
+def _sources(kind: str, files: tuple[str, ...], stdin: str | None) -> dict[str, str]:
+    given = {stdin: "stdin"} if stdin else {}
+    for entry in files:
+        field, sign, path = entry.partition("=")
+        if not sign:
+            raise click.UsageError(f"--secret-file {plain(field)}: write FIELD=FILE")
+        given[field] = path
+    wanted = registry.secret_fields(kind)
+    unknown = sorted(set(given) - set(wanted))
+    if unknown:
+        raise ConfigError(f"{kind} has no secret {', '.join(unknown)}; it has {', '.join(wanted)}")
+    if interactive():
+        return {field: given.get(field, "prompt") for field in wanted}
+    return given
+
+
+@command(resource, "list")
+def list_(cli: Cli) -> None:
+    """List resources."""
+    with cli.inside() as (tx, _, _name):
+        found = resources.listing(tx)
+    rows = [
+        (r.name, r.kind, _where(r), ", ".join(r.secret_versions) or "none", ago(r.updated_at))
+        for r in found
+    ]
+    cli.answer(list(found), lambda: table(("RESOURCE", "KIND", "WHERE", "SEALED", "CHANGED"), rows))
+
+
+def _where(resource: Resource) -> str:
+    config = resource.config
+    return f"{config.get('host', '')}:{config.get('port', '')}/{config.get('database', '')}"
+
+
+@command(resource)
+@click.argument("name")
+def show(cli: Cli, name: str) -> None:
+    """Show one resource: clear settings, and which secrets are stored in which version."""
+    with cli.inside(name) as (tx, _, short):
+        found = resources.get(tx, short)
+    lines = [f"{key:<12}{plain(value)}" for key, value in found.config.items() if value is not None]
+    lines += [f"{field:<12}sealed, version {n}" for field, n in found.secret_versions.items()]
+    cli.answer(found, lambda: "\n".join([f"{found.name} ({found.kind})", *lines]))
+
+
+@command(resource)
+@click.argument("name")
+def test(cli: Cli, name: str) -> None:
+    """Let a worker connect: server version, TLS, and what is missing."""
+    run, document = _ask(cli, name, RunKind.TEST)
+    cli.answer(
+        {"run_id": run.run_id, "resource": run.subject_name, **document},
+        lambda: _tested(run, document),
+    )
+
+
+def _tested(run: Run, document: dict[str, object]) -> str:
+    parts = [
+        f"{run.subject_name}: {document['server_version']}",
+        f"TLS {document['tls']}",
+        f"login {document['login']}",
+    ]
+    for role in ("source", "destination"):
+        missing = document[f"missing_as_{role}"]
+        sentences = "; ".join(map(str, missing)) if isinstance(missing, list) else ""
+        parts.append(f"as {role}: {plain(sentences) or 'ready'}")
+    return ", ".join(parts)
+
+
+@command(resource)
+@click.argument("name")
+def discover(cli: Cli, name: str) -> None:
+    """Let a worker list streams: columns, keys, cursor candidates, row estimates."""
+    run, document = _ask(cli, name, RunKind.DISCOVER)
+    found = document["streams"]
+    assert isinstance(found, list)  # noqa: S101 - our own worker wrote it
+    rows = [
+        (
+            s["name"],
+            len(s["columns"]),
+            ",".join(s["key"]) or "-",
+            f"~{s['rows_estimated']:,}",
+            s["suggestion"],
+        )
+        for s in found
+    ]
+    cli.answer(
+        {"run_id": run.run_id, "resource": run.subject_name, "streams": found},
+        lambda: table(("STREAM", "COLS", "KEY", "ROWS", "SUGGESTION"), rows, width=200),
+    )
+
+
+def _ask(cli: Cli, name: str, kind: RunKind) -> tuple[Run, dict[str, object]]:
+    """Run a question on a worker (nobody else may unseal) and wait for its answer."""
+    with cli.inside(name) as (tx, account, short):
+        asked = resources.get(tx, short)
+        enqueued = runs.enqueue(
+            tx,
+            _subject(account, asked),
+            kind,
+            RunOptions(),
+            cli.principal,
+            deadline=INTERACTIVE_DEADLINE,
+        )
+    patience = INTERACTIVE_DEADLINE + timedelta(seconds=10)
+    run = wait_for_run(cli, account.name, enqueued.run_id, patience=patience)
+    if run.state is not RunState.SUCCEEDED:
+        raise SyncwardError(f"resource {short}: {run.error}", code=run.error_code or "failed")
+    with cli.inside(f"{account.name}/") as (tx, _, _name):
+        return run, outputs.document(tx, run.run_id) or {}
+
+
+def _subject(account: Account, resource: Resource) -> Subject:
+    return Subject(resource.resource_id, account.account_id, resource.resource_id)
+
+
+@command(resource)
+@click.argument("name")
+@click.option("--secret-file", multiple=True, metavar="FIELD=FILE", help="Secret from a file.")
+@click.option("--secret-stdin", metavar="FIELD", help="Secret from standard input.")
+def rotate(cli: Cli, name: str, secret_file: tuple[str, ...], secret_stdin: str | None) -> None:
+    """Store new credentials as a new version; the next run uses them."""
+    keyring = secrets.open_keyring(cli)
+    with cli.inside(name) as (tx, account, short):
+        found = resources.get(tx, short)
+        given = _sources(found.kind, secret_file, secret_stdin)
+        if not given:
+            raise ConfigError("no secret was given; use --secret-file FIELD=FILE or --secret-stdin")
+        for field, source in given.items():
+            sealed = secrets.seal_credential(
+                keyring,
+                account_id=account.account_id,
+                resource_id=found.resource_id,
+                field=field,
+                version=found.secret_versions.get(field, 0) + 1,
+                secret=secrets.read(field, source, base=Path()),
+            )
+            resources.store_secret(tx, account, found.resource_id, sealed, cli.principal)
+    cli.answer(
+        {"rotated": short, "fields": sorted(given)}, lambda: f"resource {short}: credentials stored"
+    )
+
+
+@command(resource)
+@click.argument("name")
+def delete(cli: Cli, name: str) -> None:
+    """Delete a resource that no connection uses."""
+    with cli.inside(name) as (tx, account, short):
+        resources.delete(tx, account, resources.get(tx, short), cli.principal)
+    cli.answer({"deleted": short}, lambda: f"resource {short} deleted")

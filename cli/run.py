@@ -1,0 +1,205 @@
+"""`syncward run`: ask for runs, look at them, decide about them."""
+
+import sys
+import time
+from uuid import UUID
+
+import click
+from sqlalchemy import Connection
+
+from cli.context import Cli, command
+from cli.main import EXIT_AWAITING_APPROVAL, EXIT_FAILED
+from cli.show import jsonable, plain, run_document, run_table, run_text, stream_table
+from cli.waiting import wait_for_run
+from schemas.audit import AuditAction, AuditEvent, TargetKind
+from schemas.errors import Conflict, NotFound
+from schemas.runs import FINAL_STATES, Run, RunKind, RunOptions, RunState
+from storage import audit, connections, logs, outputs, runs
+
+
+@click.group()
+def run() -> None:
+    """Runs: enqueue, list, show, logs, output, cancel, approve, reject."""
+
+
+commands = {"run": run}
+
+
+@command(run)
+@click.argument("connection")
+@click.option("--full-refresh", is_flag=True, help="Read everything again.")
+@click.option("--stream", "streams", multiple=True, metavar="S", help="Only this stream.")
+@click.option("--wait", is_flag=True, help="Wait for the end; exit 0 only if it succeeded.")
+def enqueue(
+    cli: Cli, connection: str, *, full_refresh: bool, streams: tuple[str, ...], wait: bool
+) -> None:
+    """Ask for a run now. One that is live already is followed by this one."""
+    with cli.inside(connection) as (tx, account, short):
+        found = connections.get(tx, short)
+        if found.state == "paused":
+            raise Conflict(
+                f"connection {short} is paused ({found.state_reason}); "
+                f"resume it first: syncward connection resume {short}"
+            )
+        unknown = sorted(set(streams) - {s.name for s in found.spec.streams})
+        if unknown:
+            known = ", ".join(s.name for s in found.spec.streams)
+            raise NotFound(f"connection {short} has no stream {', '.join(unknown)}; it has {known}")
+        options = RunOptions(full_refresh=full_refresh, streams=streams)
+        asked = runs.enqueue(tx, connections.subject(found), RunKind.SYNC, options, cli.principal)
+    if not wait:
+        answer = {"run_id": asked.run_id, "connection": short, "how": asked.how}
+        cli.answer(answer, lambda: f"run {asked.run_id} {asked.how.replace('_', ' ')}")
+        return
+    cli.note(f"run {asked.run_id} {asked.how.replace('_', ' ')}")
+    ended = wait_for_run(cli, account.name, asked.run_id)
+    with cli.inside(f"{account.name}/") as (tx, _, _name):
+        results = outputs.streams(tx, ended.run_id)
+    cli.answer(run_document(ended, results), lambda: run_text(ended, results))
+    if ended.state is RunState.AWAITING_APPROVAL:
+        sys.exit(EXIT_AWAITING_APPROVAL)
+    if ended.state is not RunState.SUCCEEDED:
+        sys.exit(EXIT_FAILED)
+
+
+@command(run, "list")
+@click.argument("connection", required=False)
+@click.option("--state", type=click.Choice([s.value for s in RunState]), help="Only this state.")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 1000))
+def list_(cli: Cli, connection: str | None, state: str | None, limit: int) -> None:
+    """List runs, live ones first."""
+    with cli.inside(connection) as (tx, account, short):
+        subject = connections.get(tx, short).connection_id if short else None
+        found = runs.listing(
+            tx,
+            account.account_id,
+            subject_id=subject,
+            state=RunState(state) if state else None,
+            limit=limit,
+        )
+    cli.answer(list(found), lambda: run_table(found))
+
+
+def _find(tx: Connection, account_id: UUID, name: str) -> Run:
+    """A run by its id, or the latest of a connection."""
+    try:
+        return runs.get(tx, UUID(name))
+    except ValueError:
+        subject = connections.get(tx, name).connection_id
+    latest = runs.listing(tx, account_id, subject_id=subject, limit=1)
+    if not latest:
+        raise NotFound(f"connection {name} has no run yet; start one: syncward run enqueue {name}")
+    return latest[0]
+
+
+@command(run)
+@click.argument("name", metavar="RUN|CONNECTION")
+def show(cli: Cli, name: str) -> None:
+    """Show one run (a connection's name means its latest)."""
+    with cli.inside(name) as (tx, account, short):
+        found = _find(tx, account.account_id, short)
+        results = outputs.streams(tx, found.run_id)
+    cli.answer({**_whole(found), "streams": jsonable(results)}, lambda: run_text(found, results))
+
+
+def _whole(found: Run) -> dict[str, object]:
+    document = jsonable(found)
+    assert isinstance(document, dict)  # noqa: S101 - a dataclass becomes a dict
+    return document
+
+
+@command(run, "logs")
+@click.argument("name", metavar="RUN|CONNECTION")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the run has ended.")
+@click.option("--grep", metavar="TEXT", help="Only lines that contain this.")
+def show_logs(cli: Cli, name: str, *, follow: bool, grep: str | None) -> None:
+    """Show a run's log, also while it is running. Reading it is an audit event."""
+    with cli.inside(name) as (tx, account, short):
+        found = _find(tx, account.account_id, short)
+        audit.append(tx, _read_event(AuditAction.LOGS_READ, found, cli))
+    kept: list[object] = []
+    after, ended = 0, False
+    while not ended:
+        with cli.inside(f"{account.name}/") as (tx, _, _name):
+            ended = not follow or runs.get(tx, found.run_id).state in FINAL_STATES
+            lines = logs.read(tx, found.run_id, after=after)
+        for line in lines:
+            after = line.seq
+            if grep is None or grep in line.message:
+                kept.append(_print_line(cli, line, follow=follow))
+        if lines:
+            ended = False if len(lines) >= 1_000 else ended  # noqa: PLR2004 - a full page: go on
+        if not ended:
+            time.sleep(0.3)
+    if cli.json and not follow:
+        cli.answer(kept, str)
+
+
+def _print_line(cli: Cli, line: logs.LogLine, *, follow: bool) -> object:
+    document = {"at": line.at, "level": line.level, "stream": line.stream, "message": line.message}
+    if not cli.json:
+        where = f"{line.stream}: " if line.stream else ""
+        click.echo(
+            f"{line.at:%H:%M:%S.%f}"[:-3] + f" {line.level:<7} {plain(where + line.message)}"
+        )
+    elif follow:
+        import json  # noqa: PLC0415 - `-f --json` prints JSON lines
+
+        click.echo(json.dumps(jsonable(document)))
+    return document
+
+
+def _read_event(action: AuditAction, found: Run, cli: Cli) -> AuditEvent:
+    return AuditEvent(
+        action,
+        TargetKind.RUN,
+        found.run_id,
+        cli.principal,
+        account_id=found.account_id,
+        run_id=found.run_id,
+    )
+
+
+@command(run)
+@click.argument("name", metavar="RUN|CONNECTION")
+def output(cli: Cli, name: str) -> None:
+    """Show what a run produced. Reading it is an audit event."""
+    with cli.inside(name) as (tx, account, short):
+        found = _find(tx, account.account_id, short)
+        audit.append(tx, _read_event(AuditAction.OUTPUT_READ, found, cli))
+        results = outputs.streams(tx, found.run_id)
+        document = outputs.document(tx, found.run_id)
+    answer = {**run_document(found, results), **({"document": document} if document else {})}
+    cli.answer(answer, lambda: stream_table(results) if results else str(jsonable(document)))
+
+
+@command(run)
+@click.argument("name", metavar="RUN|CONNECTION")
+def cancel(cli: Cli, name: str) -> None:
+    """Stop a run: at once if no worker has it, within seconds otherwise."""
+    with cli.inside(name) as (tx, account, short):
+        found = _find(tx, account.account_id, short)
+        state = runs.cancel(tx, found.run_id, cli.principal)
+    if state is RunState.RUNNING:
+        state = wait_for_run(cli, account.name, found.run_id).state
+    cli.answer({"run_id": found.run_id, "state": state}, lambda: f"run {found.run_id} {state}")
+
+
+@command(run)
+@click.argument("name", metavar="RUN|CONNECTION")
+def approve(cli: Cli, name: str) -> None:
+    """Let a run that a guard stopped go on."""
+    with cli.inside(name) as (tx, account, short):
+        found = _find(tx, account.account_id, short)
+        runs.approve(tx, found.run_id, cli.principal)
+    cli.answer({"approved": found.run_id}, lambda: f"run {found.run_id} approved; it goes on")
+
+
+@command(run)
+@click.argument("name", metavar="RUN|CONNECTION")
+def reject(cli: Cli, name: str) -> None:
+    """End a run that a guard stopped; the previous data stays served."""
+    with cli.inside(name) as (tx, account, short):
+        found = _find(tx, account.account_id, short)
+        runs.reject(tx, found.run_id, cli.principal)
+    cli.answer({"rejected": found.run_id}, lambda: f"run {found.run_id} rejected")

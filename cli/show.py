@@ -1,0 +1,151 @@
+"""How things look on a terminal of 80 columns, and as JSON."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from uuid import UUID
+
+from pydantic import BaseModel
+
+from schemas.records import Cursor, StreamResult
+from schemas.runs import Run
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def jsonable(value: object) -> object:
+    """Turn our types into what `json.dumps` takes."""
+    match value:
+        case BaseModel():
+            return value.model_dump(mode="json")
+        case _ if is_dataclass(value) and not isinstance(value, type):
+            return jsonable(asdict(value))
+        case dict():
+            return {str(k): jsonable(v) for k, v in value.items()}
+        case list() | tuple():
+            return [jsonable(v) for v in value]
+        case Enum():
+            return value.value
+        case UUID():
+            return str(value)
+        case datetime():
+            return value.isoformat()
+        case timedelta():
+            return value.total_seconds()
+        case bytes():
+            return value.hex()
+        case _:
+            return value
+
+
+def plain(text: object) -> str:
+    """Return text without control characters: data must not drive a terminal."""
+    return _CONTROL.sub("?", str(text))
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, width: int = 80) -> str:
+    """Align columns; the last one is cut so that a line fits the width."""
+    if not rows:
+        return "(none)"
+    cells = [[plain("" if c is None else c) for c in row] for row in rows]
+    sizes = [max(len(r[i]) for r in [list(headers), *cells]) for i in range(len(headers))]
+    lines = [list(headers), *cells]
+    text = [
+        "  ".join(c.ljust(n) for c, n in zip(line, sizes, strict=True)).rstrip() for line in lines
+    ]
+    return "\n".join(line if len(line) <= width else line[: width - 1] + "…" for line in text)
+
+
+def ago(moment: datetime | None) -> str:
+    """Say how long ago, or in how long, in one unit."""
+    if moment is None:
+        return "-"
+    seconds = (datetime.now(UTC) - moment).total_seconds()
+    size = abs(seconds)
+    for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if size >= length:
+            text = f"{int(size // length)}{unit}"
+            break
+    else:
+        text = f"{int(size)}s"
+    return f"{text} ago" if seconds >= 0 else f"in {text}"
+
+
+def cursor_text(cursor: Cursor | None) -> str | None:
+    """Show a cursor by its value."""
+    return None if cursor is None else cursor.get("value", str(cursor))
+
+
+def stream_document(result: StreamResult) -> dict[str, object]:
+    """Return the documented keys of one stream's result."""
+    keys = (
+        *("stream", "state", "mode", "rows_extracted", "rows_loaded", "rows_inserted"),
+        *("rows_updated", "rows_unchanged", "rows_rejected", "bytes"),
+    )
+    return {
+        **{key: getattr(result, key) for key in keys},
+        "cursor_from": cursor_text(result.cursor_from),
+        "cursor_to": cursor_text(result.cursor_to),
+        "seconds": round(result.seconds, 3),
+    }
+
+
+def run_document(run: Run, results: Sequence[StreamResult]) -> dict[str, object]:
+    """Return the document of `run enqueue --wait --json`."""
+    return {
+        "run_id": str(run.run_id),
+        "connection": run.subject_name,
+        "state": run.state.value,
+        "attempt": run.attempt,
+        "streams": [stream_document(result) for result in results],
+        "error": run.error,
+    }
+
+
+def stream_table(results: Sequence[StreamResult]) -> str:
+    """Show what each stream of a run did."""
+    return table(
+        ("STREAM", "STATE", "MODE", "READ", "INS", "UPD", "SAME", "SECONDS"),
+        [
+            (
+                r.stream,
+                r.state,
+                r.mode,
+                f"{r.rows_extracted:,}",
+                f"{r.rows_inserted:,}",
+                f"{r.rows_updated:,}",
+                f"{r.rows_unchanged:,}",
+                f"{r.seconds:.2f}",
+            )
+            for r in results
+        ],
+    )
+
+
+def run_table(runs: Sequence[Run]) -> str:
+    """Show runs, one a line."""
+    return table(
+        ("RUN", "SUBJECT", "KIND", "STATE", "TRY", "ASKED"),
+        [
+            (r.run_id, r.subject_name[:18], r.kind, r.state, r.attempt, ago(r.queued_at))
+            for r in runs
+        ],
+    )
+
+
+def run_text(run: Run, results: Sequence[StreamResult]) -> str:
+    """Show one run in full."""
+    lines = [
+        f"run         {run.run_id}",
+        f"{'connection' if run.kind == 'sync' else 'resource':<12}{run.subject_name}",
+        f"state       {run.state} (attempt {run.attempt}, {run.trigger})",
+        f"asked       {ago(run.queued_at)}, started {ago(run.started_at)}, "
+        f"ended {ago(run.finished_at)}",
+    ]
+    if run.error:
+        lines.append(f"error       {plain(run.error)}")
+    if run.run_again:
+        lines.append("then        runs again: asked for while it was running")
+    return "\n".join([*lines, "", stream_table(results)] if results else lines)
