@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli import changes, secrets
+from cli import changes, credentials
 from cli.changes import Applying, Change
 from cli.context import Cli, command
 from cli.document import load
@@ -38,7 +38,7 @@ def apply(cli: Cli, path: Path) -> None:
 
 def _pass_over(cli: Cli, path: Path, *, write: bool) -> None:
     document, specs = load(path)
-    keyring = secrets.open_keyring(cli)
+    keyring = credentials.open_keyring(cli)
     name = cli.account or document.account
     with cli.transaction() as tx:
         account = accounts.resolve(tx, name)

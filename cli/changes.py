@@ -10,7 +10,7 @@ from crypto.fingerprint import matches
 from crypto.keyring import Keyring
 from sqlalchemy import Connection as Tx
 
-from cli import secrets
+from cli import credentials
 from cli.context import Cli
 from cli.document import Document, ResourceEntry, SecretSource
 from connectors import registry
@@ -139,7 +139,9 @@ def _secrets(applying: Applying, name: str, entry: ResourceEntry) -> dict[str, S
                 "write {file: PATH}, stdin or prompt"
             )
     return {
-        field: secrets.read(f"resource {name}: {field}", _origin(entry, field), base=applying.base)
+        field: credentials.read(
+            f"resource {name}: {field}", _origin(entry, field), base=applying.base
+        )
         for field in entry.secret
     }
 
@@ -168,7 +170,7 @@ def _create_resource(
 
 
 def _store(applying: Applying, known: Resource, field: str, version: int, secret: Secret) -> None:
-    sealed = secrets.seal_credential(
+    sealed = credentials.seal_credential(
         applying.keyring,
         account_id=applying.account.account_id,
         resource_id=known.resource_id,

@@ -113,7 +113,7 @@ def _refuse_repeated_keys(path: Path, node: yaml.Node) -> None:
 
 
 def _mistakes(path: Path, root: yaml.Node | None, error: ValidationError) -> str:
-    """One line per mistake; values are not quoted, a secret may have been put in the wrong place."""
+    """Write one line per mistake; values are not quoted, one may be a misplaced secret."""
     lines = []
     for mistake in error.errors(include_input=False, include_url=False):
         place = [str(part) for part in mistake["loc"]]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from cli import secrets
+from cli import credentials
 from cli.context import Cli, command
 from cli.show import ago, table
 from crypto import keyring as keyrings
@@ -35,7 +35,7 @@ def init(cli: Cli, directory: Path) -> None:
 @command(keys)
 def status(cli: Cli) -> None:
     """Show the keyring in use: purposes, age, and what this host can do with them."""
-    found = secrets.open_keyring(cli).status()
+    found = credentials.open_keyring(cli).status()
     rows = [
         (
             s.purpose,

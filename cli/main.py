@@ -15,18 +15,18 @@ EXIT_REFUSED = 78
 
 #: Command -> module that defines it as `group` (or as a command of the same name).
 _COMMANDS = {
-    "account": "cli.account",
+    "account": "cli.accounts",
     "apply": "cli.apply",
     "audit": "cli.audit",
-    "connection": "cli.connection",
+    "connection": "cli.connections",
     "db": "cli.db",
     "demo": "cli.demo",
     "diff": "cli.apply",
     "down": "cli.up",
     "keys": "cli.keys",
     "metrics": "cli.metrics",
-    "resource": "cli.resource",
-    "run": "cli.run",
+    "resource": "cli.resources",
+    "run": "cli.runs",
     "scheduler": "cli.processes",
     "up": "cli.up",
     "worker": "cli.processes",

@@ -1,7 +1,7 @@
 """Wait for a run and show how it gets on: a bar on a terminal, plain lines elsewhere."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from uuid import UUID
@@ -54,7 +54,7 @@ def _look(cli: Cli, account: str, run_id: UUID) -> tuple[Run | None, str]:
 
 
 @contextmanager
-def _reporter(cli: Cli) -> Iterator["_Report"]:
+def _reporter(cli: Cli) -> Iterator[Callable[[str], None]]:
     console = Console(stderr=True)
     if cli.json or not console.is_terminal:
         yield _Lines(silent=cli.json)
@@ -80,6 +80,3 @@ class _Lines:
             return
         self._last, self._at = text, time.monotonic()
         click.echo(text, err=True)
-
-
-type_of_report = _Lines

@@ -19,7 +19,7 @@ from storage import audit, connections, logs, outputs, runs
 
 @click.group()
 def run() -> None:
-    """Runs: enqueue, list, show, logs, output, cancel, approve, reject."""
+    """Ask for runs and look at them: enqueue, list, show, logs, output, cancel, approve, reject."""
 
 
 commands = {"run": run}
@@ -81,7 +81,7 @@ def list_(cli: Cli, connection: str | None, state: str | None, limit: int) -> No
 
 
 def _find(tx: Connection, account_id: UUID, name: str) -> Run:
-    """A run by its id, or the latest of a connection."""
+    """Return a run by its id, or the latest of a connection."""
     try:
         return runs.get(tx, UUID(name))
     except ValueError:

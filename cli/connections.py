@@ -15,7 +15,7 @@ from storage import connections, resources
 
 @click.group()
 def connection() -> None:
-    """Connections: create, list, show, pause, resume, delete."""
+    """Manage what moves where: create, list, show, pause, resume, delete."""
 
 
 commands = {"connection": connection}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from cli import secrets
+from cli import credentials
 from cli.context import Cli, command, interactive
 from cli.show import ago, plain, table
 from cli.waiting import wait_for_run
@@ -45,7 +45,7 @@ def create(  # noqa: PLR0917 - click passes what the operator typed
     """Create a resource. Secrets come from a file, stdin or a prompt, never from an argument."""
     config = registry.validate_config(kind, _clear(settings))
     given = _sources(kind, secret_file, secret_stdin)
-    keyring = secrets.open_keyring(cli)
+    keyring = credentials.open_keyring(cli)
     with cli.inside(name) as (tx, account, short):
         resource_id = new_id()
         resources.create(
@@ -59,13 +59,13 @@ def create(  # noqa: PLR0917 - click passes what the operator typed
             principal=cli.principal,
         )
         for field, source in given.items():
-            sealed = secrets.seal_credential(
+            sealed = credentials.seal_credential(
                 keyring,
                 account_id=account.account_id,
                 resource_id=resource_id,
                 field=field,
                 version=1,
-                secret=secrets.read(field, source, base=Path()),
+                secret=credentials.read(field, source, base=Path()),
             )
             resources.store_secret(tx, account, resource_id, sealed, cli.principal)
     cli.answer(
@@ -210,20 +210,20 @@ def _subject(account: Account, resource: Resource) -> Subject:
 @click.option("--secret-stdin", metavar="FIELD", help="Secret from standard input.")
 def rotate(cli: Cli, name: str, secret_file: tuple[str, ...], secret_stdin: str | None) -> None:
     """Store new credentials as a new version; the next run uses them."""
-    keyring = secrets.open_keyring(cli)
+    keyring = credentials.open_keyring(cli)
     with cli.inside(name) as (tx, account, short):
         found = resources.get(tx, short)
         given = _sources(found.kind, secret_file, secret_stdin)
         if not given:
             raise ConfigError("no secret was given; use --secret-file FIELD=FILE or --secret-stdin")
         for field, source in given.items():
-            sealed = secrets.seal_credential(
+            sealed = credentials.seal_credential(
                 keyring,
                 account_id=account.account_id,
                 resource_id=found.resource_id,
                 field=field,
                 version=found.secret_versions.get(field, 0) + 1,
-                secret=secrets.read(field, source, base=Path()),
+                secret=credentials.read(field, source, base=Path()),
             )
             resources.store_secret(tx, account, found.resource_id, sealed, cli.principal)
     cli.answer(

@@ -1,0 +1,128 @@
+"""A development instance: embedded servers, roles, login, keyring and `dev.env` in one directory."""
+
+import os
+import secrets as random
+from dataclasses import dataclass
+from pathlib import Path
+
+from embedded.postgres import Cluster
+from embedded.valkey import Server
+from sqlalchemy import create_engine, text
+
+from cli.supervisor import Child, child_environment
+from crypto import keyring as keyrings
+from schemas.audit import Principal
+from schemas.settings import DEV_ENV_FILE
+from storage import migrate
+from storage.engine import parse_url
+from storage.roles import create_login
+
+_LOGIN = "syncward"
+_DATABASE = "syncward"
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """The running embedded servers and where everything of theirs is kept."""
+
+    data_dir: Path
+    postgres: Cluster
+    valkey: Server
+
+    @property
+    def keyring_dir(self) -> Path:
+        return self.data_dir / "keyring"
+
+    @property
+    def log_dir(self) -> Path:
+        return self.data_dir / "logs"
+
+    def children(self, *, workers: int = 1, **settings: str) -> list[Child]:
+        """Describe the processes of this instance; `settings` are SYNCWARD_* values in clear."""
+        extra = {f"SYNCWARD_{name.upper()}": value for name, value in settings.items()}
+        worker_file = str(self.keyring_dir / "worker.json")
+        scheduler = Child(
+            "scheduler", "scheduler.process", child_environment(self.data_dir, **extra)
+        )
+        environment = child_environment(self.data_dir, SYNCWARD_KEYRING=worker_file, **extra)
+        return [
+            scheduler,
+            *(Child(f"worker-{n + 1}", "workers.process", environment) for n in range(workers)),
+        ]
+
+    def stop(self) -> None:
+        """Stop the servers; data stays."""
+        self.valkey.stop()
+        self.postgres.stop()
+
+
+def start(data_dir: Path, principal: Principal, *, guard_parent: bool = False) -> Instance:
+    """Start (or find running) the embedded servers and bring the control database up to date.
+
+    Idempotent. Everything lives in `data_dir`, mode 0700; passwords only in files of mode 0600.
+    """
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    data_dir.chmod(0o700)
+    directory = data_dir.resolve()
+    postgres = Cluster(directory / "postgres", guard_parent=guard_parent)
+    valkey = Server(directory / "valkey", guard_parent=guard_parent)
+    postgres.start()
+    valkey.start()
+    instance = Instance(directory, postgres, valkey)
+    instance.log_dir.mkdir(mode=0o700, exist_ok=True)
+    if not (instance.keyring_dir / "operator.json").exists():
+        keyrings.init(instance.keyring_dir)
+    _prepare_database(instance, principal)
+    return instance
+
+
+def admin_url(cluster: Cluster, database: str) -> str:
+    """Return the superuser's URL of an embedded cluster (loopback only)."""
+    return f"postgresql://{cluster.superuser}:{cluster.password}@{cluster.host}:{cluster.port}/{database}"
+
+
+def _prepare_database(instance: Instance, principal: Principal) -> None:
+    cluster = instance.postgres
+    admin = create_engine(parse_url(admin_url(cluster, "postgres")), isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        known = text("SELECT FROM pg_database WHERE datname = :name")
+        if connection.execute(known, {"name": _DATABASE}).one_or_none() is None:
+            connection.execute(text(f"CREATE DATABASE {_DATABASE}"))  # a constant of ours
+    admin.dispose()
+    migrate.upgrade(admin_url(cluster, _DATABASE), principal)
+    _write_env(instance, _login(instance))
+
+
+def _login(instance: Instance) -> str:
+    """Create the one login of a development instance, a member of every process's role."""
+    file = instance.data_dir / "login_password"
+    if not file.exists():
+        _write_private(file, random.token_urlsafe(24))
+    password = file.read_text(encoding="utf-8")
+    admin = create_engine(parse_url(admin_url(instance.postgres, _DATABASE)))
+    with admin.begin() as tx:
+        create_login(tx, _LOGIN, password=password, roles=("scheduler", "worker", "operator"))
+    admin.dispose()
+    return password
+
+
+def _write_env(instance: Instance, password: str) -> None:
+    cluster = instance.postgres
+    lines = {
+        "PROFILE": "development",
+        "DATABASE_URL": f"postgresql://{_LOGIN}:{password}@{cluster.host}:{cluster.port}/{_DATABASE}",
+        "REDIS_URL": instance.valkey.url,
+        "KEYRING": str(instance.keyring_dir / "operator.json"),
+    }
+    text_ = "".join(f"SYNCWARD_{name}={value}\n" for name, value in lines.items())
+    _write_private(instance.data_dir / DEV_ENV_FILE, text_)
+
+
+def _write_private(path: Path, content: str) -> None:
+    """Write a file that nobody else can read at any moment."""
+    temporary = path.with_suffix(".new")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(content)
+    temporary.replace(path)

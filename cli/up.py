@@ -1,0 +1,142 @@
+"""`syncward up` and `syncward down`: everything on this machine, supervised."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from threading import Event
+
+import click
+
+from cli import dev
+from cli.context import Cli, command
+from cli.supervisor import Supervisor
+from schemas.errors import ConfigError, SyncwardError
+
+_PID_FILE = "up.pid"
+
+
+@click.group()
+def _group() -> None:
+    """Only here to register the two commands."""
+
+
+commands: dict[str, click.Command] = _group.commands
+
+
+@command(_group)
+@click.option("--dev", "development", is_flag=True, help="Bring embedded Postgres and Valkey.")
+@click.option("--detach", is_flag=True, help="Leave it running in the background.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64))
+def up(cli: Cli, *, development: bool, detach: bool, workers: int) -> None:
+    """Run scheduler and workers, restarting what dies, until Ctrl-C."""
+    if not development:
+        _supervise_configured(cli, workers)
+        return
+    data_dir = cli.settings.data_dir.resolve()
+    running = _running(data_dir)
+    if running is not None:
+        cli.answer({"running": running}, lambda: f"already running (pid {running}) in {data_dir}")
+        return
+    if detach:
+        _detach(cli, data_dir, workers)
+        return
+    _supervise(cli, data_dir, workers)
+
+
+def _supervise(cli: Cli, data_dir: Path, workers: int) -> None:
+    instance = dev.start(data_dir, cli.principal)
+    stop = _stop_on_signals()
+    supervisor = Supervisor(
+        instance.children(workers=workers),
+        instance.log_dir,
+        lambda line: click.echo(line, err=True),
+    )
+    pid_file = data_dir / _PID_FILE
+    pid_file.write_text(str(os.getpid()), encoding="utf-8")
+    click.echo(_started(data_dir, instance))
+    try:
+        supervisor.run(stop)
+    finally:
+        pid_file.unlink(missing_ok=True)
+        instance.stop()
+
+
+def _supervise_configured(cli: Cli, workers: int) -> None:
+    """Supervise against configured servers: children get this environment as it is."""
+    from cli.supervisor import Child  # noqa: PLC0415 - only here
+
+    environment = dict(os.environ)  # noqa: TID251 - handed on to our own processes
+    children = [Child("scheduler", "scheduler.process", environment)]
+    children += [Child(f"worker-{n + 1}", "workers.process", environment) for n in range(workers)]
+    logs = cli.settings.data_dir / "logs"
+    logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+    Supervisor(children, logs, lambda line: click.echo(line, err=True)).run(_stop_on_signals())
+
+
+def _stop_on_signals() -> Event:
+    stop = Event()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def _started(data_dir: Path, instance: dev.Instance) -> str:
+    return (
+        f"running in {data_dir}: Postgres on port {instance.postgres.port}, Valkey on port "
+        f"{instance.valkey.port}, one scheduler, workers\n"
+        f"logs in {instance.log_dir}; stop with: syncward down\n"
+        "next: syncward account create NAME, then: syncward apply -f FILE"
+    )
+
+
+def _detach(cli: Cli, data_dir: Path, workers: int) -> None:
+    """Start the supervisor in a session of its own and wait until it says that it runs."""
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    log = data_dir / "up.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(  # noqa: S603 - our own program
+            [sys.executable, "-m", "cli.main", "up", "--dev", "--workers", str(workers)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            cwd=Path(__file__).parent.parent,
+            env={**os.environ, "SYNCWARD_DATA_DIR": str(data_dir)},  # noqa: TID251 - the same program again
+        )
+    while _running(data_dir) is None:
+        if process.poll() is not None:
+            raise SyncwardError(log.read_text(encoding="utf-8").strip() or f"failed; see {log}")
+        time.sleep(0.1)
+    cli.answer(
+        {"running": process.pid, "data_dir": str(data_dir)},
+        lambda: log.read_text(encoding="utf-8").strip(),
+    )
+
+
+def _running(data_dir: Path) -> int | None:
+    """Return the pid of this directory's supervisor, if it lives."""
+    try:
+        pid = int((data_dir / _PID_FILE).read_text(encoding="utf-8"))
+        os.kill(pid, 0)
+    except (OSError, ValueError):
+        return None
+    return pid
+
+
+@command(_group)
+def down(cli: Cli) -> None:
+    """Stop what `up --dev` started: drain workers, then stop the servers. Data stays."""
+    data_dir = cli.settings.data_dir.resolve()
+    pid = _running(data_dir)
+    if pid is None:
+        raise ConfigError(f"nothing is running in {data_dir}; start it with: syncward up --dev")
+    os.kill(pid, signal.SIGTERM)
+    with suppress(ProcessLookupError):
+        for _ in range(600):
+            os.kill(pid, 0)
+            time.sleep(0.1)
+    cli.answer({"stopped": pid}, lambda: f"stopped; data stays in {data_dir}")
