@@ -26,6 +26,7 @@ class Column:
     name: str
     type: str  # exact SQL type, e.g. numeric(12,2); user types are schema-qualified
     nullable: bool = True
+    as_text: bool = False  # travels as text: its binary form means nothing on another server
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +152,8 @@ class LoadRequest:
     target_schema: str
     #: replace the content even where the mode would add to it (a full refresh of an append)
     rewrite: bool = False
+    #: the guard whose finding a person has approved, if any
+    approved: str | None = None
 
 
 class Source(Protocol):

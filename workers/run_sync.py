@@ -130,6 +130,7 @@ def _requests(claim: Claim, subject: Work) -> Iterator[LoadRequest]:
                 stream=spec,
                 target_schema=subject.target_schema,
                 rewrite=claim.options.full_refresh and spec.mode is Mode.APPEND,
+                approved=claim.options.approved,
             )
 
 

@@ -1,0 +1,136 @@
+"""Postgres as a destination: rows, cursor and fence in one transaction."""
+
+from collections.abc import Mapping
+from time import monotonic
+from typing import Any
+
+from connectors import pg_discover, pg_load, pg_state
+from connectors.pg_load import Load
+from connectors.pg_state import StateRow
+from connectors.postgres import SECRET_FIELDS, Connection, PostgresConfig, connect, translated
+from schemas.errors import ConfigError, SyncwardError
+from schemas.records import (
+    Batch,
+    Cursor,
+    LoadCounts,
+    LoadRequest,
+    ServerReport,
+    StreamClaim,
+    StreamResult,
+)
+from schemas.streams import Mode
+
+CONFIG = PostgresConfig
+__all__ = ["CONFIG", "SECRET_FIELDS", "open_destination"]
+
+_SESSION = {"TimeZone": "UTC", "lock_timeout": "60s"}
+
+
+def open_destination(
+    config: Mapping[str, Any], secrets: Mapping[str, str]
+) -> "PostgresDestination":
+    """Connect for writing; errors are ours and name the server."""
+    checked = PostgresConfig.model_validate(dict(config))
+    conn = connect(checked, secrets, role="destination", session=_SESSION)
+    return PostgresDestination(checked, conn)
+
+
+class PostgresDestination:
+    """One writing session. Meets schemas.records.Destination."""
+
+    def __init__(self, config: PostgresConfig, conn: Connection) -> None:
+        self._config = config
+        self._conn = conn
+        self._ready = False
+        self._states: dict[str, StateRow] = {}
+        self._expected: dict[str, Cursor | None] = {}
+
+    def test(self) -> ServerReport:
+        """Report the server and what this login lacks for writing."""
+        with translated(self._config):
+            return pg_discover.report_destination(self._conn, self._config)
+
+    def claim_stream(self, request: LoadRequest) -> StreamClaim:
+        """Raise this run's fence; return where the stream resumes, or what this run has done."""
+        with translated(self._config):
+            if not self._ready:
+                pg_state.ensure(self._conn, self._config)
+                self._ready = True
+            state = pg_state.claim(self._conn, request)
+        self._states[request.stream.name] = state
+        self._expected[request.stream.name] = state.cursor
+        return StreamClaim(state.cursor if state.resumable else None, state.result)
+
+    def load(self, request: LoadRequest, batch: Batch) -> StreamResult:
+        """Load a batch exactly once: all of it with its cursor, or nothing."""
+        name, started = request.stream.name, monotonic()
+        with translated(self._config), self._conn.transaction():
+            counts = pg_load.run(self._plan(request, batch))
+            result = _result(request, batch, counts, seconds=monotonic() - started)
+            pg_state.commit(self._conn, request, result, expected=self._expected[name])
+        self._expected[name] = batch.upper
+        return result
+
+    def _plan(self, request: LoadRequest, batch: Batch) -> Load:
+        """Decide whether the batch adds to the table or becomes its content."""
+        state = self._states[request.stream.name]
+        append = request.stream.mode is Mode.APPEND
+        redefined = state.known and not state.resumable
+        load = Load(
+            self._conn,
+            self._config,
+            request,
+            batch,
+            rewrite=request.rewrite or (append and batch.full and (redefined or state.known)),
+        )
+        if append and not state.known:
+            _refuse_rows_of_others(load)
+        return load
+
+    def cancel(self) -> None:
+        """End whatever the server is doing for this session; for another thread."""
+        self._conn.cancel_safe(timeout=5)
+
+    def close(self) -> None:
+        """Close the session; the server rolls back what was open."""
+        self._conn.close()
+
+
+def _refuse_rows_of_others(load: Load) -> None:
+    """An append into rows that this connection did not load would double them."""
+    if pg_load.has_rows(load):
+        raise ConfigError(
+            f"{load.name}: holds rows that this connection has not loaded; append would double "
+            "them. Choose another target schema, or empty the table"
+        )
+
+
+def _result(
+    request: LoadRequest, batch: Batch, counts: LoadCounts, *, seconds: float
+) -> StreamResult:
+    """Compare the two servers' counts; a difference rolls everything back."""
+    extracted = batch.rows()
+    if counts.loaded != extracted - counts.rejected:
+        raise SyncwardError(
+            f"{request.stream.name}: the source sent {extracted} rows and {counts.loaded} were "
+            "loaded; nothing was kept",
+            code="rows_missing",
+        )
+    return StreamResult(
+        stream=request.stream.name,
+        state="succeeded",
+        mode=request.stream.mode,
+        rows_extracted=extracted,
+        rows_loaded=counts.loaded,
+        rows_inserted=counts.inserted,
+        rows_updated=counts.updated,
+        rows_unchanged=counts.unchanged,
+        rows_deleted=counts.deleted,
+        rows_rejected=counts.rejected,
+        bytes=counts.bytes,
+        cursor_from=batch.lower,
+        cursor_to=batch.upper,
+        seconds=seconds,
+        schema_hash=pg_load.schema_hash(batch.shape),
+        attempt=request.attempt,
+    )

@@ -1,0 +1,169 @@
+"""The destination's own memory: `_syncward.state`, written in the transaction of the rows.
+
+Fence and cursor of a stream live beside its data, so that a commit moves both or neither, and a
+worker that lost its run cannot commit any more.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from psycopg.types.json import Jsonb
+
+from connectors.postgres import Connection, PostgresConfig
+from schemas.errors import ConfigError, GuardTripped, LeaseLost
+from schemas.records import Cursor, LoadRequest, StreamResult
+
+SCHEMA = "_syncward"
+
+_CREATE = """
+CREATE TABLE IF NOT EXISTS _syncward.state (
+  connection_id uuid NOT NULL,
+  stream text NOT NULL,
+  fence bigint NOT NULL DEFAULT 0,
+  claimed_by uuid,
+  cursor jsonb,
+  reads text,
+  generation bigint NOT NULL DEFAULT 0,
+  schema_hash text,
+  run_id uuid,
+  result jsonb,
+  updated_at timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (connection_id, stream)
+)
+"""
+_CLAIM = """
+UPDATE _syncward.state SET fence = %(fence)s, claimed_by = %(run)s
+WHERE connection_id = %(connection)s AND stream = %(stream)s
+  AND (fence < %(fence)s OR (fence = %(fence)s AND claimed_by = %(run)s) OR %(forced)s)
+RETURNING cursor, reads, run_id, result, generation
+"""
+_COMMIT = """
+UPDATE _syncward.state SET cursor = %(upper)s, reads = %(reads)s, generation = generation + 1,
+  schema_hash = %(schema_hash)s, run_id = %(run)s, result = %(result)s,
+  updated_at = clock_timestamp()
+WHERE connection_id = %(connection)s AND stream = %(stream)s AND fence = %(fence)s
+  AND cursor IS NOT DISTINCT FROM %(expected)s
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class StateRow:
+    """What the destination remembers of a stream, under this run's fence."""
+
+    cursor: Cursor | None  # as stored: the commit must find it unchanged
+    resumable: bool  # False: the stream is defined differently now, read it from the beginning
+    result: StreamResult | None  # of this very run, if it has committed this stream
+    known: bool  # this connection has loaded this stream before
+
+
+def ensure(conn: Connection, config: PostgresConfig) -> None:
+    """Make the state schema where it is missing; ConfigError if it is not ours to use."""
+    row = conn.execute(
+        "SELECT pg_has_role(current_user, n.nspowner, 'USAGE'), to_regclass('_syncward.state'), "
+        "has_database_privilege(current_database(), 'CREATE') "
+        "FROM (VALUES (1)) AS one LEFT JOIN pg_namespace n ON n.nspname = '_syncward'"
+    ).fetchone()
+    owned, table, may_create = row or (None, None, False)
+    if owned is False:
+        raise ConfigError(
+            f"{config.where}: schema {SCHEMA} belongs to another role than {config.user}; "
+            "use one destination login per database"
+        )
+    if table is not None:
+        return
+    if owned is None and not may_create:
+        raise ConfigError(
+            f"{config.where}: {config.user} cannot create schemas; run there: "
+            f"GRANT CREATE ON DATABASE {config.database} TO {config.user}; "
+            f"GRANT TEMP ON DATABASE {config.database} TO {config.user};"
+        )
+    with conn.transaction():
+        conn.execute("SELECT pg_advisory_xact_lock(hashtext('_syncward.state'))")
+        conn.execute("CREATE SCHEMA IF NOT EXISTS _syncward")
+        conn.execute(_CREATE)
+
+
+def claim(conn: Connection, request: LoadRequest) -> StateRow:
+    """Raise the fence in a transaction of its own. The row lock waits out a zombie's commit."""
+    names = {"connection": request.connection_id, "stream": request.stream.name}
+    with conn.transaction():
+        conn.execute(
+            "INSERT INTO _syncward.state (connection_id, stream) "
+            "VALUES (%(connection)s, %(stream)s) ON CONFLICT DO NOTHING",
+            names,
+        )
+        row = conn.execute(
+            _CLAIM,
+            {
+                **names,
+                "fence": request.fence,
+                "run": request.run_id,
+                "forced": request.approved == "control_restored",
+            },
+        ).fetchone()
+    if row is None:
+        # A zombie's own finish is refused by its lease; the owner must not go on unseen.
+        raise GuardTripped(
+            f"{request.stream.name}: the destination has seen a later run than this one; was the "
+            "control database restored? Approve to go on from the destination's state",
+            code="control_restored",
+        )
+    cursor, reads, run_id, result, generation = row
+    return StateRow(
+        cursor=cursor,
+        resumable=reads == definition(request),
+        result=_result(result) if run_id == request.run_id else None,
+        known=generation > 0,
+    )
+
+
+def _result(stored: dict[str, Any] | None) -> StreamResult | None:
+    return None if stored is None else StreamResult.model_validate(stored)
+
+
+def commit(
+    conn: Connection,
+    request: LoadRequest,
+    result: StreamResult,
+    *,
+    expected: Cursor | None,
+) -> None:
+    """Store cursor and result as the last act of the rows' transaction; LeaseLost if fenced off."""
+    done = conn.execute(
+        _COMMIT,
+        {
+            "connection": request.connection_id,
+            "stream": request.stream.name,
+            "fence": request.fence,
+            "run": request.run_id,
+            "reads": definition(request),
+            "schema_hash": result.schema_hash,
+            "result": Jsonb(result.model_dump()),
+            "upper": _jsonb(result.cursor_to),
+            "expected": _jsonb(expected),
+        },
+    )
+    if done.rowcount != 1:
+        raise LeaseLost(f"{request.stream.name}: another run has taken over; nothing was written")
+
+
+def _jsonb(cursor: Cursor | None) -> Jsonb | None:
+    return None if cursor is None else Jsonb(cursor)
+
+
+def definition(request: LoadRequest) -> str:
+    """Return a digest of what decides which rows belong into the target, and where that is."""
+    stream = request.stream
+    parts = [stream.mode, *stream.key, stream.cursor or "", request.target_schema]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def forget(conn: Connection, connection_id: UUID, stream: str) -> None:
+    """Drop what is remembered of a stream: it will be read from the beginning."""
+    conn.execute(
+        "DELETE FROM _syncward.state WHERE connection_id = %s AND stream = %s",
+        (connection_id, stream),
+    )

@@ -1,0 +1,245 @@
+"""Which rows a run reads: [lower, upper), upper frozen at the start and stored as the next lower.
+
+Never max(seen): a transaction that commits later with older values would be skipped for ever.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from psycopg import sql
+
+from connectors.pg_catalog import WITH_XMIN, Relation
+from connectors.postgres import Connection, PostgresConfig
+from schemas.errors import ConfigError
+from schemas.records import Cursor
+from schemas.streams import Mode, StreamSpec
+
+#: How far behind now a time window ends where open transactions cannot be seen.
+DEFAULT_SETTLE = timedelta(seconds=60)
+#: A bound further behind than this is somebody's forgotten transaction: say whose.
+_HELD_LONG = timedelta(minutes=10)
+#: A backend's xact_start shows in pg_stat_activity a moment after its now() was taken; a
+#: transaction inside that moment is not seen as open, so the window ends this much earlier.
+_MARGIN = timedelta(milliseconds=100)
+
+_TWO_32 = 2**32
+_TWO_31 = 2**31
+
+ALL = sql.SQL("true")
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A condition on the rows, the cursor before and after them, and what people should know."""
+
+    where: sql.Composable
+    lower: Cursor | None
+    upper: Cursor | None
+    full: bool
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TimeBound:
+    """No row that commits from now on carries a time below `at` (unless `exact` is False)."""
+
+    at: datetime | None  # None: unknown, hold the previous bound
+    exact: bool
+    notes: tuple[str, ...]
+
+
+_BOUND = """
+SELECT clock_timestamp(), pg_is_in_recovery(),
+       pg_has_role(current_user, 'pg_read_all_stats', 'USAGE'),
+       (SELECT gid FROM pg_prepared_xacts WHERE database = current_database() LIMIT 1),
+       oldest.xact_start, oldest.pid
+FROM (VALUES (1)) AS one
+LEFT JOIN LATERAL (
+  SELECT xact_start, pid FROM pg_stat_activity
+  WHERE xact_start IS NOT NULL AND pid <> pg_backend_pid()
+    AND (datname = current_database() OR datname IS NULL)
+    AND backend_type NOT LIKE 'autovacuum%%' AND application_name NOT LIKE 'syncward:source%%'
+  ORDER BY xact_start LIMIT 1) AS oldest ON true
+"""
+
+
+def time_bound(conn: Connection, stream: StreamSpec) -> TimeBound:
+    """Find how far time has settled. Call before the snapshot is taken, never after.
+
+    A transaction that begins after this call has a later start than the bound; one that is open
+    now holds the bound at its start; one that has ended is visible to the later snapshot.
+    """
+    row = conn.execute(_BOUND).fetchone()
+    if row is None:
+        raise RuntimeError("one row is selected without a FROM that could be empty")
+    now, standby, sees_all, prepared, started, pid = row
+    if standby or not sees_all:
+        settle = stream.settle or DEFAULT_SETTLE
+        why = "a standby" if standby else "without pg_read_all_stats open transactions are hidden"
+        note = f"inexact: {why}; rows are read {int(settle.total_seconds())} s behind"
+        return TimeBound(now - settle, exact=False, notes=(note,))
+    if prepared is not None:
+        note = f"held back: prepared transaction {prepared!r} is open and its start is unknown"
+        return TimeBound(None, exact=True, notes=(note,))
+    if started is None or started >= now - _MARGIN:
+        return TimeBound(now - _MARGIN, exact=True, notes=())
+    held = now - started
+    notes = (
+        (f"held back {int(held.total_seconds() // 60)} min by the open transaction of pid {pid}",)
+        if held > _HELD_LONG
+        else ()
+    )
+    return TimeBound(started - _MARGIN, exact=True, notes=notes)
+
+
+def full_window() -> Window:
+    """Read everything, for streams without a cursor."""
+    return Window(ALL, None, None, full=True)
+
+
+def time_window(
+    stream: StreamSpec,
+    relation: Relation,
+    bound: TimeBound,
+    cursor: Cursor | None,
+    zone: str,
+) -> Window:
+    """Make the window of a date or time column from a bound found before the snapshot."""
+    column = sql.Identifier(stream.cursor or "")
+    kind = relation.categories[stream.cursor or ""][1]
+    if kind not in {"timestamptz", "timestamp", "date"}:
+        raise ConfigError(f"{stream.name}: {stream.cursor} is a {kind}, which is no point in time")
+    lower = _value(stream, cursor)
+    if bound.at is None:
+        upper = lower or "-infinity"
+    else:
+        upper = _in_column_type(bound.at, kind, zone)
+    if lower is not None and lower != "-infinity" and upper < lower:
+        upper = lower  # the bound never moves back, e.g. after a clock was set
+    stored = {"kind": "column", "column": stream.cursor or "", "value": upper}
+    notes = bound.notes
+    if kind == "timestamp":
+        notes = (*notes, f"{stream.cursor} has no time zone; read as {zone} wall-clock time")
+    if lower is None and bound.at is None:
+        return Window(ALL, None, stored, full=True, notes=notes)  # all now, and once more next time
+    below = sql.SQL("{} < {}").format(column, sql.Literal(upper))
+    if kind == "date":
+        below = ALL  # a day is not over: its rows are read now and again next time
+    if lower is None:
+        where = sql.SQL("({} OR {} IS NULL)").format(below, column)
+        return Window(where, None, stored, full=True, notes=notes)
+    start = sql.SQL("({}::{} - {}::interval)").format(
+        sql.Literal(lower), sql.SQL(kind), sql.Literal(f"{stream.overlap.total_seconds()} s")
+    )
+    where = sql.SQL("{} >= {} AND {}").format(column, start, below)
+    return Window(where, cursor, stored, full=False, notes=notes)
+
+
+def _in_column_type(at: datetime, kind: str, zone: str) -> str:
+    """Write a moment the way the column's type reads it, sortable as text."""
+    if kind == "timestamptz":
+        return at.strftime("%Y-%m-%d %H:%M:%S.%f+00")
+    from zoneinfo import ZoneInfo  # noqa: PLC0415 - only for columns without a zone
+
+    local = at.astimezone(ZoneInfo(zone))
+    return local.strftime("%Y-%m-%d" if kind == "date" else "%Y-%m-%d %H:%M:%S.%f")
+
+
+def _value(stream: StreamSpec, cursor: Cursor | None) -> str | None:
+    if cursor is None or cursor.get("column") != stream.cursor:
+        return None
+    return cursor["value"]
+
+
+def ordered_window(
+    conn: Connection, stream: StreamSpec, relation: Relation, cursor: Cursor | None
+) -> Window:
+    """Make the window of a number, text or uuid column; inside the snapshot. Merge only.
+
+    Values become visible out of order (cached sequences, slow transactions), so this can miss
+    rows that commit late: said in the notes, refused for append.
+    """
+    if stream.mode is Mode.APPEND:
+        raise ConfigError(
+            f"{stream.name}: append by {stream.cursor} could miss rows that commit out of order; "
+            "use cursor: xmin, or mode: merge"
+        )
+    column = sql.Identifier(stream.cursor or "")
+    table = sql.Identifier(stream.schema_name, stream.table_name)
+    row = conn.execute(sql.SQL("SELECT max({})::text FROM {}").format(column, table)).fetchone()
+    lower, upper = _value(stream, cursor), row[0] if row else None
+    stored = {"kind": "column", "column": stream.cursor or "", "value": upper or lower or ""}
+    note = f"inexact: rows whose {stream.cursor} commits out of order are missed; prefer xmin"
+    if lower is None or upper is None:
+        return Window(ALL, None, stored if upper else None, full=True, notes=(note,))
+    where = sql.SQL("{} >= {}").format(column, sql.Literal(lower))
+    return Window(where, cursor, stored, full=False, notes=(note,))
+
+
+_SNAPSHOT = """
+SELECT pg_snapshot_xmin(s)::text, pg_snapshot_xmax(s)::text,
+       (SELECT system_identifier::text FROM pg_control_system())
+FROM pg_current_snapshot() AS s
+"""
+
+
+def xmin_window(
+    conn: Connection, config: PostgresConfig, stream: StreamSpec, relation: Relation,
+    cursor: Cursor | None,
+) -> Window:  # fmt: skip
+    """Make the window of row versions by the transaction that wrote them; inside the snapshot.
+
+    upper is the oldest transaction still open: everything below it is decided. Row xids have 32
+    bits and are compared modulo 2^32 with the 64-bit bounds.
+    """
+    if relation.kind not in WITH_XMIN:
+        raise ConfigError(f"{stream.name}: cursor xmin needs a table; this is a view or foreign")
+    row = conn.execute(_SNAPSHOT).fetchone()
+    if row is None:
+        raise RuntimeError("pg_current_snapshot() always returns a row")
+    upper, end, system = int(row[0]), int(row[1]), row[2]
+    stored = {"kind": "xmin", "value": str(upper), "system": system}
+    lower, notes = _previous_xmin(cursor, upper, system, config)
+    if lower is None:
+        # Everything but what is still undecided: versions in [upper, end) may be seen or not.
+        where = sql.SQL("NOT {}").format(_written_between(upper, end))
+        return Window(where, None, stored, full=True, notes=notes)
+    return Window(_written_between(lower, upper), cursor, stored, full=False)
+
+
+def _previous_xmin(
+    cursor: Cursor | None, upper: int, system: str, config: PostgresConfig
+) -> tuple[int | None, tuple[str, ...]]:
+    if cursor is None or cursor.get("kind") != "xmin":
+        return None, ()
+    if cursor["system"] != system:
+        return None, (f"{config.where} is another server than before; everything is read again",)
+    lower = int(cursor["value"])
+    if not 0 <= upper - lower < _TWO_31:
+        return None, ("over 2^31 transactions since the last run; everything is read again",)
+    return lower, ()
+
+
+def _written_between(lower: int, upper: int) -> sql.Composable:
+    return sql.SQL("(((xmin::text::bigint - {} + {}) % {}) < {})").format(
+        sql.Literal(lower % _TWO_32),
+        sql.Literal(_TWO_32),
+        sql.Literal(_TWO_32),
+        sql.Literal(upper - lower),
+    )
+
+
+def check_cursor_column(stream: StreamSpec, relation: Relation) -> str:
+    """Return the type category of the cursor column; ConfigError if it cannot order rows."""
+    column = stream.cursor or ""
+    if column not in relation.categories:
+        times = [n for n, (category, _) in relation.categories.items() if category == "D"]
+        raise ConfigError(
+            f"{stream.name}: no cursor column {column}; use {', '.join([*times, 'xmin'])}"
+        )
+    category, name = relation.categories[column]
+    if category not in {"D", "N", "S"} and name != "uuid":
+        raise ConfigError(
+            f"{stream.name}: cursor {column} is a {name}, which has no order; use cursor: xmin"
+        )
+    return category

@@ -1,0 +1,78 @@
+"""Connectors by name: a file in sources/ or destinations/ is a connector of that name."""
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+import connectors.destinations
+import connectors.sources
+from schemas.errors import ConfigError
+from schemas.records import Destination, Source
+from schemas.secret import looks_secret
+
+
+def sources() -> frozenset[str]:
+    """Return the names of all connectors that can be read from, without importing them."""
+    return frozenset(m.name for m in pkgutil.iter_modules(connectors.sources.__path__))
+
+
+def destinations() -> frozenset[str]:
+    """Return the names of all connectors that can be written to."""
+    return frozenset(m.name for m in pkgutil.iter_modules(connectors.destinations.__path__))
+
+
+def open_source(kind: str, config: Mapping[str, Any], secrets: Mapping[str, str]) -> Source:
+    """Connect to a resource as a source; the caller closes it."""
+    module = _module("sources", kind, sources())
+    opened: Source = module.open_source(config, secrets)
+    return opened
+
+
+def open_destination(
+    kind: str, config: Mapping[str, Any], secrets: Mapping[str, str]
+) -> Destination:
+    """Connect to a resource as a destination; the caller closes it."""
+    module = _module("destinations", kind, destinations())
+    opened: Destination = module.open_destination(config, secrets)
+    return opened
+
+
+def validate_config(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the clear settings with defaults filled in; ConfigError names each wrong field."""
+    module = _any(kind)
+    for name in config:
+        if name in module.SECRET_FIELDS or looks_secret(name):
+            raise ConfigError(
+                f"{kind} config: {name} is a secret; put it into the resource's `secret` field"
+            )
+    try:
+        checked: dict[str, Any] = module.CONFIG.model_validate(dict(config)).model_dump(mode="json")
+    except ValidationError as error:
+        wrong = error.errors(include_input=False, include_url=False)
+        reasons = "; ".join(
+            f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}"
+            for e in wrong
+        )
+        raise ConfigError(f"{kind} config: {reasons}; see docs/connectors.md") from None
+    return checked
+
+
+def secret_fields(kind: str) -> tuple[str, ...]:
+    """Return the names of the secrets that a connector wants."""
+    fields: tuple[str, ...] = _any(kind).SECRET_FIELDS
+    return fields
+
+
+def _any(kind: str) -> Any:  # noqa: ANN401 - modules have no better type
+    if kind in sources():
+        return _module("sources", kind, sources())
+    return _module("destinations", kind, destinations())
+
+
+def _module(role: str, kind: str, known: frozenset[str]) -> Any:  # noqa: ANN401 - as above
+    if kind not in known:
+        raise ConfigError(f"kind {kind}: no such connector; there are {', '.join(sorted(known))}")
+    return importlib.import_module(f"connectors.{role}.{kind}")
