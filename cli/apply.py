@@ -19,7 +19,7 @@ def _group() -> None:
     """Only here to register the two commands."""
 
 
-commands: dict[str, click.Command] = _group.commands
+commands = _group.commands
 
 
 @command(_group)

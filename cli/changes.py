@@ -6,14 +6,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from crypto.fingerprint import matches
-from crypto.keyring import Keyring
 from sqlalchemy import Connection as Tx
 
 from cli import credentials
 from cli.context import Cli
 from cli.document import Document, ResourceEntry, SecretSource
 from connectors import registry
+from crypto.fingerprint import matches
+from crypto.keyring import Keyring
 from scheduler.due import next_time, shortest_gap
 from schemas.accounts import Account, Connection, ConnectionSpec, Resource
 from schemas.errors import ConfigError, NotFound

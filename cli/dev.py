@@ -5,12 +5,12 @@ import secrets as random
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedded.postgres import Cluster
-from embedded.valkey import Server
 from sqlalchemy import create_engine, text
 
 from cli.supervisor import Child, child_environment
 from crypto import keyring as keyrings
+from embedded.postgres import Cluster
+from embedded.valkey import Server
 from schemas.audit import Principal
 from schemas.settings import DEV_ENV_FILE
 from storage import migrate

@@ -12,8 +12,9 @@ WITH_XMIN = "rp"
 
 #: Types that mean something else on another server (OIDs inside), or have no binary form.
 _AS_TEXT = """
-  t.typsend = 0 OR t.oid::regtype::text LIKE 'reg%' OR t.typtype = 'c'
-  OR (t.typcategory = 'A' AND (e.oid >= 16384 OR e.typtype = 'c' OR e.oid::regtype::text LIKE 'reg%'))
+  t.typsend = 0 OR t.oid::regtype::text LIKE 'reg%%' OR t.typtype = 'c'
+  OR (t.typcategory = 'A'
+      AND (e.oid >= 16384 OR e.typtype = 'c' OR e.oid::regtype::text LIKE 'reg%%'))
 """
 
 _COLUMNS = f"""
@@ -57,7 +58,8 @@ class Relation:
 def find(conn: Connection, schema: str, table: str) -> Relation | None:
     """Describe a table; None if there is none of that name that this login may see."""
     row = conn.execute(
-        "SELECT c.oid, c.relkind::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+        "SELECT c.oid, c.relkind::text FROM pg_class c "
+        "JOIN pg_namespace n ON n.oid = c.relnamespace "
         "WHERE n.nspname = %s AND c.relname = %s AND c.relkind::text = ANY(%s)",
         (schema, table, list(READABLE)),
     ).fetchone()

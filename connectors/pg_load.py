@@ -93,7 +93,7 @@ def _into_new_table(load: Load) -> LoadCounts:
 
 def _definition(column: Column) -> sql.Composed:
     # The type was parsed as exactly one type name by this server (_check_types).
-    type_ = sql.SQL(column.type)  # type: ignore[arg-type]  # checked text, not a literal
+    type_ = sql.SQL(column.type)
     null = sql.SQL("" if column.nullable else " NOT NULL")
     return sql.SQL("{} {}{}").format(sql.Identifier(column.name), type_, null)
 
@@ -103,12 +103,7 @@ def _check_types(load: Load) -> None:
     for column in load.columns:
         if column.name.startswith("_syncward_"):
             raise ConfigError(f"{load.request.stream.name}: column {column.name} is a name of ours")
-        row = load.conn.execute(
-            "SELECT pg_input_is_valid(%(t)s, 'regtype')"
-            if load.conn.info.server_version >= 160_000
-            else "SELECT to_regtype(%(t)s) IS NOT NULL",
-            {"t": column.type},
-        ).fetchone()
+        row = load.conn.execute("SELECT to_regtype(%s) IS NOT NULL", (column.type,)).fetchone()
         if row is None or not row[0]:
             raise ConfigError(
                 f"{load.request.stream.name}: column {column.name} is of type {column.type}, which "
@@ -200,7 +195,7 @@ def _stage(load: Load) -> tuple[int, int]:
     columns = sql.SQL(", ").join(
         sql.SQL("{} {}").format(
             sql.Identifier(c.name),
-            sql.SQL("text" if c.as_text else c.type),  # type: ignore[arg-type]  # the target has this very type
+            sql.SQL("text" if c.as_text else c.type),
         )
         for c in load.columns
     )
@@ -280,7 +275,7 @@ def _replace_by_content(load: Load, staged: int, size: int) -> LoadCounts:
             columns=parts["columns"],
             typed=parts["typed"],
             staging=parts["staging_table"],
-        )  # fmt: skip
+        )
     ).rowcount
     return LoadCounts(inserted, 0, staged - inserted, deleted, bytes=size)
 
@@ -291,7 +286,8 @@ def _check_staged_key(load: Load, key: Sequence[str]) -> None:
     missing = sql.SQL(" OR ").join(sql.SQL("{} IS NULL").format(sql.Identifier(k)) for k in key)
     row = load.conn.execute(
         sql.SQL(
-            "SELECT (SELECT count(*) FROM (SELECT FROM {t} GROUP BY {k} HAVING count(*) > 1) AS d), "
+            "SELECT (SELECT count(*) FROM (SELECT FROM {t} GROUP BY {k} "
+            "HAVING count(*) > 1) AS d), "
             "(SELECT count(*) FROM {t} WHERE {m})"
         ).format(t=sql.SQL("pg_temp.{}").format(sql.Identifier(_STAGING)), k=names, m=missing)
     ).fetchone()
@@ -314,12 +310,12 @@ def _typed(columns: Sequence[Column], alias: str = "s.") -> sql.Composed:
     """Name the staged columns as their types: those that came as text are read here."""
     return sql.SQL(", ").join(
         sql.SQL("{}{}::{}").format(
-            sql.SQL(alias),  # type: ignore[arg-type]  # a constant of this module
+            sql.SQL(alias),
             sql.Identifier(c.name),
-            sql.SQL(c.type),  # type: ignore[arg-type]  # the target has this very type
+            sql.SQL(c.type),
         )
         if c.as_text
-        else sql.SQL("{}{}").format(sql.SQL(alias), sql.Identifier(c.name))  # type: ignore[arg-type]
+        else sql.SQL("{}{}").format(sql.SQL(alias), sql.Identifier(c.name))
         for c in columns
     )
 

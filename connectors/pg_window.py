@@ -110,10 +110,7 @@ def time_window(
     if kind not in {"timestamptz", "timestamp", "date"}:
         raise ConfigError(f"{stream.name}: {stream.cursor} is a {kind}, which is no point in time")
     lower = _value(stream, cursor)
-    if bound.at is None:
-        upper = lower or "-infinity"
-    else:
-        upper = _in_column_type(bound.at, kind, zone)
+    upper = (lower or "-infinity") if bound.at is None else _in_column_type(bound.at, kind, zone)
     if lower is not None and lower != "-infinity" and upper < lower:
         upper = lower  # the bound never moves back, e.g. after a clock was set
     stored = {"kind": "column", "column": stream.cursor or "", "value": upper}
@@ -122,7 +119,7 @@ def time_window(
         notes = (*notes, f"{stream.cursor} has no time zone; read as {zone} wall-clock time")
     if lower is None and bound.at is None:
         return Window(ALL, None, stored, full=True, notes=notes)  # all now, and once more next time
-    below = sql.SQL("{} < {}").format(column, sql.Literal(upper))
+    below: sql.Composable = sql.SQL("{} < {}").format(column, sql.Literal(upper))
     if kind == "date":
         below = ALL  # a day is not over: its rows are read now and again next time
     if lower is None:
@@ -151,9 +148,7 @@ def _value(stream: StreamSpec, cursor: Cursor | None) -> str | None:
     return cursor["value"]
 
 
-def ordered_window(
-    conn: Connection, stream: StreamSpec, relation: Relation, cursor: Cursor | None
-) -> Window:
+def ordered_window(conn: Connection, stream: StreamSpec, cursor: Cursor | None) -> Window:
     """Make the window of a number, text or uuid column; inside the snapshot. Merge only.
 
     Values become visible out of order (cached sequences, slow transactions), so this can miss

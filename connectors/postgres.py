@@ -100,7 +100,7 @@ def translated(config: PostgresConfig) -> Iterator[None]:
 _TRANSIENT_CLASSES = ("08", "40", "53", "55", "57", "58", "XX")
 
 
-def _explain(  # noqa: PLR0911 - one return per reason reads as a table
+def _explain(  # noqa: C901, PLR0911 - one return per reason reads as a table
     error: psycopg.Error, config: PostgresConfig
 ) -> SyncwardError:
     where, state = config.where, error.sqlstate
@@ -149,7 +149,9 @@ def _privilege(error: psycopg.Error, config: PostgresConfig) -> str:
     return f"{config.where}: {what}; GRANT it to {config.user}, see docs/connectors.md"
 
 
-def _unreachable(error: psycopg.Error, config: PostgresConfig) -> SyncwardError:
+def _unreachable(  # noqa: PLR0911 - as above
+    error: psycopg.Error, config: PostgresConfig
+) -> SyncwardError:
     """Tell failures to connect apart; libpq has no SQLSTATE for them. Its text is never shown."""
     text = str(error)
     where = config.where

@@ -75,13 +75,12 @@ class PostgresDestination:
         """Decide whether the batch adds to the table or becomes its content."""
         state = self._states[request.stream.name]
         append = request.stream.mode is Mode.APPEND
-        redefined = state.known and not state.resumable
         load = Load(
             self._conn,
             self._config,
             request,
             batch,
-            rewrite=request.rewrite or (append and batch.full and (redefined or state.known)),
+            rewrite=request.rewrite or (append and batch.full and state.known),
         )
         if append and not state.known:
             _refuse_rows_of_others(load)
@@ -97,7 +96,7 @@ class PostgresDestination:
 
 
 def _refuse_rows_of_others(load: Load) -> None:
-    """An append into rows that this connection did not load would double them."""
+    """Refuse to append to rows that this connection has not loaded: it would double them."""
     if pg_load.has_rows(load):
         raise ConfigError(
             f"{load.name}: holds rows that this connection has not loaded; append would double "

@@ -455,6 +455,7 @@ REVOKE ALL ON FUNCTION ensure_partitions(integer), sealed_credentials(uuid, uuid
   audit.seal_partition(regclass) FROM PUBLIC;
 
 GRANT EXECUTE ON FUNCTION ensure_partitions(integer) TO syncward_scheduler;
+GRANT SELECT ON alembic_version TO syncward_scheduler, syncward_worker, syncward_operator;
 GRANT SELECT ON accounts, resource_queues, workers TO syncward_scheduler;
 GRANT SELECT, UPDATE ON schedules, account_queues TO syncward_scheduler;
 GRANT SELECT, INSERT, UPDATE, DELETE ON active_runs TO syncward_scheduler;
