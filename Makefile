@@ -1,0 +1,55 @@
+# Needs python3 (>= 3.11) and make; everything else is brought by `make setup` from PyPI.
+PYTHON ?= python3
+BIN := .venv/bin
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo up down test unit test-full check format bench migration lock clean
+
+help: ## Show this help
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+.venv/.ok: pyproject.toml requirements.lock bootstrap.py
+	@command -v $(PYTHON) >/dev/null || { echo "setup: no $(PYTHON) here; install python3 (>= 3.11)"; exit 1; }
+	@$(PYTHON) bootstrap.py
+	@touch $@
+
+setup: .venv/.ok ## Make .venv with the locked dependencies
+
+demo: .venv/.ok ## Real servers, real syncs, real crashes, proofs (KEEP=1 leaves it running)
+	@$(BIN)/syncward demo $(if $(KEEP),--keep)
+
+up: .venv/.ok ## Start everything on embedded servers and leave it running
+	@$(BIN)/syncward up --dev --detach
+
+down: .venv/.ok ## Stop what `make up` started
+	@$(BIN)/syncward down
+
+check: .venv/.ok ## Lint, types, import contracts
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+format: .venv/.ok ## Format the code
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+test: .venv/.ok ## All tests that need nothing but PyPI
+	@$(BIN)/pytest -n $(WORKERS) --dist loadgroup -m "not full"
+
+unit: .venv/.ok ## Tests without I/O
+	@$(BIN)/pytest tests/unit
+
+test-full: .venv/.ok ## Every test, also slow ones and those that need apt or root
+	@$(BIN)/pytest -n $(WORKERS) --dist loadgroup
+
+bench: .venv/.ok ## Compare with psql by hand on this machine
+	@$(BIN)/python -m benchmarks.pg_to_pg
+
+migration: .venv/.ok ## New migration: make migration m="add run priority"
+	@$(BIN)/python -m storage.migrate new "$(m)"
+
+lock: .venv/.ok ## Resolve the dependencies again
+	@UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1 $(BIN)/uv pip compile -q --universal --no-header --no-annotate --generate-hashes --extra dev pyproject.toml -o requirements.lock
+
+clean: ## Remove caches and .venv (data in .syncward only with CONFIRM=1)
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@$(if $(CONFIRM),rm -rf .syncward,true)
