@@ -37,6 +37,12 @@ def apply(cli: Cli, path: Path) -> None:
 
 
 def _pass_over(cli: Cli, path: Path, *, write: bool) -> None:
+    found = make_so(cli, path, write=write)
+    cli.answer(found, lambda: _text(found, write=write))
+
+
+def make_so(cli: Cli, path: Path, *, write: bool) -> list[Change]:
+    """Compare a document with the instance; with `write` make the instance like it."""
     document, specs = load(path)
     keyring = credentials.open_keyring(cli)
     name = cli.account or document.account
@@ -51,8 +57,7 @@ def _pass_over(cli: Cli, path: Path, *, write: bool) -> None:
             write=write,
             keyring=keyring,
         )
-        found = changes.run(applying, document, specs)
-    cli.answer(found, lambda: _text(found, write=write))
+        return changes.run(applying, document, specs)
 
 
 _SIGN = {"create": "+", "update": "~", "unchanged": "="}

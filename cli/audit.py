@@ -44,12 +44,12 @@ def tail(cli: Cli, *, follow: bool, after: int | None, limit: int) -> None:
             ),
         )
     if not follow:
-        cli.answer([_document(e) for e in found], lambda: "\n".join(_line(e) for e in found))
+        cli.answer([_document(e) for e in found], lambda: "\n".join(line_of(e) for e in found))
         return
     last = found[-1].seq if found else after or 0
     while True:
         for event in found:
-            click.echo(json.dumps(_document(event)) if cli.json else _line(event))
+            click.echo(json.dumps(_document(event)) if cli.json else line_of(event))
             last = event.seq
         time.sleep(0.5)
         with cli.transaction() as tx:
@@ -64,7 +64,8 @@ def _document(event: StoredEvent) -> dict[str, object]:
     return document
 
 
-def _line(event: StoredEvent) -> str:
+def line_of(event: StoredEvent) -> str:
+    """Show an event in one line."""
     body = json.loads(event.body)
     reason = f" ({body['reason']})" if body.get("reason") else ""
     return (

@@ -1,10 +1,11 @@
-"""A development instance: embedded servers, roles, login, keyring and `dev.env` in one directory."""
+"""A development instance: embedded servers, roles, login and keyring in one directory."""
 
 import os
 import secrets as random
 from dataclasses import dataclass
 from pathlib import Path
 
+from dotenv import dotenv_values
 from sqlalchemy import create_engine, text
 
 from cli.supervisor import Child, child_environment
@@ -12,7 +13,7 @@ from crypto import keyring as keyrings
 from embedded.postgres import Cluster
 from embedded.valkey import Server
 from schemas.audit import Principal
-from schemas.settings import DEV_ENV_FILE
+from schemas.settings import DEV_ENV_FILE, Settings
 from storage import migrate
 from storage.engine import parse_url
 from storage.roles import create_login
@@ -74,6 +75,13 @@ def start(data_dir: Path, principal: Principal, *, guard_parent: bool = False) -
         keyrings.init(instance.keyring_dir)
     _prepare_database(instance, principal)
     return instance
+
+
+def settings(instance: Instance) -> Settings:
+    """Return the operator's settings of this instance, whatever the environment says."""
+    values = dotenv_values(instance.data_dir / DEV_ENV_FILE)
+    named = {k.removeprefix("SYNCWARD_").lower(): v for k, v in values.items()}
+    return Settings.model_validate({**named, "data_dir": instance.data_dir})
 
 
 def admin_url(cluster: Cluster, database: str) -> str:

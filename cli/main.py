@@ -13,23 +13,23 @@ EXIT_FAILED = 1
 EXIT_AWAITING_APPROVAL = 3
 EXIT_REFUSED = 78
 
-#: Command -> module that defines it as `group` (or as a command of the same name).
+#: Command -> the module that defines it in its `commands`, and its line of help.
 _COMMANDS = {
-    "account": "cli.accounts",
-    "apply": "cli.apply",
-    "audit": "cli.audit",
-    "connection": "cli.connections",
-    "db": "cli.db",
-    "demo": "cli.demo",
-    "diff": "cli.apply",
-    "down": "cli.up",
-    "keys": "cli.keys",
-    "metrics": "cli.metrics",
-    "resource": "cli.resources",
-    "run": "cli.runs",
-    "scheduler": "cli.processes",
-    "up": "cli.up",
-    "worker": "cli.processes",
+    "account": ("cli.accounts", "Tenants: create, list, show, delete."),
+    "apply": ("cli.apply", "Make resources and connections like a document."),
+    "audit": ("cli.audit", "The audit stream: tail."),
+    "connection": ("cli.connections", "What moves where, and when."),
+    "db": ("cli.db", "Control database: upgrade, check."),
+    "demo": ("cli.demo", "Real servers, real syncs, real crashes, proofs."),
+    "diff": ("cli.apply", "Show what `apply` would change."),
+    "down": ("cli.up", "Stop what `up --dev` started."),
+    "keys": ("cli.keys", "Keyrings: init, status."),
+    "metrics": ("cli.metrics", "Cluster-wide metrics, once or served."),
+    "resource": ("cli.resources", "External systems and their sealed credentials."),
+    "run": ("cli.runs", "Ask for runs, look at them, decide about them."),
+    "scheduler": ("cli.processes", "Run a scheduler in the foreground."),
+    "up": ("cli.up", "Run scheduler and workers, restarting what dies."),
+    "worker": ("cli.processes", "Run a worker in the foreground."),
 }
 
 
@@ -42,9 +42,13 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002
         if name not in _COMMANDS:
             return None
-        module = importlib.import_module(_COMMANDS[name])
+        module = importlib.import_module(_COMMANDS[name][0])
         found: click.Command = module.commands[name]
         return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, about) for name, (_, about) in sorted(_COMMANDS.items())])
 
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})

@@ -122,18 +122,25 @@ class Server:
             time.sleep(0.01)
 
     def _ready(self) -> bool:
-        """Log in and ping over a plain socket: the client library belongs to workers/."""
-        commands = f"AUTH {self.password}\r\nPING\r\n".encode()
-        with suppress(OSError), socket.create_connection((HOST, self.port), timeout=1) as link:
-            link.sendall(commands)
+        with suppress(OSError):
+            return b"+PONG" in self._say("PING")
+        return False
+
+    def flush(self) -> None:
+        """Drop everything it holds, as a crash without a file would: for faults on purpose."""
+        self._say("FLUSHALL")
+
+    def _say(self, command: str) -> bytes:
+        """Log in and say one command over a plain socket: the client library is workers/'s."""
+        with socket.create_connection((HOST, self.port), timeout=5) as link:
+            link.sendall(f"AUTH {self.password}\r\n{command}\r\n".encode())
             answer = b""
             while answer.count(b"\r\n") < 2:  # noqa: PLR2004 - two commands, two lines
                 more = link.recv(256)
                 if not more:
-                    return False
+                    break
                 answer += more
-            return b"+PONG" in answer
-        return False
+            return answer
 
     def stop(self) -> None:
         """Stop in order: the append-only file is complete."""

@@ -1,0 +1,355 @@
+"""`syncward demo`: real servers, real syncs, a real crash, and proofs of what is promised.
+
+`_story` is the table of contents; later parts of the product add their own line to it.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event, Thread
+from typing import TypeVar
+from uuid import UUID
+
+import click
+from sqlalchemy import text
+
+from cli import dev
+from cli.apply import make_so
+from cli.audit import line_of
+from cli.context import Cli, command
+from cli.demo_world import World
+from cli.show import stream_table
+from cli.supervisor import Supervisor
+from embedded.postgres import Cluster
+from embedded.valkey import Server
+from schemas.errors import SyncwardError
+from schemas.records import StreamResult
+from schemas.runs import Run, RunState
+from storage import accounts, audit, connections, logs, outputs, runs
+
+T = TypeVar("T")
+
+#: A short lease, so that the demo does not wait half a minute for the crash to be noticed.
+_SETTINGS = {"lease": "5s", "heartbeat": "1s"}
+_PATIENCE_S = 60.0
+_TRAFFIC_S = 6
+
+
+@click.group()
+def _group() -> None:
+    """Only here to register the command."""
+
+
+commands = _group.commands
+
+
+@command(_group)
+@click.option("--keep", is_flag=True, help="Leave it running at the end.")
+@click.option("--scale", default=5, show_default=True, help="pgbench scale: 100,000 rows each.")
+def demo(cli: Cli, *, keep: bool, scale: int) -> None:
+    """Show Syncward at work on real embedded servers; exit 0 only if all is proven equal."""
+    root = cli.settings.data_dir.resolve() / "demo"
+    _clear(root)
+    with ExitStack() as at_exit:
+        story = Story(cli)
+        instance = dev.start(root, cli.principal, guard_parent=not keep)
+        if not keep:
+            at_exit.callback(shutil.rmtree, root, ignore_errors=True)
+            at_exit.callback(instance.stop)
+        world = World.start(root / "world", scale=scale, guard_parent=not keep)
+        if not keep:
+            at_exit.callback(world.stop)
+        operator = Operator(instance)
+        supervisor = Supervisor(instance.children(**_SETTINGS), instance.log_dir, story.doing)
+        equal = _story(story, instance, world, operator, _running(supervisor, at_exit))
+        story.finish(equal=equal)
+    if keep:
+        _leave_running(root, cli)
+    if not equal:
+        sys.exit(1)
+
+
+def _clear(root: Path) -> None:
+    """Stop and remove what an earlier demo left."""
+    if (root / "up.pid").exists():
+        _down(root)
+    for directory, server in (
+        ("postgres", Cluster),
+        ("world/postgres", Cluster),
+        ("valkey", Server),
+    ):
+        if (root / directory).exists():
+            server(root / directory).stop()
+    shutil.rmtree(root, ignore_errors=True)
+
+
+def _down(root: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "cli.main", "down"],
+        env={**os.environ, "SYNCWARD_DATA_DIR": str(root)},  # noqa: TID251 - the same program again
+        check=False,
+        capture_output=True,
+    )
+
+
+def _leave_running(root: Path, cli: Cli) -> None:
+    """Hand over from the demo's own supervisor to one that outlives it."""
+    subprocess.run(
+        [sys.executable, "-m", "cli.main", "up", "--dev", "--detach"],
+        env={**os.environ, "SYNCWARD_DATA_DIR": str(root)},  # noqa: TID251 - the same program again
+        check=True,
+        capture_output=True,
+    )
+    where = f"SYNCWARD_DATA_DIR={root}"
+    cli.note(
+        f"\nIt is left running. Try:\n  {where} ./syncward run list\n"
+        f"  {where} ./syncward connection show shop-to-lake\n  {where} ./syncward down"
+    )
+
+
+def _running(supervisor: Supervisor, at_exit: ExitStack) -> Supervisor:
+    """Run the supervisor in a thread until the demo ends, however it ends."""
+    stop = Event()
+    thread = Thread(target=supervisor.run, args=(stop,), daemon=True)
+
+    def end() -> None:
+        stop.set()
+        thread.join(timeout=30)
+
+    at_exit.callback(end)
+    thread.start()
+    return supervisor
+
+
+@dataclass
+class Story:
+    """Prints numbered claims, each with its evidence."""
+
+    cli: Cli
+    started: float = field(default_factory=time.monotonic)
+    lines: list[dict[str, str]] = field(default_factory=list)
+
+    def doing(self, text_: str) -> None:
+        """Say what takes a moment."""
+        if not self.cli.json:
+            click.echo(f"    … {text_}", err=True)
+
+    def claim(self, claim: str, *evidence: str) -> None:
+        """Print a claim and what proves it."""
+        self.lines.append({"claim": claim, "evidence": "; ".join(evidence)})
+        if not self.cli.json:
+            lines = "".join(f"\n      {line}" for line in evidence)
+            click.echo(f"{len(self.lines):>3}. {claim}{lines}")
+
+    def show(self, title: str, body: str) -> None:
+        """Print an excerpt under a title."""
+        if not self.cli.json:
+            indented = "\n".join(f"    {line}" for line in body.splitlines())
+            click.echo(f"\n{title}\n{indented}")
+
+    def finish(self, *, equal: bool) -> None:
+        """Print the verdict."""
+        seconds = time.monotonic() - self.started
+        verdict = (
+            "verified: source and destination are equal"
+            if equal
+            else "NOT EQUAL: see the tables above"
+        )
+        self.cli.answer(
+            {"equal": equal, "seconds": round(seconds, 1), "claims": self.lines},
+            lambda: f"\n{verdict}   ({seconds:.0f} s)",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """What an operator would type, against the demo's instance."""
+
+    instance: dev.Instance
+
+    def cli(self) -> Cli:
+        """Return a command line with this instance's settings, whatever the environment says."""
+        made = Cli(account="demo")
+        made.__dict__["settings"] = dev.settings(self.instance)
+        return made
+
+    def apply(self, document: Path) -> int:
+        """Create the account and apply the document; return how many things it made."""
+        cli = self.cli()
+        with cli.transaction() as tx:
+            accounts.create(tx, "demo", company="Demo", plan="unlimited", principal=cli.principal)
+        return len(make_so(cli, document, write=True))
+
+    def runs(self) -> Sequence[Run]:
+        """Return the connection's runs, live ones first, then the newest."""
+        with self.cli().inside() as (tx, account, _):
+            found = connections.get(tx, "shop-to-lake")
+            return runs.listing(tx, account.account_id, subject_id=found.connection_id, limit=100)
+
+    def streams(self, run_id: UUID) -> Sequence[StreamResult]:
+        """Return what a run's streams have done so far."""
+        with self.cli().inside() as (tx, _, _name):
+            return outputs.streams(tx, run_id)
+
+    def progress(self, run_id: UUID) -> int:
+        """Return the rows read so far by a running run."""
+        with self.cli().inside() as (tx, _, _name):
+            return runs.progress(tx, run_id)[1]
+
+    def run_log(self, run_id: UUID) -> str:
+        """Return a run's log."""
+        with self.cli().inside() as (tx, _, _name):
+            lines = logs.read(tx, run_id)
+        return "\n".join(
+            f"{line.at:%H:%M:%S} {line.level:<7} "
+            f"{line.stream.removeprefix('public.') + ': ' if line.stream else ''}{line.message}"
+            for line in lines
+        )
+
+    def audit_tail(self, run_id: UUID) -> str:
+        """Return the audit events of one run."""
+        with self.cli().transaction() as tx:
+            events = audit.tail(tx, after=0, limit=1_000)
+        return "\n".join(line_of(e) for e in events if str(run_id) in e.body)
+
+    def sealed(self) -> tuple[int, int]:
+        """Return (stored credentials, how many bytes of them begin like an envelope)."""
+        with self.cli().inside() as (tx, _, _name):
+            rows = tx.execute(text("SELECT count(*), count(DISTINCT fingerprint) FROM credentials"))
+            stored, distinct = rows.one()
+        return int(stored), int(distinct)
+
+
+def _story(
+    story: Story, instance: dev.Instance, world: World, operator: Operator, supervisor: Supervisor
+) -> bool:
+    story.claim(
+        "Real servers from Python packages; nothing was installed",
+        f"{world.version} on ports {instance.postgres.port} and {world.cluster.port}, "
+        f"Valkey on port {instance.valkey.port}; {world.rows:,} source rows by pgbench",
+    )
+    made = operator.apply(world.document())
+    applied = time.monotonic()
+    story.claim(
+        "One document made account, resources, credentials, schedule",
+        f"{made} things applied, {operator.sealed()[0]} passwords sealed; this side can store "
+        "them and cannot open them",
+    )
+    by_hand = world.copy_by_hand()
+    story.doing("waiting for the schedule (every 10s) to start the first run")
+    first = _until(lambda: _first_success(operator), "the first run")
+    seconds = _seconds(first)
+    rows = sum(r.rows_loaded for r in operator.streams(first.run_id))
+    story.claim(
+        "The schedule started the first run, nobody asked for it",
+        f"trigger {first.trigger}, {time.monotonic() - applied:.1f} s after apply; "
+        f"{rows:,} rows in {seconds:.1f} s, psql COPY by hand: {by_hand:.1f} s",
+    )
+    crashed = _crash(story, instance, world, operator, supervisor)
+    _until(lambda: _settled(operator), "a run after the traffic")
+    equal = _prove(story, world)
+    story.show("Log of the run that was killed", operator.run_log(crashed))
+    story.show("Its output", stream_table(operator.streams(crashed)))
+    story.show("Its audit trail", operator.audit_tail(crashed))
+    story.show(
+        "Try next",
+        "make up\n./syncward account create acme\n./syncward apply -f examples/two-databases.yaml",
+    )
+    return equal
+
+
+def _until(look: Callable[[], T | None], what: str) -> T:
+    deadline = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < deadline:
+        found = look()
+        if found is not None:
+            return found
+        time.sleep(0.1)
+    raise SyncwardError(f"demo: {what} did not come within {_PATIENCE_S:.0f} s")
+
+
+def _first_success(operator: Operator) -> Run | None:
+    ended = [r for r in operator.runs() if r.finished_at is not None]
+    for run in ended:
+        if run.state is not RunState.SUCCEEDED:
+            raise SyncwardError(f"demo: run {run.run_id} {run.state}: {run.error}")
+    return ended[-1] if ended else None
+
+
+def _seconds(run: Run) -> float:
+    if run.started_at is None or run.finished_at is None:
+        return 0.0
+    return (run.finished_at - run.started_at).total_seconds()
+
+
+def _crash(
+    story: Story, instance: dev.Instance, world: World, operator: Operator, supervisor: Supervisor
+) -> UUID:
+    """Kill the worker and flush Redis in the middle of a long merge, under traffic; then wait."""
+    world.touch_every_account()
+    traffic = world.traffic(_TRAFFIC_S)
+    story.doing("pgbench is writing; waiting for the next scheduled run to be in the middle")
+    _until(lambda: True if world.loading() else None, "the next run")
+    victim = next(r for r in operator.runs() if r.state is RunState.RUNNING)
+    worker = next(c.process for c in supervisor.children if c.name.startswith("worker"))
+    if worker is None:
+        raise SyncwardError("demo: there is no worker to kill")
+    os.kill(worker.pid, signal.SIGKILL)
+    instance.valkey.flush()
+    killed = time.monotonic()
+    done_before = len(operator.streams(victim.run_id))
+    story.claim(
+        "kill -9 of the worker and FLUSHALL of Redis, in the middle of a run",
+        f"run {victim.run_id}, {done_before} streams done, the largest half way",
+    )
+    ended = _until(lambda: _ended(operator, victim.run_id), "the recovery")
+    recovered = time.monotonic() - killed
+    results = operator.streams(ended.run_id)
+    resumed = sum(1 for r in results if r.attempt == 1)
+    output, _ = traffic.communicate(timeout=60)
+    processed = next((ln for ln in output.splitlines() if "actually processed" in ln), "")
+    story.claim(
+        f"The system recovered by itself: attempt {ended.attempt} {ended.state}",
+        f"{recovered:.1f} s after the kill (lease {_SETTINGS['lease']}); resumed: {resumed} of "
+        f"{len(results)} streams were not read again",
+        f"meanwhile pgbench: {processed.strip()}",
+    )
+    return ended.run_id
+
+
+def _ended(operator: Operator, run_id: UUID) -> Run | None:
+    return next((r for r in operator.runs() if r.run_id == run_id and r.finished_at), None)
+
+
+def _settled(operator: Operator, *, _since: list[float] | None = None) -> Run | None:
+    """Return a run that began after now-minus-nothing: two in a row that found nothing new."""
+    for run in operator.runs():
+        if run.state is RunState.SUCCEEDED:
+            results = operator.streams(run.run_id)
+            moved = sum(r.rows_inserted + r.rows_updated for r in results)
+            return run if moved == 0 else None
+    return None
+
+
+def _prove(story: Story, world: World) -> bool:
+    proofs = world.proofs()
+    good = [p for p in proofs if p.equal]
+    lost = sum(max(0, p.rows[0] - p.rows[1]) for p in proofs)
+    doubled = sum(max(0, p.rows[1] - p.rows[0]) for p in proofs)
+    story.claim(
+        f"Tables equal: {len(good)} of {len(proofs)}; rows lost {lost}, doubled {doubled}",
+        *(
+            f"{p.table:<18} {p.rows[0]:>9,} = {p.rows[1]:>9,} rows, checksum "
+            f"{p.checksums[0][-12:]} {'=' if p.checksums[0] == p.checksums[1] else '≠'} "
+            f"{p.checksums[1][-12:]}"
+            for p in proofs
+        ),
+    )
+    return len(good) == len(proofs)

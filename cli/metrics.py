@@ -1,0 +1,96 @@
+"""`syncward metrics`: cluster-wide values from Postgres in Prometheus' text format."""
+
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+import click
+from prometheus_client import CollectorRegistry, generate_latest, start_http_server
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from cli.context import Cli, command
+from cli.credentials import open_keyring
+from storage import gauges
+from storage.gauges import Gauges
+
+
+@click.group()
+def _group() -> None:
+    """Only here to register the command."""
+
+
+commands = _group.commands
+
+
+@command(_group)
+@click.option("--serve", is_flag=True, help="Serve on SYNCWARD_METRICS_HOST and _PORT.")
+def metrics(cli: Cli, *, serve: bool) -> None:
+    """Print cluster-wide metrics once, or serve them."""
+    registry = CollectorRegistry()
+    registry.register(_Cluster(cli))
+    if not serve:
+        text = generate_latest(registry).decode()
+        cli.answer({"metrics": text}, lambda: text.rstrip())
+        return
+    host, port = cli.settings.metrics_host, cli.settings.metrics_port or 9464
+    start_http_server(port, addr=host, registry=registry)
+    cli.note(f"serving on http://{host}:{port}/metrics")
+    while True:
+        time.sleep(3600)
+
+
+class _Cluster(Collector):
+    """Reads Postgres when it is scraped; every label is from a closed set."""
+
+    def __init__(self, cli: Cli) -> None:
+        self._cli = cli
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        with self._cli.transaction() as tx:
+            yield from _families(gauges.read(tx))
+        yield self._key_ages()
+
+    def _key_ages(self) -> GaugeMetricFamily:
+        family = GaugeMetricFamily(
+            "syncward_keys_age_seconds", "Age of the active root by purpose.", labels=["purpose"]
+        )
+        if self._cli.settings.keyring is not None:
+            for root in open_keyring(self._cli).status():
+                age = (datetime.now(UTC) - root.created_at).total_seconds()
+                family.add_metric([root.purpose], age)
+        return family
+
+
+def _families(values: Gauges) -> Iterable[GaugeMetricFamily]:
+    yield _labelled("queue_depth", "Live runs by state.", "state", values.queue_depth)
+    yield _plain(
+        "queue_oldest_seconds", "Wait of the oldest ready run.", values.queue_oldest_seconds
+    )
+    yield _plain(
+        "schedule_lateness_seconds",
+        "How late the oldest unclaimed slot is.",
+        values.schedule_lateness_seconds,
+    )
+    yield _labelled("worker_slots", "Slots of live workers.", "state", values.worker_slots)
+    yield _labelled(
+        "freshness_seconds_max",
+        "Time since the last success of the stalest active connection.",
+        "plan",
+        values.freshness_seconds_max,
+    )
+    yield _labelled("connections", "Connections by state.", "state", values.connections)
+    yield _plain("audit_events", "Events in the audit log so far.", float(values.audit_events))
+
+
+def _plain(name: str, about: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"syncward_{name}", about, value=value)
+
+
+def _labelled(
+    name: str, about: str, label: str, values: dict[str, int] | dict[str, float]
+) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(f"syncward_{name}", about, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], value)
+    return family
