@@ -62,7 +62,7 @@ def add_venv_package() -> None:
     package = f"python3.{sys.version_info.minor}-venv"
     print(f"setup: installing {package}", flush=True)
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    apt = ["apt-get", "-qq", "-o", "Dpkg::Use-Pty=0"]
+    apt: list[str | Path] = ["apt-get", "-qq", "-o", "Dpkg::Use-Pty=0"]
     quiet([*apt, "update"], environment)
     loud([*apt, "install", "-y", "--no-install-recommends", package], environment)
 
@@ -72,7 +72,7 @@ def install_with_uv() -> bool:
     uv = shutil.which("uv") or str(VENV / "bin" / "uv")
     if not Path(uv).exists() and not quiet([*pip(), "uv"]):
         return False
-    install = [uv, "pip", "install", "--quiet", "--python", PYTHON]
+    install: list[str | Path] = [uv, "pip", "install", "--quiet", "--python", PYTHON]
     return loud([*install, "--require-hashes", "-r", LOCK], uv_environment()) and loud(
         [*install, "--no-deps", "--no-build-isolation", "-e", ROOT], uv_environment()
     )

@@ -94,7 +94,8 @@ def _resource(
         )
     if known.kind != entry.kind:
         raise ConfigError(
-            f"resource {name} is of kind {known.kind} and stays so; use another name for {entry.kind}"
+            f"resource {name} is of kind {known.kind} and stays so; "
+            f"use another name for {entry.kind}"
         )
     details = [
         f"{key} changes"

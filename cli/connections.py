@@ -77,8 +77,8 @@ def show(cli: Cli, name: str) -> None:
     lines = [
         f"{spec.name}: {spec.source} -> {spec.destination} (schema {spec.target.schema_name})",
         f"schedule    {spec.schedule}; next {ago(found.next_due_at)}",
-        f"state       {_state(found)}; last success {ago(found.last_success_at)}, "
-        f"{found.failures} failures in a row",
+        f"state       {_state(found)}, {found.failures} failures in a row",
+        f"success     {ago(found.last_success_at)}",
     ]
     if spec.description:
         lines.append(f"about       {plain(spec.description)}")

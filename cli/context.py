@@ -15,8 +15,9 @@ from sqlalchemy import Connection, Engine
 from cli.show import jsonable
 from schemas.accounts import Account
 from schemas.audit import Principal
+from schemas.environment import load_settings
 from schemas.errors import ConfigError
-from schemas.settings import Settings, load_settings
+from schemas.settings import Settings
 
 
 @dataclass

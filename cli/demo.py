@@ -67,7 +67,7 @@ def demo(cli: Cli, *, keep: bool, scale: int) -> None:
         if not keep:
             at_exit.callback(world.stop)
         operator = Operator(instance)
-        supervisor = Supervisor(instance.children(**_SETTINGS), instance.log_dir, story.doing)
+        supervisor = Supervisor(instance.children(_SETTINGS), instance.log_dir, story.doing)
         equal = _story(story, instance, world, operator, _running(supervisor, at_exit))
         story.finish(equal=equal)
     if keep:
@@ -260,7 +260,7 @@ def _story(
     story.show("Its audit trail", operator.audit_tail(crashed))
     story.show(
         "Try next",
-        "make up\n./syncward account create acme\n./syncward apply -f examples/two-databases.yaml",
+        "make demo KEEP=1\nmake up\n./syncward apply -f examples/two-databases.yaml",
     )
     return equal
 
@@ -328,8 +328,8 @@ def _ended(operator: Operator, run_id: UUID) -> Run | None:
     return next((r for r in operator.runs() if r.run_id == run_id and r.finished_at), None)
 
 
-def _settled(operator: Operator, *, _since: list[float] | None = None) -> Run | None:
-    """Return a run that began after now-minus-nothing: two in a row that found nothing new."""
+def _settled(operator: Operator) -> Run | None:
+    """Return the newest finished run if it found nothing new any more."""
     for run in operator.runs():
         if run.state is RunState.SUCCEEDED:
             results = operator.streams(run.run_id)

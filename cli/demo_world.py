@@ -1,4 +1,4 @@
-"""The demo's outside world: a source and a destination database, traffic, psql by hand, checksums."""
+"""The demo's outside world: two databases, traffic, psql by hand, checksums."""
 
 import secrets
 import subprocess
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -77,12 +78,17 @@ class World:
 
     def document(self) -> Path:
         """Write the document that `apply` takes and return its path."""
-        common = f"host: {self.cluster.host}, port: {self.cluster.port}, sslmode: disable"
         streams = "\n".join(f"      public.{name}: {spec}" for name, spec in STREAMS.items())
         text = f"""account: demo
 resources:
-  shop: {{kind: postgres, config: {{{common}, database: shop, user: reader}}, secret: {{password: {{file: reader.pw}}}}}}
-  lake: {{kind: postgres, config: {{{common}, database: lake, user: writer}}, secret: {{password: {{file: writer.pw}}}}}}
+  shop:
+    kind: postgres
+    config: {self._config("shop", "reader")}
+    secret: {{password: {{file: reader.pw}}}}
+  lake:
+    kind: postgres
+    config: {self._config("lake", "writer")}
+    secret: {{password: {{file: writer.pw}}}}
 connections:
   shop-to-lake:
     source: shop
@@ -96,6 +102,10 @@ connections:
         path = self._root / "demo.yaml"
         path.write_text(text, encoding="utf-8")
         return path
+
+    def _config(self, database: str, user: str) -> str:
+        address = f"host: {self.cluster.host}, port: {self.cluster.port}"
+        return f"{{{address}, database: {database}, user: {user}, sslmode: disable}}"
 
     def source_password(self) -> str:
         """Return the source login's password, to show that it is found nowhere else."""
@@ -217,7 +227,7 @@ connections:
         self.cluster.stop()
 
     @contextmanager
-    def _session(self, database: str) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
+    def _session(self, database: str) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
         with psycopg.connect(
             host=self.cluster.host,
             port=self.cluster.port,

@@ -2,6 +2,7 @@
 
 import os
 import secrets as random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,9 +39,11 @@ class Instance:
     def log_dir(self) -> Path:
         return self.data_dir / "logs"
 
-    def children(self, *, workers: int = 1, **settings: str) -> list[Child]:
+    def children(
+        self, settings: Mapping[str, str] | None = None, *, workers: int = 1
+    ) -> list[Child]:
         """Describe the processes of this instance; `settings` are SYNCWARD_* values in clear."""
-        extra = {f"SYNCWARD_{name.upper()}": value for name, value in settings.items()}
+        extra = {f"SYNCWARD_{name.upper()}": value for name, value in (settings or {}).items()}
         worker_file = str(self.keyring_dir / "worker.json")
         scheduler = Child(
             "scheduler", "scheduler.process", child_environment(self.data_dir, **extra)

@@ -31,7 +31,7 @@ def metrics(cli: Cli, *, serve: bool) -> None:
     registry.register(_Cluster(cli))
     if not serve:
         text = generate_latest(registry).decode()
-        cli.answer({"metrics": text}, lambda: text.rstrip())
+        cli.answer({"metrics": text}, text.rstrip)
         return
     host, port = cli.settings.metrics_host, cli.settings.metrics_port or 9464
     start_http_server(port, addr=host, registry=registry)

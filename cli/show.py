@@ -15,7 +15,7 @@ from schemas.runs import Run
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-def jsonable(value: object) -> object:
+def jsonable(value: object) -> object:  # noqa: PLR0911 - one return per type reads as a table
     """Turn our types into what `json.dumps` takes."""
     match value:
         case BaseModel():
@@ -141,8 +141,8 @@ def run_text(run: Run, results: Sequence[StreamResult]) -> str:
         f"run         {run.run_id}",
         f"{'connection' if run.kind == 'sync' else 'resource':<12}{run.subject_name}",
         f"state       {run.state} (attempt {run.attempt}, {run.trigger})",
-        f"asked       {ago(run.queued_at)}, started {ago(run.started_at)}, "
-        f"ended {ago(run.finished_at)}",
+        f"asked       {ago(run.queued_at)}",
+        f"ended       {ago(run.finished_at)}, started {ago(run.started_at)}",
     ]
     if run.error:
         lines.append(f"error       {plain(run.error)}")

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-import connectors.destinations
-import connectors.sources
+from connectors import destinations as destination_files
+from connectors import sources as source_files
 from schemas.errors import ConfigError
 from schemas.records import Destination, Source
 from schemas.secret import looks_secret
@@ -16,12 +16,12 @@ from schemas.secret import looks_secret
 
 def sources() -> frozenset[str]:
     """Return the names of all connectors that can be read from, without importing them."""
-    return frozenset(m.name for m in pkgutil.iter_modules(connectors.sources.__path__))
+    return frozenset(m.name for m in pkgutil.iter_modules(source_files.__path__))
 
 
 def destinations() -> frozenset[str]:
     """Return the names of all connectors that can be written to."""
-    return frozenset(m.name for m in pkgutil.iter_modules(connectors.destinations.__path__))
+    return frozenset(m.name for m in pkgutil.iter_modules(destination_files.__path__))
 
 
 def open_source(kind: str, config: Mapping[str, Any], secrets: Mapping[str, str]) -> Source:

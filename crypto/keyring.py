@@ -185,7 +185,7 @@ def _write(path: Path, roots: list[dict[str, str]]) -> None:
 
 
 def load(uri: str) -> Keyring:
-    """Open a keyring by `file:///path` or path; KeyringError says what is wrong and what to type."""
+    """Open a keyring by `file:///path` or path; KeyringError says what to type otherwise."""
     scheme, separator, rest = uri.partition("://")
     if separator and scheme != "file":
         raise KeyringError(f"keyring {scheme}://…: only file:// keyrings are available; see docs")

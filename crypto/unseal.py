@@ -29,7 +29,7 @@ def unwrap(keyring: Keyring, wrapped: Wrapped, context: WrapContext) -> bytes:
 
 
 def unseal(dek: bytes, dek_id: UUID, envelope: bytes, context: Context) -> bytes:
-    """Open an envelope in its context; UnsealError, and no partial plaintext, if it does not fit."""
+    """Open an envelope in its context; UnsealError and no partial plaintext otherwise."""
     parts = take_apart(envelope)
     full, last = divmod(len(parts.body), CHUNK + TAG)
     if last < TAG or parts.dek_id != dek_id:

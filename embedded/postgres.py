@@ -116,7 +116,7 @@ class Cluster:
             self._launch()
             (self.root / "port").write_text(str(self.port))
         if self._guard_parent:
-            watchdog.guard(self.root, "postgres")
+            watchdog.guard(self._data / "postmaster.pid", _PROGRAM, signal.SIGINT)
         return self
 
     def _running(self) -> bool:

@@ -76,7 +76,7 @@ class Server:
             self._configure()
             self._launch()
         if self._guard_parent:
-            watchdog.guard(self.root, "valkey")
+            watchdog.guard(self.root / "valkey.pid", self.program.name, signal.SIGTERM)
         return self
 
     def _last_port(self) -> int | None:

@@ -1,6 +1,6 @@
 """Stop an embedded server once the process that wanted it is gone, however it went.
 
-`python -m embedded.watchdog PARENT_PID KIND ROOT` waits for the parent; Linux and macOS alike.
+`python -m embedded.watchdog PARENT_PID PID_FILE PROGRAM SIGNAL` waits for the parent.
 """
 
 import os
@@ -8,13 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+from embedded.daemons import alive, end
 
-def guard(root: Path, kind: str) -> None:
-    """Start a watchdog for a server below `root` that this process has started."""
+
+def guard(pid_file: Path, program: str, stop_by: signal.Signals) -> None:
+    """Start a watchdog for a server that this process has started."""
+    parts = (str(os.getpid()), str(pid_file), program, stop_by.name)
     subprocess.Popen(  # noqa: S603 - our own interpreter and module
-        [sys.executable, "-m", "embedded.watchdog", str(os.getpid()), kind, str(root)],
+        [sys.executable, "-m", "embedded.watchdog", *parts],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -23,16 +27,19 @@ def guard(root: Path, kind: str) -> None:
     )
 
 
-def _watch(parent: int, kind: str, root: Path) -> None:
-    from embedded.postgres import Cluster  # noqa: PLC0415 - both import this module
-    from embedded.valkey import Server  # noqa: PLC0415
+def _server(pid_file: Path, program: str) -> int | None:
+    with suppress(OSError, ValueError, IndexError):
+        pid = int(pid_file.read_text(encoding="utf-8").split("\n")[0])
+        return pid if alive(pid, program) else None
+    return None
 
-    server = Cluster(root) if kind == "postgres" else Server(root)
-    while server.pid is not None:
+
+def _watch(parent: int, pid_file: Path, program: str, stop_by: signal.Signals) -> None:
+    while (pid := _server(pid_file, program)) is not None:
         try:
             os.kill(parent, 0)
         except ProcessLookupError:
-            server.stop()
+            end(pid, program, stop_by, signal.SIGKILL)
             return
         time.sleep(0.5)
 
@@ -40,4 +47,4 @@ def _watch(parent: int, kind: str, root: Path) -> None:
 if __name__ == "__main__":
     for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)
-    _watch(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
+    _watch(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], signal.Signals[sys.argv[4]])

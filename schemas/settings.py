@@ -1,13 +1,12 @@
-"""Settings: everything the environment may say. Read only where a process starts."""
+"""Settings: everything the environment may say. schemas/environment.py reads it."""
 
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from schemas.errors import StartRefused
 from schemas.streams import parse_duration
 
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
@@ -70,20 +69,3 @@ class Settings(BaseSettings):
     log_format: Literal["people", "json"] = Field(
         "people", description="Shape of process logs on stderr."
     )
-
-
-def load_settings(data_dir: Path | None = None) -> Settings:
-    """Read the environment and, where it is silent, the data directory's `dev.env`.
-
-    Raise StartRefused with all unusable values; values themselves are never quoted.
-    """
-    try:
-        first = Settings()
-        directory = data_dir or first.data_dir
-        return Settings(_env_file=directory / DEV_ENV_FILE)
-    except ValidationError as error:
-        reasons = [
-            f"SYNCWARD_{str(e['loc'][0]).upper()}: {e['msg']}; see docs/settings.md"
-            for e in error.errors(include_input=False, include_url=False)
-        ]
-        raise StartRefused(reasons) from None

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from schemas.environment import load_settings
 from schemas.errors import ConfigError, StartRefused
-from schemas.settings import Settings, load_settings
+from schemas.settings import Settings
 
 EXIT_REFUSED = 78
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from time import monotonic
 
-from crypto.keyring import Keyring
 from sqlalchemy import Engine
 
+from crypto.keyring import Keyring
 from schemas.audit import Principal
 from schemas.errors import ConfigError, LeaseLost, SyncwardError
 from schemas.jobs import Job
