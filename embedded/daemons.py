@@ -20,6 +20,18 @@ def scrubbed_environment() -> dict[str, str]:
     return {"PATH": os.defpath, "LC_ALL": "C.UTF-8", "TZ": "UTC", "HOME": "/nonexistent"}
 
 
+def spawn(*command: str) -> int:
+    """Start a daemon in a session of its own, without our pipes and environment; return its pid."""
+    nothing = (
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+        (os.POSIX_SPAWN_DUP2, 1, 2),
+    )
+    return os.posix_spawn(
+        command[0], command, scrubbed_environment(), file_actions=nothing, setsid=True
+    )
+
+
 def free_port(preferred: int | None) -> int:
     """Return the preferred port if it is free, else any free one."""
     for port in (preferred, 0):
@@ -91,19 +103,19 @@ def end(pid: int, program: str, *signals: signal.Signals, patience_s: float = 30
 def _gone(pid: int, program: str, patience_s: float) -> bool:
     deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:
-        _reap(pid)
+        exited(pid)
         if not alive(pid, program):
             return True
         time.sleep(0.02)
     return False
 
 
-def _reap(pid: int) -> None:
-    """Take the exit status of a child of ours, or it stays as a zombie."""
+def exited(pid: int) -> bool:
+    """Say whether a child of ours has ended; takes its exit status, or it stays as a zombie."""
     try:
-        os.waitpid(pid, os.WNOHANG)
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
     except ChildProcessError:
-        return
+        return False
 
 
 @contextmanager

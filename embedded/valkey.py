@@ -6,7 +6,6 @@ import platform
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -20,9 +19,10 @@ from embedded.daemons import (
     answers,
     end,
     exclusive,
+    exited,
     free_port,
     private_password,
-    scrubbed_environment,
+    spawn,
 )
 from embedded.errors import EmbeddedError
 
@@ -104,20 +104,12 @@ class Server:
             file.write("\n".join(lines) + "\n")
 
     def _launch(self) -> None:
-        process = subprocess.Popen(  # noqa: S603 - the wheel's program, our file
-            [str(self.program), str(self.root / "valkey.conf")],
-            env=scrubbed_environment(),
-            cwd=self.root,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        (self.root / "valkey.pid").write_text(str(process.pid))
+        pid = spawn(str(self.program), str(self.root / "valkey.conf"))
+        (self.root / "valkey.pid").write_text(str(pid))
         (self.root / "port").write_text(str(self.port))
         deadline = time.monotonic() + _START_S
         while not self._ready():
-            if process.poll() is not None or time.monotonic() > deadline:
+            if exited(pid) or time.monotonic() > deadline:
                 raise EmbeddedError(f"Valkey did not start; see {self.log_path}")
             time.sleep(0.01)
 

@@ -5,26 +5,18 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
-from embedded.daemons import alive, end
+from embedded.daemons import alive, end, spawn
 
 
 def guard(pid_file: Path, program: str, stop_by: signal.Signals) -> None:
     """Start a watchdog for a server that this process has started."""
     parts = (str(os.getpid()), str(pid_file), program, stop_by.name)
-    subprocess.Popen(  # noqa: S603 - our own interpreter and module
-        [sys.executable, "-m", "embedded.watchdog", *parts],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        cwd=Path(__file__).parent.parent,
-    )
+    spawn(sys.executable, "-m", "embedded.watchdog", *parts)
 
 
 def _server(pid_file: Path, program: str) -> int | None:

@@ -48,7 +48,7 @@ class Heartbeat:
         self._stopping = True
         self._wake.set()
         self._thread.join(timeout=10)
-        self._drop_link()
+        self.drop_link()
 
     @contextmanager
     def hold(self, claim: Claim) -> Iterator[RunControl]:
@@ -81,7 +81,7 @@ class Heartbeat:
             cancelled = heartbeat(self._link, self._worker(), [c.beat() for c in controls], lease)
         except (psycopg.Error, SyncwardError, OSError):
             logger.warning("heartbeat_failed")
-            self._drop_link()
+            self.drop_link()
             return
         for control in controls:
             self._tell(control, cancelled)
@@ -110,7 +110,8 @@ class Heartbeat:
             if not self._stopping:
                 self.beat()
 
-    def _drop_link(self) -> None:
+    def drop_link(self) -> None:
+        """Close the connection; the next beat opens another."""
         if self._link is not None:
             self._link.close()
             self._link = None

@@ -1,0 +1,115 @@
+"""Real servers for the tests: embedded Postgres and Valkey, one pair per worker."""
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from embedded.postgres import Cluster
+from embedded.valkey import Server
+from schemas.audit import Principal
+from storage import migrate
+from storage.roles import create_login
+from tests.world import Control, Pair, World
+
+TEST_PRINCIPAL = Principal("operator", "test")
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    root = tmp_path_factory.mktemp("pg")
+    with Cluster(root / "postgres", durable=False, guard_parent=True) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("vk"), durable=False, guard_parent=True) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def admin(cluster: Cluster) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(
+        host=cluster.host, port=cluster.port, user=cluster.superuser, password=cluster.password,
+        dbname="postgres", autocommit=True,
+    ) as connection:  # fmt: skip
+        yield connection
+
+
+@pytest.fixture(scope="session")
+def template(cluster: Cluster, admin: psycopg.Connection) -> Control:
+    """A migrated control database that tests copy."""
+    admin.execute("CREATE DATABASE control_template")
+    control = Control(cluster, "control_template", secrets.token_urlsafe(12))
+    migrate.upgrade(control.admin_url, TEST_PRINCIPAL)
+    with control.admin_engine().begin() as tx:
+        create_login(
+            tx, "dev", password=control.password, roles=("scheduler", "worker", "operator")
+        )
+    control.dispose()
+    return control
+
+
+def _database(admin: psycopg.Connection, name: str, template: str | None = None) -> None:
+    statement = sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name))
+    if template:
+        statement += sql.SQL(" TEMPLATE {}").format(sql.Identifier(template))
+    admin.execute(statement)
+
+
+def _drop(admin: psycopg.Connection, name: str) -> None:
+    admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def control(cluster: Cluster, admin: psycopg.Connection, template: Control) -> Iterator[Control]:
+    """A fresh control database."""
+    name = f"control_{secrets.token_hex(4)}"
+    _database(admin, name, template.database)
+    made = Control(cluster, name, template.password)
+    yield made
+    made.dispose()
+    _drop(admin, name)
+
+
+@pytest.fixture(scope="session")
+def logins(admin: psycopg.Connection) -> dict[str, str]:
+    """The least logins of docs/connectors.md; one password each, made here."""
+    passwords = {name: secrets.token_urlsafe(12) for name in ("reader", "writer")}
+    for name, password in passwords.items():
+        admin.execute(
+            sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(
+                sql.Identifier(name), sql.Literal(password)
+            )
+        )
+    admin.execute("GRANT pg_read_all_stats TO reader")
+    return passwords
+
+
+@pytest.fixture
+def pair(cluster: Cluster, admin: psycopg.Connection, logins: dict[str, str]) -> Iterator[Pair]:
+    """A fresh source and a fresh destination database."""
+    suffix = secrets.token_hex(4)
+    source, destination = f"shop_{suffix}", f"lake_{suffix}"
+    for name in (source, destination):
+        _database(admin, name)
+    admin.execute(
+        sql.SQL("GRANT CREATE ON DATABASE {} TO writer").format(sql.Identifier(destination))
+    )
+    made = Pair(cluster, source, destination, logins)
+    yield made
+    made.close()
+    for name in (source, destination):
+        _drop(admin, name)
+
+
+@pytest.fixture
+def world(control: Control, pair: Pair, valkey: Server, tmp_path: Path) -> Iterator[World]:
+    """Everything in one process, stepped by hand: control database, keyring, two databases."""
+    made = World.build(control, pair, valkey, tmp_path)
+    yield made
+    made.close()

@@ -1,0 +1,330 @@
+"""A whole instance in one process, stepped by hand instead of by clocks."""
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from uuid import UUID
+
+import psycopg
+from sqlalchemy import Engine, create_engine, text
+
+from cli.apply import make_so
+from cli.context import Cli
+from crypto import keyring as keyrings
+from embedded.postgres import Cluster
+from embedded.valkey import Server
+from scheduler import ticks
+from schemas.audit import Principal
+from schemas.jobs import Job
+from schemas.records import StreamResult
+from schemas.runs import Claim, Run, RunKind, RunOptions
+from schemas.settings import Settings
+from storage import accounts, audit, claims, connections, logs, outputs, runs
+from storage.claims import WorkerState
+from storage.engine import open_engine, open_link, transaction
+from workers import run_sync
+from workers.heartbeat import Heartbeat
+from workers.run_log import LogWriter
+
+OPERATOR = Principal("operator", "test")
+
+
+@dataclass
+class Control:
+    """One control database and engines in each role."""
+
+    cluster: Cluster
+    database: str
+    password: str
+    _engines: dict[str, Engine] = field(default_factory=dict)
+
+    @property
+    def admin_url(self) -> str:
+        c = self.cluster
+        return f"postgresql://{c.superuser}:{c.password}@{c.host}:{c.port}/{self.database}"
+
+    @property
+    def url(self) -> str:
+        c = self.cluster
+        return f"postgresql://dev:{self.password}@{c.host}:{c.port}/{self.database}"
+
+    def admin_engine(self) -> Engine:
+        if "admin" not in self._engines:
+            url = self.admin_url.replace("postgresql:", "postgresql+psycopg:")
+            self._engines["admin"] = create_engine(url)
+        return self._engines["admin"]
+
+    def engine(self, process: str) -> Engine:
+        if process not in self._engines:
+            self._engines[process] = open_engine(self.url, process, pool_size=4)
+        return self._engines[process]
+
+    def all(self, query: str, **parameters: object) -> Sequence[tuple]:
+        """Ask as superuser, past every policy."""
+        with self.admin_engine().begin() as tx:
+            return [tuple(row) for row in tx.execute(text(query), parameters)]
+
+    def one(self, query: str, **parameters: object) -> object:
+        return self.all(query, **parameters)[0][0]
+
+    def act(self, statement: str, **parameters: object) -> None:
+        """Change something behind the back of the program (as superuser, triggers off)."""
+        with self.admin_engine().begin() as tx:
+            tx.execute(text("SET LOCAL session_replication_role = replica"))
+            tx.execute(text(statement), parameters)
+
+    def dispose(self) -> None:
+        for engine in self._engines.values():
+            engine.dispose()
+        self._engines.clear()
+
+
+class Pair:
+    """A source and a destination database with a superuser session each."""
+
+    def __init__(
+        self, cluster: Cluster, source: str, destination: str, logins: dict[str, str]
+    ) -> None:
+        self.cluster = cluster
+        self.names = {"source": source, "destination": destination}
+        self.logins = logins
+        self._sessions: dict[str, psycopg.Connection] = {}
+
+    def config(self, role: str) -> dict[str, object]:
+        user = "reader" if role == "source" else "writer"
+        return {
+            "host": self.cluster.host,
+            "port": self.cluster.port,
+            "database": self.names[role],
+            "user": user,
+            "sslmode": "disable",
+        }
+
+    def secret(self, role: str) -> dict[str, str]:
+        return {"password": self.logins["reader" if role == "source" else "writer"]}
+
+    def connect(self, role: str, **extra: object) -> psycopg.Connection:
+        """A new superuser session."""
+        return psycopg.connect(
+            host=self.cluster.host, port=self.cluster.port, dbname=self.names[role],
+            user=self.cluster.superuser, password=self.cluster.password,
+            **{"autocommit": True, **extra},
+        )  # fmt: skip
+
+    def session(self, role: str) -> psycopg.Connection:
+        if role not in self._sessions:
+            self._sessions[role] = self.connect(role)
+        return self._sessions[role]
+
+    def source(self, *statements: str) -> None:
+        for statement in statements:
+            self.session("source").execute(statement)
+        self.session("source").execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader")
+
+    def rows(self, role: str, query: str) -> list[tuple]:
+        return self.session(role).execute(query).fetchall()
+
+    def content(self, role: str, table: str, columns: str = "") -> list[str]:
+        """Every row as text, sorted: the multiset of the table without our own column."""
+        schema = "public" if role == "source" else "acme"
+        names = columns or self._columns(table)
+        found = self.rows(role, f'SELECT ROW({names})::text FROM {schema}."{table}"')
+        return sorted(row[0] for row in found)
+
+    def _columns(self, table: str) -> str:
+        found = self.session("source").execute(
+            "SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum) FROM pg_attribute "
+            "WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped",
+            (f'public."{table}"',),
+        )
+        return found.fetchone()[0]
+
+    def same(self, table: str) -> bool:
+        return self.content("source", table) == self.content("destination", table)
+
+    def close(self) -> None:
+        for session in self._sessions.values():
+            with suppress(psycopg.Error):
+                session.close()
+
+
+class Jobs:
+    """A queue that keeps its jobs, so that a test decides what becomes of them."""
+
+    def __init__(self) -> None:
+        self.sent: list[Job] = []
+        self.up = True
+
+    def alive(self) -> bool:
+        return self.up
+
+    def send(self, job: Job) -> bool:
+        self.sent.append(job)
+        return True
+
+    def take(self) -> list[Job]:
+        jobs, self.sent = self.sent, []
+        return jobs
+
+    def close(self) -> None:
+        return
+
+
+@dataclass
+class World:
+    """One account with one connection; `step()` does what scheduler and worker would."""
+
+    control: Control
+    pair: Pair
+    cli: Cli
+    scheduler: ticks.Scheduler
+    deps: run_sync.Dependencies
+    jobs: Jobs
+    directory: Path
+
+    @classmethod
+    def build(cls, control: Control, pair: Pair, valkey: Server, directory: Path) -> "World":
+        operator_file, worker_file = keyrings.init(directory / "keys")
+        settings = Settings(
+            profile="development",
+            database_url=control.url,
+            redis_url=valkey.url,
+            keyring=str(operator_file),
+            data_dir=directory,
+        )
+        jobs = Jobs()
+        cli = Cli(account="acme")
+        cli.__dict__["settings"] = settings
+        cli.__dict__["engine"] = control.engine("operator")
+        scheduler = ticks.Scheduler(
+            control.engine("scheduler"), jobs, settings, Principal("scheduler", "test")
+        )
+        return cls(
+            control,
+            pair,
+            cli,
+            scheduler,
+            cls._deps(control, settings, worker_file),
+            jobs,
+            directory,
+        )
+
+    @staticmethod
+    def _deps(control: Control, settings: Settings, worker_file: Path) -> run_sync.Dependencies:
+        engine = control.engine("worker")
+
+        def write(lines: Sequence[logs.LogLine]) -> None:
+            with transaction(engine) as tx:
+                logs.append(tx, lines)
+
+        heartbeat = Heartbeat(
+            lambda: open_link(control.url, "worker"),
+            lambda: WorkerState("w1", "test", 8, draining=False),
+            1.0,
+        )
+        heartbeat.beat()
+        return run_sync.Dependencies(
+            engine=engine,
+            keyring=keyrings.load(str(worker_file)),
+            heartbeat=heartbeat,
+            logs=LogWriter(write),
+            settings=settings,
+            worker_id="w1",
+            principal=Principal("worker", "w1"),
+        )
+
+    def close(self) -> None:
+        self.deps.heartbeat.drop_link()
+
+    # ── what operators do ────────────────────────────────────────────────────────────────────
+
+    def account(self, name: str = "acme", plan: str = "unlimited") -> None:
+        with self.cli.transaction() as tx:
+            accounts.create(tx, name, company="", plan=plan, principal=OPERATOR)
+
+    def document(self, streams: dict[str, str], schedule: str = "manual") -> Path:
+        """Write the document of one connection over the pair."""
+        for role in ("source", "destination"):
+            secret = self.directory / f"{role}.pw"
+            secret.write_text(self.pair.secret(role)["password"])
+        lines = [
+            "account: acme",
+            "resources:",
+            *(
+                f"  {name}: {{kind: postgres, config: {json.dumps(self.pair.config(role))}, "
+                f"secret: {{password: {{file: {role}.pw}}}}}}"
+                for name, role in (("shop", "source"), ("lake", "destination"))
+            ),
+            "connections:",
+            "  shop-to-lake:",
+            "    source: shop",
+            "    destination: lake",
+            f"    schedule: {schedule}",
+            "    target: {schema: acme}",
+            "    streams:",
+            *(f"      {name}: {spec}" for name, spec in streams.items()),
+        ]
+        path = self.directory / "doc.yaml"
+        path.write_text("\n".join(lines))
+        return path
+
+    def apply(self, streams: dict[str, str], schedule: str = "manual") -> None:
+        if not self.control.all("SELECT 1 FROM accounts WHERE name = 'acme'"):
+            self.account()
+        make_so(self.cli, self.document(streams, schedule), write=True)
+
+    def enqueue(self, **options: object) -> runs.Enqueued:
+        with self.cli.inside() as (tx, _, _name):
+            found = connections.get(tx, "shop-to-lake")
+            return runs.enqueue(
+                tx, connections.subject(found), RunKind.SYNC, RunOptions(**options), OPERATOR
+            )
+
+    # ── what the processes do ────────────────────────────────────────────────────────────────
+
+    def dispatch(self) -> list[Job]:
+        self.deps.heartbeat.beat()
+        ticks.dispatch_tick(self.scheduler)
+        return self.jobs.take()
+
+    def claim(self, job: Job) -> Claim | claims.ClaimRefusal:
+        with transaction(self.deps.engine) as tx:
+            return claims.claim(tx, job, "w1", timedelta(seconds=30), self.deps.principal)
+
+    def step(self) -> None:
+        """Dispatch what waits and execute it here."""
+        for job in self.dispatch():
+            run_sync.execute(job, self.deps)
+            self.deps.logs.flush()
+
+    def sync(self, **options: object) -> tuple[Run, dict[str, StreamResult]]:
+        """Ask for a run, execute it, return how it ended."""
+        asked = self.enqueue(**options)
+        self.step()
+        return self.run(asked.run_id), self.streams(asked.run_id)
+
+    def expire_leases(self) -> None:
+        self.control.act("UPDATE leases SET expires_at = now() - interval '1 s'")
+
+    # ── what is there ────────────────────────────────────────────────────────────────────────
+
+    def run(self, run_id: UUID) -> Run:
+        with self.cli.inside() as (tx, _, _name):
+            return runs.get(tx, run_id)
+
+    def streams(self, run_id: UUID) -> dict[str, StreamResult]:
+        with self.cli.inside() as (tx, _, _name):
+            return {r.stream.split(".")[1]: r for r in outputs.streams(tx, run_id)}
+
+    def log(self, run_id: UUID) -> str:
+        with self.cli.inside() as (tx, _, _name):
+            return "\n".join(line.message for line in logs.read(tx, run_id))
+
+    def events(self, run_id: UUID | None = None) -> list[str]:
+        with self.cli.transaction() as tx:
+            found = audit.tail(tx, after=0, limit=10_000)
+        wanted = str(run_id) if run_id else ""
+        return [str(e.action) for e in found if wanted in e.body]
