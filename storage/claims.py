@@ -33,6 +33,7 @@ def claim(
 
     Raises the connection's fence, so that whoever held the run before cannot write any more.
     """
+    attempt = tx.begin_nested()  # a claim that fails must not leave the fence raised
     fence = tx.execute(
         text(
             "UPDATE schedules s SET fence = s.fence + 1 FROM active_runs a "
@@ -54,8 +55,9 @@ def claim(
         {"run": job.run_id, "dispatch": job.dispatch, "token": token, "worker": worker_id},
     ).one_or_none()
     if row is None:
-        tx.rollback()
+        attempt.rollback()
         return _refusal(tx, job)
+    attempt.commit()
     tx.execute(
         text(
             "INSERT INTO leases (run_id, token, worker_id, expires_at) "
