@@ -5,13 +5,13 @@ from pathlib import Path
 from uuid import UUID
 
 import click
+
+from cli.context import Cli, interactive
+from crypto import keyring as keyrings
 from crypto.envelope import Context
 from crypto.fingerprint import fingerprint
 from crypto.keyring import Keyring, WrapContext
 from crypto.seal import new_dek, seal
-
-from cli.context import Cli, interactive
-from crypto import keyring as keyrings
 from schemas.errors import ConfigError
 from schemas.secret import Secret
 from storage.resources import SealedSecret

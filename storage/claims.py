@@ -244,6 +244,10 @@ _FINAL = {
 }
 
 
+#: Failures that another attempt can only make worse: they pause the connection at once.
+_PAUSING = frozenset({"credentials", "unsealable"})
+
+
 def finish(tx: Connection, held: Claim, outcome: Outcome, principal: Principal) -> None:
     """Make the run's next move, as the outcome says; LeaseLost if it is no longer ours to make."""
     tenancy.enter(tx, held.account_id)
@@ -264,8 +268,19 @@ def finish(tx: Connection, held: Claim, outcome: Outcome, principal: Principal) 
             principal,
             error_code=outcome.error_code,
             error=outcome.error,
-            pause_reason="credentials" if outcome.error_code == "credentials" else None,
+            pause_reason=outcome.error_code if outcome.error_code in _PAUSING else None,
         )
+        if outcome.error_code == "unsealable":
+            audit.append(
+                tx,
+                run_event(
+                    AuditAction.CREDENTIAL_REFUSED,
+                    row,
+                    principal,
+                    outcome="error",
+                    reason="unsealable",
+                ),
+            )
         return
     _put_back(tx, held, outcome, principal)
 

@@ -1,7 +1,6 @@
 """Runs that answer a question about one resource: test and discover."""
 
 from crypto.keyring import Keyring
-
 from schemas.records import ServerReport
 from schemas.runs import Outcome, OutcomeKind
 from storage.work import Work

@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from connectors import registry
 from crypto.envelope import Context
 from crypto.errors import UnsealError
 from crypto.keyring import Keyring, WrapContext, Wrapped
 from crypto.unseal import unseal_credential
-
-from connectors import registry
 from schemas.errors import ConfigError
 from schemas.records import Destination, Source
 from storage.work import SealedField, SealedResource

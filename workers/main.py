@@ -11,11 +11,11 @@ from threading import Event
 from time import monotonic, sleep
 
 import dramatiq
-from crypto.selftest import selftest
 from prometheus_client import start_http_server
 from redis import Redis
 
 from crypto import keyring as keyrings
+from crypto.selftest import selftest
 from schemas.audit import Principal
 from schemas.errors import Draining, StartRefused
 from schemas.jobs import QUEUE
