@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, wraps
 from typing import Any
 
@@ -26,7 +26,6 @@ class Cli:
 
     json: bool = False
     account: str | None = None
-    _: dict[str, object] = field(default_factory=dict)
 
     @cached_property
     def settings(self) -> Settings:
@@ -64,6 +63,11 @@ class Cli:
         with self.transaction() as tx:
             yield tx, accounts.resolve(tx, account_name), short
 
+    def close(self) -> None:
+        """Close what was opened."""
+        if "engine" in self.__dict__:
+            self.engine.dispose()
+
     def split(self, name: str | None) -> tuple[str | None, str]:
         """Return (account, name) of `acme/shop`, or the account of `-A` and the name."""
         default = self.account or self.settings.account
@@ -88,7 +92,11 @@ def command(group: click.Group, name: str | None = None) -> Callable[..., Any]:
     def decorate(function: Callable[..., None]) -> click.Command:
         @wraps(function)
         def run(*args: Any, json: bool, account: str | None, **kwargs: Any) -> None:  # noqa: ANN401 - click decides
-            function(Cli(json=json, account=account), *args, **kwargs)
+            cli = Cli(json=json, account=account)
+            try:
+                function(cli, *args, **kwargs)
+            finally:
+                cli.close()
 
         run = click.option("--json", is_flag=True, help="One JSON document on stdout.")(run)
         run = click.option(

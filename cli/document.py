@@ -47,10 +47,6 @@ class Document(BaseModel):
     resources: dict[Name, ResourceEntry] = Field(default_factory=dict)
     connections: dict[Name, ConnectionEntry] = Field(default_factory=dict)
 
-    def specs(self) -> dict[str, ConnectionSpec]:
-        """Return the connections as the rest of the program knows them."""
-        return {name: spec_of(name, entry) for name, entry in self.connections.items()}
-
 
 def spec_of(name: str, entry: ConnectionEntry) -> ConnectionSpec:
     """Make a ConnectionSpec of one entry; ValidationError names the stream."""
@@ -82,9 +78,16 @@ def load(path: Path) -> tuple[Document, dict[str, ConnectionSpec]]:
         _refuse_repeated_keys(path, root)
     try:
         document = Document.model_validate(raw)
-        return document, document.specs()
     except ValidationError as error:
         raise ConfigError(_mistakes(path, root, error)) from None
+    return document, {name: _spec(path, root, name, e) for name, e in document.connections.items()}
+
+
+def _spec(path: Path, root: yaml.Node | None, name: str, entry: ConnectionEntry) -> ConnectionSpec:
+    try:
+        return spec_of(name, entry)
+    except ValidationError as error:
+        raise ConfigError(_mistakes(path, root, error, name, tuple(entry.streams))) from None
 
 
 def connection_from_file(path: Path, name: str) -> ConnectionSpec:
@@ -112,11 +115,21 @@ def _refuse_repeated_keys(path: Path, node: yaml.Node) -> None:
         _refuse_repeated_keys(path, value)
 
 
-def _mistakes(path: Path, root: yaml.Node | None, error: ValidationError) -> str:
+def _mistakes(
+    path: Path,
+    root: yaml.Node | None,
+    error: ValidationError,
+    connection: str | None = None,
+    streams: tuple[str, ...] = (),
+) -> str:
     """Write one line per mistake; values are not quoted, one may be a misplaced secret."""
     lines = []
     for mistake in error.errors(include_input=False, include_url=False):
-        place = [str(part) for part in mistake["loc"]]
+        # Streams are a mapping in the document and a list in a connection: back to their names.
+        place = [
+            *(["connections", connection] if connection else []),
+            *(streams[p] if isinstance(p, int) and streams else str(p) for p in mistake["loc"]),
+        ]
         line = _line_of(root, place)
         text = mistake["msg"].removeprefix("Value error, ")
         if mistake["type"] == "extra_forbidden":

@@ -1,6 +1,7 @@
 """What a scheduler does again and again; each tick is one transaction and may fail alone."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from sqlalchemy import Connection, Engine
 
@@ -12,7 +13,14 @@ from schemas.limits import DISPATCH_DEADLINE
 from schemas.settings import Settings
 from storage import audit, dispatch, due, partitions, reap
 from storage.engine import transaction
-from workers.enqueue import JobQueue
+
+
+class Queue(Protocol):
+    """What a scheduler wants of a queue: workers.enqueue.JobQueue, or a test's."""
+
+    def alive(self) -> bool: ...
+    def send(self, job: Job) -> bool: ...
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +28,7 @@ class Scheduler:
     """Everything the ticks need, built once in main.py."""
 
     engine: Engine
-    queue: JobQueue
+    queue: Queue
     settings: Settings
     principal: Principal
 

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -24,7 +25,7 @@ from schemas.runs import Claim, Run, RunKind, RunOptions
 from schemas.settings import Settings
 from storage import accounts, audit, claims, connections, logs, outputs, runs
 from storage.claims import WorkerState
-from storage.engine import open_engine, open_link, transaction
+from storage.engine import Process, open_engine, open_link, transaction
 from workers import run_sync
 from workers.heartbeat import Heartbeat
 from workers.run_log import LogWriter
@@ -57,12 +58,12 @@ class Control:
             self._engines["admin"] = create_engine(url)
         return self._engines["admin"]
 
-    def engine(self, process: str) -> Engine:
+    def engine(self, process: Process) -> Engine:
         if process not in self._engines:
             self._engines[process] = open_engine(self.url, process, pool_size=4)
         return self._engines[process]
 
-    def all(self, query: str, **parameters: object) -> Sequence[tuple]:
+    def all(self, query: str, **parameters: object) -> Sequence[tuple[Any, ...]]:
         """Ask as superuser, past every policy."""
         with self.admin_engine().begin() as tx:
             return [tuple(row) for row in tx.execute(text(query), parameters)]
@@ -112,12 +113,12 @@ class Pair:
     def secret(self, role: str) -> dict[str, str]:
         return {"password": self.logins["reader" if role == "source" else "writer"]}
 
-    def connect(self, role: str, **extra: object) -> psycopg.Connection:
+    def connect(self, role: str, *, autocommit: bool = True) -> psycopg.Connection:
         """A new superuser session."""
         return psycopg.connect(
             host=self.cluster.host, port=self.cluster.port, dbname=self.names[role],
             user=self.cluster.superuser, password=self.cluster.password,
-            **{"autocommit": True, **extra},
+            autocommit=autocommit,
         )  # fmt: skip
 
     def session(self, role: str) -> psycopg.Connection:
@@ -130,7 +131,7 @@ class Pair:
             self.session("source").execute(statement)
         self.session("source").execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader")
 
-    def rows(self, role: str, query: str) -> list[tuple]:
+    def rows(self, role: str, query: str) -> list[tuple[Any, ...]]:
         return self.session(role).execute(query).fetchall()
 
     def content(self, role: str, table: str, columns: str = "") -> list[str]:
@@ -146,7 +147,8 @@ class Pair:
             "WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped",
             (f'public."{table}"',),
         )
-        return found.fetchone()[0]
+        (names,) = found.fetchall()[0]
+        return names
 
     def same(self, table: str) -> bool:
         return self.content("source", table) == self.content("destination", table)
