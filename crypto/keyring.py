@@ -207,7 +207,7 @@ def load(uri: str) -> Keyring:
 def _read_private(path: Path) -> bytes:
     """Read a file that nobody else can read; checks the opened file, not the name."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise KeyringError(
             f"keyring {path}: no such file; make one with: syncward keys init {path.parent}"
@@ -217,10 +217,11 @@ def _read_private(path: Path) -> bytes:
             f"keyring {path}: cannot be opened (a symbolic link, or no permission); "
             "give the file itself, owned by this user"
         ) from None
+    about = os.fstat(descriptor)
+    if not stat.S_ISREG(about.st_mode):
+        os.close(descriptor)
+        raise KeyringError(f"keyring {path}: not a regular file; give the file itself")
     with os.fdopen(descriptor, "rb") as file:
-        about = os.fstat(file.fileno())
-        if not stat.S_ISREG(about.st_mode):
-            raise KeyringError(f"keyring {path}: not a regular file; give the file itself")
         if about.st_uid != os.geteuid():
             raise KeyringError(
                 f"keyring {path}: belongs to another user; run: chown {os.geteuid()} {path}"

@@ -83,7 +83,8 @@ def _retry(error: TransientError, claim: Claim) -> Outcome:
 
 def backoff(attempts: int) -> timedelta:
     """Return 10 s x 3^n capped at 30 min, with up to a quarter of jitter taken off."""
-    longest = min(RETRY_FIRST * float(RETRY_FACTOR ** max(attempts - 1, 0)), RETRY_LONGEST)
+    steps = min(max(attempts - 1, 0), 10)  # far past the cap; a larger power overflows
+    longest = min(RETRY_FIRST * float(RETRY_FACTOR**steps), RETRY_LONGEST)
     return longest * (1 - random.random() / 4)  # noqa: S311 - jitter, not a secret
 
 

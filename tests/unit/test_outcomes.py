@@ -1,0 +1,149 @@
+"""How attempts end: success is default-deny, errors say who can act."""
+
+from datetime import timedelta
+from uuid import uuid4
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.errors import (
+    ConfigError,
+    CredentialsError,
+    Draining,
+    GuardTripped,
+    LeaseLost,
+    RunCancelled,
+    TransientError,
+)
+from schemas.limits import RETRY_LONGEST
+from schemas.records import StreamResult
+from schemas.runs import (
+    FINAL_STATES,
+    LIVE_STATES,
+    MOVES,
+    Claim,
+    OutcomeKind,
+    RunKind,
+    RunOptions,
+    RunState,
+)
+from storage.logs import LogLine
+from workers import outcomes
+from workers.control import RunControl
+from workers.run_log import LogWriter, RunLog
+
+
+def claim(attempts_without_progress: int = 1, attempt: int = 1) -> Claim:
+    return Claim(
+        run_id=uuid4(), account_id=uuid4(), kind=RunKind.SYNC, subject_id=uuid4(), attempt=attempt,
+        attempts_without_progress=attempts_without_progress, fence=1, token=uuid4(),
+        options=RunOptions(), lease=timedelta(seconds=30),
+    )  # fmt: skip
+
+
+def lines():
+    kept: list[LogLine] = []
+    return RunLog(LogWriter(kept.extend), uuid4(), uuid4()), kept
+
+
+def outcome_of(error: Exception, **spec):
+    run_log, _ = lines()
+    return outcomes.of_error(error, claim(**spec), run_log)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "code"),
+    [
+        (ConfigError("x"), OutcomeKind.FAILED, "config"),
+        (CredentialsError("x"), OutcomeKind.FAILED, "credentials"),
+        (TransientError("x"), OutcomeKind.RETRY, "transient"),
+        (GuardTripped("x"), OutcomeKind.AWAITING_APPROVAL, "guard"),
+        (RunCancelled("x"), OutcomeKind.CANCELLED, "cancelled"),
+        (Draining("x"), OutcomeKind.HANDED_BACK, "draining"),
+        (LeaseLost("x"), OutcomeKind.HANDED_BACK, "lease_lost"),
+        (ZeroDivisionError("secret-in-message"), OutcomeKind.FAILED, "internal"),
+    ],
+)
+def test_errors_are_classified_by_who_can_act(error, kind, code):
+    outcome = outcome_of(error)
+    assert (outcome.kind, outcome.error_code) == (kind, code)
+
+
+def test_an_internal_error_shows_no_message_to_anybody():
+    writer_lines: list[LogLine] = []
+    writer = LogWriter(writer_lines.extend)
+    outcome = outcomes.of_error(ValueError("pass-word"), claim(), RunLog(writer, uuid4(), uuid4()))
+    writer.flush()
+    assert "pass-word" not in (outcome.error or "") + "".join(x.message for x in writer_lines)
+    assert "ValueError" in writer_lines[0].message
+
+
+def test_the_fifth_attempt_without_progress_is_the_last():
+    assert outcome_of(TransientError("x"), attempts_without_progress=4).kind is OutcomeKind.RETRY
+    assert outcome_of(TransientError("x"), attempts_without_progress=5).kind is OutcomeKind.FAILED
+    late = outcome_of(TransientError("x"), attempts_without_progress=1, attempt=20)
+    assert late.kind is OutcomeKind.FAILED
+
+
+@given(st.integers(1, 40))
+def test_the_delay_grows_and_is_capped(attempts):
+    delay = outcomes.backoff(attempts)
+    assert timedelta(seconds=7) < delay <= RETRY_LONGEST
+
+
+def result(**counts) -> StreamResult:
+    return StreamResult(**{"stream": "public.t", "state": "succeeded", "mode": "merge", **counts})
+
+
+def test_success_needs_every_stream_and_every_row():
+    good = result(rows_extracted=3, rows_loaded=3, rows_inserted=3)
+    assert outcomes.of_streams([good], wanted=1).kind is OutcomeKind.SUCCEEDED
+    assert outcomes.of_streams([good], wanted=2).error_code == "incomplete"
+    short = result(rows_extracted=3, rows_loaded=2, rows_inserted=2)
+    assert outcomes.of_streams([short], wanted=1).error_code == "rows_missing"
+    rejected = result(rows_extracted=3, rows_loaded=2, rows_inserted=2, rows_rejected=1)
+    assert outcomes.of_streams([rejected], wanted=1).kind is OutcomeKind.SUCCEEDED
+    failed = result(state="failed", error="no table")
+    assert "no table" in (outcomes.of_streams([good, failed], wanted=2).error or "")
+
+
+def test_a_signal_is_the_reason_whatever_the_cancelled_call_raised():
+    control, (run_log, _) = RunControl(claim()), lines()
+
+    def work():
+        control.signal(RunCancelled("Cancelled."))
+        raise TransientError("the query was cancelled there")
+
+    outcome = outcomes.of_attempt(work, control.claim, control, run_log)
+    assert outcome.kind is OutcomeKind.CANCELLED
+
+
+def test_a_signal_ends_calls_registered_before_and_after_it():
+    control, ended = RunControl(claim()), []
+    control.on_signal(lambda: ended.append("before"))
+    control.signal(LeaseLost("gone"))
+    control.signal(RunCancelled("too late"))
+    control.on_signal(lambda: ended.append("after"))
+    assert ended == ["before", "after"]
+    with pytest.raises(LeaseLost):
+        control.check()
+
+
+def test_a_worker_that_cannot_renew_stops_by_itself():
+    stale = Claim(**{**{f: getattr(claim(), f) for f in Claim.__slots__}, "lease": timedelta(0)})
+    with pytest.raises(LeaseLost):
+        RunControl(stale).check()
+
+
+def test_final_states_have_no_way_out_and_every_state_is_reached():
+    assert {RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED} == FINAL_STATES
+    reached = {target for targets in MOVES.values() for target in targets}
+    assert reached | {RunState.QUEUED} == set(RunState)
+    assert all(MOVES[state] for state in LIVE_STATES)
+
+
+def test_two_wishes_merge_into_the_wider_one():
+    one, two = RunOptions(streams=("a", "b")), RunOptions(streams=("b", "c"), full_refresh=True)
+    assert one.merged(two) == RunOptions(streams=("a", "b", "c"), full_refresh=True)
+    assert one.merged(RunOptions()).streams == ()
