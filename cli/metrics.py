@@ -74,13 +74,15 @@ def _families(values: Gauges) -> Iterable[GaugeMetricFamily]:
     )
     yield _labelled("worker_slots", "Slots of live workers.", "state", values.worker_slots)
     yield _labelled(
-        "freshness_seconds_max",
+        "stream_freshness_seconds_max",
         "Time since the last success of the stalest active connection.",
         "plan",
-        values.freshness_seconds_max,
+        values.stream_freshness_seconds_max,
     )
     yield _labelled("connections", "Connections by state.", "state", values.connections)
-    yield _plain("audit_events", "Events in the audit log so far.", float(values.audit_events))
+    yield _plain(
+        "audit_last_event", "Number of the newest audit event.", float(values.audit_last_event)
+    )
 
 
 def _plain(name: str, about: str, value: float) -> GaugeMetricFamily:

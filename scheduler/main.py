@@ -62,7 +62,7 @@ def _build(settings: Settings) -> Scheduler:
     if settings.database_url is None or settings.redis_url is None:
         raise StartRefused(missing)
     if settings.metrics_port:
-        start_http_server(settings.metrics_port, addr=settings.metrics_host)
+        _serve_metrics(settings)
     return Scheduler(
         engine=open_engine(settings.database_url.get_secret_value(), "scheduler", pool_size=2),
         queue=JobQueue(settings.redis_url.get_secret_value()),
@@ -82,3 +82,13 @@ def _tick(name: str, tick: Callable[[Scheduler], int], scheduler: Scheduler) -> 
     metrics.TICK_DURATION.labels(name).observe(monotonic() - started)
     metrics.TICK_ITEMS.labels(name).inc(done)
     return done
+
+
+def _serve_metrics(settings: Settings) -> None:
+    host, port = settings.metrics_host, settings.metrics_port
+    try:
+        start_http_server(port, addr=host)
+    except OSError as error:
+        raise StartRefused(
+            [f"metrics on {host}:{port}: {error.strerror}; choose another SYNCWARD_METRICS_PORT"]
+        ) from None

@@ -11,4 +11,7 @@ TICK_DURATION = Histogram(
 TICK_ITEMS = Counter(
     "syncward_scheduler_items", "Schedules claimed, jobs sent, runs recovered.", ["tick"]
 )
+LEASES_EXPIRED = Counter(
+    "syncward_leases_expired", "Runs taken back from workers that went silent."
+)
 TICKS_FAILED = Counter("syncward_scheduler_ticks_failed", "Ticks that failed.", ["tick"])

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from sqlalchemy import Connection, Engine
 
+from scheduler import metrics
 from scheduler.dispatch import pick
 from scheduler.due import decide
 from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
@@ -70,6 +71,7 @@ def reap_tick(scheduler: Scheduler) -> int:
     with transaction(scheduler.engine) as tx:
         if not reap.amnesty(tx, scheduler.settings.lease):
             moved += reap.expired_leases(tx, scheduler.principal)
+    metrics.LEASES_EXPIRED.inc(moved)
     with transaction(scheduler.engine) as tx:
         moved += reap.undelivered(tx, scheduler.principal)
         moved += reap.overdue(tx, scheduler.principal)

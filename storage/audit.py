@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from prometheus_client import Counter
 from sqlalchemy import Connection, Row, text
 
 from schemas.audit import AuditAction, AuditEvent, TargetKind, audit_class
@@ -27,6 +28,8 @@ GUARDED_TABLES = {
 
 #: Target of events about the installation itself.
 INSTANCE_ID = UUID(int=0)
+
+EVENTS = Counter("syncward_audit_events", "Audit events written by this process.", ["class"])
 
 _APPEND = text(
     "INSERT INTO audit.event (account_id, class, action, target_kind, target_id, body) "
@@ -51,6 +54,8 @@ def append(tx: Connection, *events: AuditEvent) -> None:
             "bodies": [_body(event) for event in events],
         },
     )
+    for event in events:
+        EVENTS.labels(audit_class(event.action).name.lower()).inc()
 
 
 def _body(event: AuditEvent) -> str:

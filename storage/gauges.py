@@ -15,9 +15,9 @@ class Gauges:
     queue_oldest_seconds: float
     schedule_lateness_seconds: float
     worker_slots: dict[str, int]
-    freshness_seconds_max: dict[str, float]  # by plan
+    stream_freshness_seconds_max: dict[str, float]  # by plan
     connections: dict[str, int]  # by state
-    audit_events: int
+    audit_last_event: int
 
 
 def read(tx: Connection) -> Gauges:
@@ -35,7 +35,7 @@ def read(tx: Connection) -> Gauges:
             "WHERE state = 'active' AND next_due_at <= clock_timestamp()",
         ),
         worker_slots=_worker_slots(tx),
-        freshness_seconds_max={
+        stream_freshness_seconds_max={
             row[0]: float(row[1])
             for row in tx.execute(
                 text(
@@ -46,7 +46,7 @@ def read(tx: Connection) -> Gauges:
             )
         },
         connections=_counts(tx, "SELECT state, count(*) FROM schedules GROUP BY state"),
-        audit_events=int(
+        audit_last_event=int(
             tx.execute(text("SELECT coalesce(max(seq), 0) FROM audit.event")).scalar_one()
         ),
     )

@@ -115,7 +115,7 @@ def _dramatiq(deps: run_sync.Dependencies, client: Redis, settings: Settings) ->
     worker.queue_prefetch = settings.worker_threads  # do not hoard what others could run
     worker.delay_prefetch = 1  # nothing is ever delayed in Redis
     if settings.metrics_port:
-        start_http_server(settings.metrics_port, addr=settings.metrics_host)
+        _serve_metrics(settings)
     return worker
 
 
@@ -134,3 +134,13 @@ def _drain(process: _Process, settings: Settings) -> None:
     process.deps.logs.stop()
     process.deps.heartbeat.stop()
     logger.info("worker_stopped", extra={"worker": process.deps.worker_id})
+
+
+def _serve_metrics(settings: Settings) -> None:
+    host, port = settings.metrics_host, settings.metrics_port
+    try:
+        start_http_server(port, addr=host)
+    except OSError as error:
+        raise StartRefused(
+            [f"metrics on {host}:{port}: {error.strerror}; choose another SYNCWARD_METRICS_PORT"]
+        ) from None

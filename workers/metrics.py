@@ -2,7 +2,11 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
-RUNS = Counter("syncward_runs", "Runs ended by this worker.", ["connector", "state"])
+RUNS = Counter(
+    "syncward_runs",
+    "Attempts ended by this worker, by the state they led to.",
+    ["connector", "state"],
+)
 RUN_DURATION = Histogram(
     "syncward_run_duration_seconds",
     "Time from the claim to the end of an attempt.",
@@ -17,4 +21,5 @@ CLAIMS = Counter(
 )
 DECRYPTS = Counter("syncward_decrypts", "Data keys used to open something.", ["purpose", "outcome"])
 LEASES_LOST = Counter("syncward_leases_lost", "Runs of this worker whose lease went elsewhere.")
+GUARDS_TRIPPED = Counter("syncward_guards_tripped", "Runs that a guard stopped.", ["guard"])
 RUNNING = Gauge("syncward_running_runs", "Runs that this worker executes now.")

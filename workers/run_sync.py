@@ -11,7 +11,7 @@ from schemas.audit import Principal
 from schemas.errors import ConfigError, LeaseLost, SyncwardError
 from schemas.jobs import Job
 from schemas.records import Destination, LoadRequest, Source, StreamResult
-from schemas.runs import Claim, Outcome, RunKind
+from schemas.runs import Claim, Outcome, OutcomeKind, RunKind
 from schemas.settings import Settings
 from schemas.streams import Mode
 from storage import claims, work
@@ -38,7 +38,7 @@ class Dependencies:
     principal: Principal
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Attempt:
     """One claimed attempt at a run, and what it works with."""
 
@@ -46,6 +46,7 @@ class Attempt:
     control: RunControl
     run_log: RunLog
     deps: Dependencies
+    connector: str = "unknown"  # what it reads from; known once its subject is taken
 
 
 class UnknownRun(SyncwardError):  # noqa: N818 - an event more than an error
@@ -90,6 +91,7 @@ def _work(attempt: Attempt) -> Outcome:
     attempt.run_log.info(f"attempt {claim.attempt} begins on {deps.worker_id}")
     with transaction(deps.engine) as tx:
         subject = work.take(tx, claim, deps.principal)
+    attempt.connector = subject.source.kind
     if claim.kind is RunKind.TEST:
         return answers.test(subject, deps.keyring, attempt.control)
     if claim.kind is RunKind.DISCOVER:
@@ -108,6 +110,7 @@ def _sync(attempt: Attempt, subject: Work) -> Outcome:
     ):
         for position, request in enumerate(requests):
             result = _stream(attempt, request, source, destination)
+            _count(result, subject)
             with transaction(attempt.deps.engine) as tx:
                 claims.record_stream(tx, attempt.claim, result, position)
             results.append(result)
@@ -152,10 +155,14 @@ def _stream(
             attempt=request.attempt,
             error=error.public,
         )
-    metrics.ROWS.labels("postgres", "extracted").inc(result.rows_extracted)
-    metrics.ROWS.labels("postgres", "loaded").inc(result.rows_loaded)
-    metrics.BYTES.labels("postgres").inc(result.bytes)
     return result
+
+
+def _count(result: StreamResult, subject: Work) -> None:
+    metrics.ROWS.labels(subject.source.kind, "extracted").inc(result.rows_extracted)
+    metrics.BYTES.labels(subject.source.kind).inc(result.bytes)
+    if subject.destination is not None:
+        metrics.ROWS.labels(subject.destination.kind, "loaded").inc(result.rows_loaded)
 
 
 def _move(
@@ -192,6 +199,8 @@ def _finish(attempt: Attempt, outcome: Outcome, *, seconds: float) -> None:
     except LeaseLost:
         attempt.run_log.warning("the lease was lost; another attempt goes on")
         return
-    metrics.RUN_DURATION.labels("postgres").observe(seconds)
+    metrics.RUN_DURATION.labels(attempt.connector).observe(seconds)
     metrics.RUN_ATTEMPTS.labels(outcome.error_code or outcome.kind).inc()
-    metrics.RUNS.labels("postgres", outcome.kind).inc()
+    metrics.RUNS.labels(attempt.connector, outcome.kind).inc()
+    if outcome.kind is OutcomeKind.AWAITING_APPROVAL:
+        metrics.GUARDS_TRIPPED.labels(outcome.error_code).inc()
