@@ -49,7 +49,6 @@ class AuditAction(StrEnum):
     OUTPUT_READ = "output.read"
     LOGS_READ = "logs.read"
     AUDIT_READ = "audit.read"
-    KEYS_CREATED = "keys.created"
     DATABASE_UPGRADED = "database.upgraded"
     PARTITIONS_CREATED = "partitions.created"
 
