@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
+LOCK := UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1 $(BIN)/uv pip compile -q --universal --no-header --no-annotate --generate-hashes
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo up down test unit test-full check format bench migration lock clean
@@ -46,8 +47,9 @@ bench: .venv/.ok ## Compare with psql by hand on this machine
 migration: .venv/.ok ## New migration: make migration m="add run priority"
 	@$(BIN)/python -m storage.migrate new "$(m)"
 
-lock: .venv/.ok ## Resolve the dependencies again
-	@UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1 $(BIN)/uv pip compile -q --universal --no-header --no-annotate --generate-hashes --extra dev pyproject.toml -o requirements.lock
+lock: .venv/.ok ## Resolve the dependencies again: all of them, and those of production alone
+	@$(LOCK) --extra dev pyproject.toml -o requirements.lock
+	@$(LOCK) -c requirements.lock pyproject.toml -o deploy/requirements.lock
 
 clean: ## Remove caches and .venv (data in .syncward only with CONFIRM=1)
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

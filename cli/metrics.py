@@ -48,21 +48,21 @@ class _Cluster(Collector):
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
         with self._cli.transaction() as tx:
-            yield from _families(gauges.read(tx))
-        yield self._key_ages()
+            values = gauges.read(tx)
+        yield from families(values, key_ages=self._key_ages())
 
-    def _key_ages(self) -> GaugeMetricFamily:
-        family = GaugeMetricFamily(
-            "syncward_keys_age_seconds", "Age of the active root by purpose.", labels=["purpose"]
-        )
-        if self._cli.settings.keyring is not None:
-            for root in open_keyring(self._cli).status():
-                age = (datetime.now(UTC) - root.created_at).total_seconds()
-                family.add_metric([root.purpose], age)
-        return family
+    def _key_ages(self) -> dict[str, float]:
+        if self._cli.settings.keyring is None:
+            return {}
+        now = datetime.now(UTC)
+        return {
+            root.purpose: (now - root.created_at).total_seconds()
+            for root in open_keyring(self._cli).status()
+        }
 
 
-def _families(values: Gauges) -> Iterable[GaugeMetricFamily]:
+def families(values: Gauges, *, key_ages: dict[str, float]) -> Iterable[GaugeMetricFamily]:
+    """Turn one reading into metric families; docs/metrics.md lists them."""
     yield _labelled("queue_depth", "Live runs by state.", "state", values.queue_depth)
     yield _plain(
         "queue_oldest_seconds", "Wait of the oldest ready run.", values.queue_oldest_seconds
@@ -83,6 +83,7 @@ def _families(values: Gauges) -> Iterable[GaugeMetricFamily]:
     yield _plain(
         "audit_last_event", "Number of the newest audit event.", float(values.audit_last_event)
     )
+    yield _labelled("keys_age_seconds", "Age of the active root by purpose.", "purpose", key_ages)
 
 
 def _plain(name: str, about: str, value: float) -> GaugeMetricFamily:

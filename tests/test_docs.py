@@ -1,0 +1,208 @@
+"""Everything an operator can meet is documented in one place, and the page tells the truth."""
+
+import importlib
+import re
+import tomllib
+from datetime import timedelta
+from pathlib import Path
+
+import click
+import pytest
+from prometheus_client import REGISTRY
+
+from cli.main import syncward
+from cli.metrics import families
+from connectors import registry
+from schemas.audit import AuditAction, audit_class
+from schemas.plans import PLANS
+from schemas.runs import MOVES
+from schemas.settings import Settings
+from schemas.streams import format_duration
+from storage.gauges import Gauges
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+
+def table(text: str, header: str) -> list[list[str]]:
+    """Return the cells of the table whose header line begins like this."""
+    lines = text.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(header))
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows
+
+
+def test_every_setting_is_documented_with_its_default_and_meaning():
+    documented = [tuple(row) for row in table(page("settings.md"), "| Variable")]
+    actual = []
+    for name, field in Settings.model_fields.items():
+        default = field.default
+        shown = format_duration(default) if isinstance(default, timedelta) else str(default)
+        shown = "unset" if default is None else shown
+        actual.append((f"`SYNCWARD_{name.upper()}`", f"`{shown}`", field.description))
+    assert documented == actual
+
+
+def process_metrics() -> dict[str, tuple[str, str]]:
+    for module in ("workers.metrics", "scheduler.metrics", "storage.audit"):
+        importlib.import_module(module)
+    found = {}
+    for family in REGISTRY.collect():
+        if family.name.startswith("syncward_"):
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            found[name] = (family.type, family.documentation)
+    return found
+
+
+def cluster_metrics() -> dict[str, tuple[str, str]]:
+    reading = Gauges({}, 0, 0, {}, {}, {}, 0)
+    return {f.name: (f.type, f.documentation) for f in families(reading, key_ages={})}
+
+
+def test_every_metric_is_documented_with_name_type_and_help():
+    documented = {
+        row[0].strip("`"): (row[1], row[4]) for row in table(page("metrics.md"), "| Metric")
+    }
+    assert documented == process_metrics() | cluster_metrics()
+
+
+def test_the_labels_of_every_process_metric_are_documented():
+    documented = {row[0].strip("`"): row[2] for row in table(page("metrics.md"), "| Metric")}
+    for module in ("workers.metrics", "scheduler.metrics", "storage.audit"):
+        for metric in vars(importlib.import_module(module)).values():
+            if hasattr(metric, "_labelnames"):
+                names = [n for n in documented if n.removesuffix("_total") == metric._name]
+                assert [documented[n] for n in names] == [", ".join(metric._labelnames)]
+
+
+def test_every_audit_action_is_documented_with_its_class():
+    documented = {row[0].strip("`"): row[1] for row in table(page("audit.md"), "| Action")}
+    assert documented == {a.value: audit_class(a).value for a in AuditAction}
+
+
+def test_every_audit_action_is_emitted_somewhere():
+    code = "".join(
+        path.read_text(encoding="utf-8")
+        for folder in ("cli", "scheduler", "storage", "workers")
+        for path in (ROOT / folder).rglob("*.py")
+    )
+    assert [a.name for a in AuditAction if f"AuditAction.{a.name}" not in code] == []
+
+
+def test_the_drawing_of_states_has_exactly_the_legal_moves():
+    drawn = set(re.findall(r"^    (\w+) --> (\w+)", page("states.md"), re.MULTILINE))
+    assert drawn == {(a.value, b.value) for a, moves in MOVES.items() for b in moves}
+
+
+def test_every_connector_is_documented_in_its_roles():
+    documented = {row[0].strip("`"): row[1:] for row in table(page("connectors.md"), "| Connector")}
+    sources, destinations = registry.sources(), registry.destinations()
+    assert set(documented) == sources | destinations
+    for name, (source, destination, secrets) in documented.items():
+        assert (source == "yes", destination == "yes") == (name in sources, name in destinations)
+        assert secrets == ", ".join(f"`{field}`" for field in registry.secret_fields(name))
+
+
+@pytest.mark.parametrize("name", sorted(registry.sources() | registry.destinations()))
+def test_every_setting_of_a_connector_is_documented(name):
+    section = page("connectors.md").split(f"\n## {name}\n")[1].split("\n## ")[0]
+    documented = {row[0].strip("`") for row in table(section, "| Setting")}
+    config = importlib.import_module(f"connectors.sources.{name}").CONFIG
+    assert documented == set(config.model_fields)
+
+
+def commands(group: click.Group = syncward, prefix: str = "syncward") -> list[str]:
+    context = click.Context(group)
+    found = []
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        line = f"{prefix} {name}"
+        if isinstance(command, click.Group):
+            found += commands(command, line)
+        else:
+            found.append(line)
+    return found
+
+
+def documented_commands() -> set[str]:
+    """`syncward run list`, `show` documents two commands of one noun."""
+    found = set()
+    for row in table(page("cli.md"), "| Command"):
+        noun = ""
+        for text in re.findall(r"`([^`]+)`", row[0]):
+            words = [w for w in text.split() if re.fullmatch(r"[a-z][a-z-]*", w)]
+            line = " ".join(words[:3] if text.startswith("syncward ") else [*noun.split(), *words])
+            found.add(line)
+            noun = " ".join(line.split()[:2])
+    return found
+
+
+def test_every_command_is_documented_and_every_documented_command_exists():
+    assert documented_commands() == set(commands())
+
+
+def options(group: click.Group = syncward) -> set[str]:
+    context = click.Context(group)
+    found: set[str] = set()
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if isinstance(command, click.Group):
+            found |= options(command)
+        elif command is not None:
+            found |= {opt for param in command.params for opt in param.opts}
+    return found
+
+
+def test_every_option_that_the_commands_page_names_exists():
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page("cli.md")))
+    assert named - options() - {"--dev"} == set()
+
+
+def test_every_plan_is_named_where_plans_are_chosen():
+    for name in PLANS:
+        assert name in page("cli.md")
+
+
+def test_the_readme_is_short_and_leads_with_two_commands():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 120
+    assert text.index("make demo") < text.index("make test") < 1_500
+
+
+def test_every_make_target_of_the_readme_exists():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"`?make ([a-z-]+)", (ROOT / "README.md").read_text(encoding="utf-8")):
+        assert f"\n{target}:" in makefile
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_between_pages_lead_somewhere(path):
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", path.read_text(encoding="utf-8")):
+        assert (path.parent / target).exists(), target
+
+
+def test_every_dependency_has_its_line():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    names = {re.split(r"[<>=;~ ]", requirement)[0] for requirement in wanted}
+    text = page("decisions/dependencies.md")
+    documented = {
+        row[0].strip("`")
+        for part in text.split("For development")
+        for row in table(part, "| Package")
+    }
+    assert documented == names
+
+
+def test_every_decision_is_listed():
+    listed = page("decisions/README.md")
+    for path in (ROOT / "docs" / "decisions").glob("0*.md"):
+        assert path.name in listed
