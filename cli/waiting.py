@@ -1,5 +1,6 @@
 """Wait for a run and show how it gets on: a bar on a terminal, plain lines elsewhere."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,21 +8,23 @@ from datetime import timedelta
 from uuid import UUID
 
 import click
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from cli.context import Cli
 from schemas.errors import NotFound, TransientError
 from schemas.runs import FINAL_STATES, Run, RunState
 from storage import runs
 
-_POLL_S = 0.15
+#: Somebody looks at this: often at first, for most questions are answered at once.
+_POLL_FIRST_S = 0.04
+_POLL_S = 0.2
+_SOON_S = 3.0
 _LINE_EVERY_S = 5.0
 
 
 def wait_for_run(cli: Cli, account: str, run_id: UUID, *, patience: timedelta | None = None) -> Run:
     """Return the run when it has ended or awaits approval; TransientError after `patience`."""
-    deadline = None if patience is None else time.monotonic() + patience.total_seconds()
+    started = time.monotonic()
+    deadline = None if patience is None else started + patience.total_seconds()
     with _reporter(cli) as report:
         while True:
             run, text = _look(cli, account, run_id)
@@ -33,7 +36,8 @@ def wait_for_run(cli: Cli, account: str, run_id: UUID, *, patience: timedelta | 
                     f"Look again with: syncward run show {run_id}"
                 )
             report(text)
-            time.sleep(_POLL_S)
+            soon = time.monotonic() - started < _SOON_S
+            time.sleep(_POLL_FIRST_S if soon else _POLL_S)
 
 
 def _look(cli: Cli, account: str, run_id: UUID) -> tuple[Run | None, str]:
@@ -55,16 +59,13 @@ def _look(cli: Cli, account: str, run_id: UUID) -> tuple[Run | None, str]:
 
 @contextmanager
 def _reporter(cli: Cli) -> Iterator[Callable[[str], None]]:
-    console = Console(stderr=True)
-    if cli.json or not console.is_terminal:
+    if cli.json or not sys.stderr.isatty():
         yield _Lines(silent=cli.json)
         return
-    with Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console,
-        transient=True,
-    ) as progress:  # fmt: skip
-        bar = progress.add_task("asked for", total=None)
-        yield lambda text: progress.update(bar, description=text)
+    from cli.progress import spinner  # noqa: PLC0415 - rich costs a tenth of a second to import
+
+    with spinner("asked for") as show:
+        yield show
 
 
 class _Lines:
@@ -73,7 +74,7 @@ class _Lines:
     def __init__(self, *, silent: bool) -> None:
         self._silent = silent
         self._last = ""
-        self._at = 0.0
+        self._at = time.monotonic() - _LINE_EVERY_S + 1.0  # the first one after a second
 
     def __call__(self, text: str) -> None:
         if self._silent or text == self._last or time.monotonic() - self._at < _LINE_EVERY_S:
