@@ -16,7 +16,7 @@ from schemas.errors import StartRefused, SyncwardError
 from schemas.limits import DUE_BATCH
 from schemas.settings import Settings
 from storage.engine import open_engine
-from workers.enqueue import JobQueue
+from workers.enqueue import JobQueue, open_client
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def _build(settings: Settings) -> Scheduler:
         _serve_metrics(settings)
     return Scheduler(
         engine=open_engine(settings.database_url.get_secret_value(), "scheduler", pool_size=2),
-        queue=JobQueue(settings.redis_url.get_secret_value()),
+        queue=JobQueue(open_client(settings.redis_url.get_secret_value())),
         settings=settings,
         principal=Principal("scheduler", socket.gethostname()),
     )

@@ -16,10 +16,10 @@ logger = logging.getLogger(__name__)
 def register(broker: RedisBroker, execute: Callable[[Job], None]) -> dramatiq.Actor[..., None]:
     """Declare the one actor there is. Retries, time limits and delays live in Postgres."""
 
-    def on_message(run_id: str, dispatch: int) -> None:
+    def on_message(*arguments: object, **_: object) -> None:
         try:
-            job = Job.model_validate({"run_id": run_id, "dispatch": dispatch})
-        except ValidationError:
+            job = Job.model_validate(dict(zip(Job.model_fields, arguments, strict=True)))
+        except (ValidationError, ValueError):
             logger.error("job_unreadable")  # noqa: TRY400 - the traceback would quote the message
             raise UnreadableJobError from None
         execute(job)

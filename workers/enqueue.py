@@ -5,7 +5,7 @@ from time import monotonic
 import dramatiq
 import redis
 from dramatiq.brokers.redis import RedisBroker
-from dramatiq.middleware import CurrentMessage
+from dramatiq.middleware import Middleware
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -38,6 +38,22 @@ def open_client(url: str) -> redis.Redis:
         ) from None
 
 
+class DeadLetters(Middleware):
+    """Keep messages that raised. Without Dramatiq's retries a failure would be acknowledged."""
+
+    def after_process_message(
+        self,
+        broker: dramatiq.Broker,  # noqa: ARG002 - Dramatiq's signature
+        message: dramatiq.MessageProxy,
+        *,
+        result: object = None,  # noqa: ARG002 - as above
+        exception: BaseException | None = None,
+    ) -> None:
+        """Mark a failed message, so that it goes to the dead-letter queue."""
+        if exception is not None:
+            message.fail()
+
+
 def open_broker(client: redis.Redis) -> RedisBroker:
     """Return a broker without any of Dramatiq's retries, limits or delays.
 
@@ -46,7 +62,7 @@ def open_broker(client: redis.Redis) -> RedisBroker:
     broker = RedisBroker(  # type: ignore[no-untyped-call]  # dramatiq ships no types here
         client=client,
         namespace="syncward",
-        middleware=[CurrentMessage()],
+        middleware=[DeadLetters()],
         heartbeat_timeout=15_000,
         maintenance_chance=10_000,
         dead_message_ttl=3_600_000,
@@ -58,9 +74,9 @@ def open_broker(client: redis.Redis) -> RedisBroker:
 class JobQueue:
     """Sends jobs; knows whether Redis answers."""
 
-    def __init__(self, url: str) -> None:
-        self._client = open_client(url)
-        self._broker = open_broker(self._client)
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+        self._broker = open_broker(client)
         self._asked_at = float("-inf")
         self._alive = False
 

@@ -2,7 +2,9 @@
 
 import os
 import signal
+import socket
 import time
+import urllib.request
 from threading import Event, Thread
 
 import pytest
@@ -19,7 +21,9 @@ MERGE = "{mode: merge, key: [id], cursor: xmin}"
 class Fleet:
     """A scheduler and workers as supervised processes against a stepped world's databases."""
 
-    def __init__(self, world, workers: int, *, supervised: bool = True) -> None:
+    def __init__(
+        self, world, workers: int, *, schedulers: int = 1, metrics=(), supervised: bool = True
+    ) -> None:
         settings = world.cli.settings
         env_file = world.directory / "dev.env"
         env_file.write_text(
@@ -33,16 +37,23 @@ class Fleet:
         self.world = world
         self.logs = world.directory / "logs"
         self.logs.mkdir()
-        children = [Child("scheduler", "scheduler.process", environment)]
-        children += [Child(f"worker-{n}", "workers.process", environment) for n in range(workers)]
+        modules = ["scheduler"] * schedulers + ["workers"] * workers
+        children = [
+            Child(
+                f"{module}-{n}",
+                f"{module}.process",
+                {**environment, **({"SYNCWARD_METRICS_PORT": str(metrics[n])} if metrics else {})},
+            )
+            for n, module in enumerate(modules)
+        ]
         self.supervisor = Supervisor(children, self.logs, lambda _line: None)
-        self.supervised = supervised
         self._stop = Event()
         self._thread = Thread(target=self.supervisor.run, args=(self._stop,))
-        self._thread.start()
+        if supervised:
+            self._thread.start()
 
     def worker_pids(self) -> list[int]:
-        return [c.process.pid for c in self.supervisor.children[1:] if c.process]
+        return [c.process.pid for c in self.supervisor.children if c.name[0] == "w" and c.process]
 
     def wait(self, run_id, *states: RunState, seconds: float = 90):
         deadline = time.monotonic() + seconds
@@ -201,3 +212,65 @@ def test_processes_carry_no_secret_in_arguments_or_environment(fleet):
             assert all(secret.encode() not in content for secret in secrets)
     for log in fleet.logs.iterdir():
         assert all(secret not in log.read_text() for secret in secrets)
+
+
+def scrape(port: int) -> dict[str, float]:
+    """Return the samples of one process's metrics endpoint, by name and labels."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        text = answer.read().decode()
+    samples = [ln.rsplit(" ", 1) for ln in text.splitlines() if ln.startswith("syncward_")]
+    return {name: float(value) for name, value in samples}
+
+
+def ports(count: int) -> list[int]:
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    found = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return found
+
+
+def test_two_schedulers_and_two_workers_are_correct_and_their_metrics_add_up(world):
+    world.close()
+    world.control.act("DELETE FROM workers")
+    chosen = ports(4)
+    fleet = Fleet(world, workers=2, schedulers=2, metrics=chosen)
+    try:
+        big(world, 1_000)
+        for number in range(6):
+            world.pair.source(f"UPDATE big SET v = 'round {number}'")
+            fleet.wait(world.enqueue().run_id, RunState.SUCCEEDED)
+        found = [scrape(port) for port in chosen]
+    finally:
+        fleet.stop()
+
+    def total(name: str) -> float:
+        return sum(samples.get(name, 0.0) for samples in found)
+
+    assert total('syncward_runs_total{connector="postgres",state="succeeded"}') == 6
+    rows = world.control.one("SELECT sum(rows_loaded)::int FROM run_streams")
+    assert total('syncward_rows_total{connector="postgres",direction="loaded"}') == rows
+    assert total('syncward_claims_total{result="claimed"}') == 6
+    assert total('syncward_decrypts_total{outcome="opened",purpose="credentials"}') == 12
+    started = world.control.one("SELECT count(*) FROM audit.event WHERE action = 'run.started'")
+    assert started == 6
+    doubled = (
+        "SELECT count(*) FROM (SELECT FROM audit.event WHERE action = 'run.dispatched' "
+        "GROUP BY target_id HAVING count(*) > 1) AS d"
+    )
+    assert world.control.one(doubled) == 0
+    assert checksums(world)[0] == checksums(world)[1]
+
+
+def test_a_taken_metrics_port_refuses_the_start_and_says_so(world):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        fleet = Fleet(world, workers=0, metrics=[taken.getsockname()[1]], supervised=False)
+        (child,) = fleet.supervisor.children
+        child.start(fleet.supervisor.log_of(child))
+        assert child.process is not None
+        assert child.process.wait(timeout=20) == 78
+    assert "choose another SYNCWARD_METRICS_PORT" in fleet.supervisor.log_of(child).read_text()

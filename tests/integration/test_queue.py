@@ -1,0 +1,117 @@
+"""The one door into the queue: the same behaviour on a fake Redis and on a real Valkey."""
+
+import secrets
+import socket
+import time
+from uuid import uuid4
+
+import dramatiq
+import pytest
+from dramatiq.brokers.redis import RedisBroker
+from fakeredis import FakeRedis, FakeServer
+
+from schemas.jobs import QUEUE, Job
+from workers import actors
+from workers.enqueue import ACTOR, JobQueue, open_broker, open_client
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(params=["fake", "real"])
+def connect(request, valkey):
+    """Return a function that opens one more client of the same empty server."""
+    if request.param == "fake":
+        server = FakeServer()
+        return lambda: FakeRedis(server=server)
+    valkey.flush()
+    return lambda: open_client(valkey.url)
+
+
+class Consumer:
+    """A Dramatiq worker as workers/main.py builds it, with a function of the test behind it."""
+
+    def __init__(self, client, execute) -> None:
+        self.client = client
+        self.broker: RedisBroker = open_broker(self.client)
+        actors.register(self.broker, execute)
+        self.worker = dramatiq.Worker(
+            self.broker, queues={QUEUE}, worker_timeout=50, worker_threads=2
+        )
+
+    def __enter__(self):
+        self.worker.start()
+        return self
+
+    def __exit__(self, *_):
+        self.worker.stop(timeout=2_000)
+        self.broker.close()
+        self.client.close()
+
+    def dead(self) -> int:
+        return self.client.zcard(f"syncward:{QUEUE}.XQ")
+
+
+def until(condition, what: str) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def test_a_job_arrives_as_it_was_sent(connect):
+    got: list[Job] = []
+    queue = JobQueue(connect())
+    job = Job(run_id=uuid4(), dispatch=3)
+    assert queue.alive()
+    assert queue.send(job)
+    with Consumer(connect(), got.append):
+        until(lambda: got, "the job never came")
+    assert got == [job]
+    queue.close()
+
+
+def test_a_message_carries_a_run_id_and_a_number_and_nothing_else(connect):
+    queue = JobQueue(connect())
+    job = Job(run_id=uuid4(), dispatch=7)
+    queue.send(job)
+    client = connect()
+    [raw] = client.hvals(f"syncward:{QUEUE}.msgs")
+    message = dramatiq.Message.decode(bytes(raw))
+    assert message.args == (str(job.run_id), 7)
+    assert (message.kwargs, message.options) == (
+        {},
+        {"redis_message_id": message.options.get("redis_message_id")},
+    )
+    client.flushdb()
+    client.close()
+    queue.close()
+
+
+def test_an_unreadable_message_and_an_unknown_run_are_dead_lettered_and_not_retried(connect):
+    calls: list[Job] = []
+
+    def refuse(job: Job) -> None:
+        calls.append(job)
+        raise RuntimeError("unknown run")
+
+    queue = JobQueue(connect())
+    with Consumer(connect(), refuse) as consumer:
+        before = consumer.dead()
+        queue.send(Job(run_id=uuid4(), dispatch=1))
+        queue._broker.enqueue(
+            dramatiq.Message(queue_name=QUEUE, actor_name=ACTOR, args=("x",), kwargs={}, options={})
+        )
+        until(lambda: consumer.dead() == before + 2, "not dead-lettered")
+        time.sleep(0.2)
+    assert len(calls) == 1
+    queue.close()
+
+
+def test_a_redis_that_is_away_is_noticed_and_nothing_is_raised():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    queue = JobQueue(open_client(f"redis://:{secrets.token_hex(4)}@127.0.0.1:{port}/0"))
+    assert not queue.alive()
+    assert not queue.send(Job(run_id=uuid4(), dispatch=1))
+    queue.close()
