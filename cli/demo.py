@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event, Thread
 from typing import TypeVar
@@ -39,7 +40,8 @@ T = TypeVar("T")
 #: A short lease, so that the demo does not wait half a minute for the crash to be noticed.
 _SETTINGS = {"lease": "5s", "heartbeat": "1s"}
 _PATIENCE_S = 60.0
-_TRAFFIC_S = 6
+#: pgbench goes on for so long after the crash run was due.
+_TRAFFIC_AFTER_S = 5.0
 
 
 @click.group()
@@ -193,6 +195,12 @@ class Operator:
             found = connections.get(tx, "shop-to-lake")
             return runs.listing(tx, account.account_id, subject_id=found.connection_id, limit=100)
 
+    def seconds_to_next_slot(self) -> float:
+        """Return how soon the schedule starts the next run."""
+        with self.cli().inside() as (tx, _, _name):
+            due = connections.get(tx, "shop-to-lake").next_due_at
+        return max(0.0, (due - datetime.now(UTC)).total_seconds()) if due else 0.0
+
     def streams(self, run_id: UUID) -> Sequence[StreamResult]:
         """Return what a run's streams have done so far."""
         with self.cli().inside() as (tx, _, _name):
@@ -294,7 +302,7 @@ def _crash(
 ) -> UUID:
     """Kill the worker and flush Redis in the middle of a long merge, under traffic; then wait."""
     world.touch_every_account()
-    traffic = world.traffic(_TRAFFIC_S)
+    traffic = world.traffic(operator.seconds_to_next_slot() + _TRAFFIC_AFTER_S)
     story.doing("pgbench is writing; waiting for the next scheduled run to be in the middle")
     _until(lambda: True if world.loading() else None, "the next run")
     victim = next(r for r in operator.runs() if r.state is RunState.RUNNING)

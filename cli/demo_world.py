@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -169,10 +170,12 @@ connections:
         )
         reader.wait()
 
-    def traffic(self, seconds: int) -> "subprocess.Popen[str]":
+    def traffic(self, seconds: float) -> "subprocess.Popen[str]":
         """Start real pgbench transactions against the source."""
         return subprocess.Popen(  # noqa: S603 - the wheel's pgbench
-            self.cluster.tool("pgbench", "-n", "-c", "4", "-T", str(seconds), database="shop"),
+            self.cluster.tool(
+                "pgbench", "-n", "-c", "4", "-T", str(ceil(seconds)), database="shop"
+            ),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,

@@ -12,6 +12,9 @@ from pydantic import BaseModel
 from schemas.records import Cursor, StreamResult
 from schemas.runs import Run
 
+#: Characters of a name that a table shows at least.
+_NAME_MIN = 10
+
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -45,17 +48,31 @@ def plain(text: object) -> str:
     return _CONTROL.sub("?", str(text))
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, width: int = 80) -> str:
-    """Align columns; the last one is cut so that a line fits the width."""
+def table(
+    headers: Sequence[str], rows: Sequence[Sequence[object]], *, width: int = 80, names: int = 0
+) -> str:
+    """Align columns. Where a line would not fit, the column of `names` is shortened."""
     if not rows:
         return "(none)"
     cells = [[plain("" if c is None else c) for c in row] for row in rows]
-    sizes = [max(len(r[i]) for r in [list(headers), *cells]) for i in range(len(headers))]
     lines = [list(headers), *cells]
+    sizes = [max(len(line[i]) for line in lines) for i in range(len(headers))]
+    excess = sum(sizes) + 2 * (len(sizes) - 1) - width
+    sizes[names] = max(sizes[names] - max(excess, 0), min(sizes[names], _NAME_MIN))
+    for line in lines:
+        line[names] = shortened(line[names], sizes[names])
     text = [
         "  ".join(c.ljust(n) for c, n in zip(line, sizes, strict=True)).rstrip() for line in lines
     ]
     return "\n".join(line if len(line) <= width else line[: width - 1] + "…" for line in text)
+
+
+def shortened(text: str, size: int) -> str:
+    """Cut a name in its middle: its beginning and its end tell it from others."""
+    if len(text) <= size:
+        return text
+    tail = (size - 1) // 2
+    return f"{text[: size - 1 - tail]}…{text[len(text) - tail :]}"
 
 
 def ago(moment: datetime | None) -> str:
@@ -107,7 +124,7 @@ def run_document(run: Run, results: Sequence[StreamResult]) -> dict[str, object]
 def stream_table(results: Sequence[StreamResult]) -> str:
     """Show what each stream of a run did."""
     return table(
-        ("STREAM", "STATE", "MODE", "READ", "INS", "UPD", "SAME", "SECONDS"),
+        ("STREAM", "STATE", "MODE", "READ", "INS", "UPD", "SAME", "SEC"),
         [
             (
                 r.stream,
@@ -128,10 +145,8 @@ def run_table(runs: Sequence[Run]) -> str:
     """Show runs, one a line."""
     return table(
         ("RUN", "SUBJECT", "KIND", "STATE", "TRY", "ASKED"),
-        [
-            (r.run_id, r.subject_name[:18], r.kind, r.state, r.attempt, ago(r.queued_at))
-            for r in runs
-        ],
+        [(r.run_id, r.subject_name, r.kind, r.state, r.attempt, ago(r.queued_at)) for r in runs],
+        names=1,
     )
 
 
