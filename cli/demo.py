@@ -25,7 +25,7 @@ from cli import dev
 from cli.apply import make_so
 from cli.audit import line_of
 from cli.context import Cli, command
-from cli.demo_world import World
+from cli.demo_world import World, stop_world
 from cli.show import stream_table
 from cli.supervisor import Supervisor
 from embedded.postgres import Cluster
@@ -82,11 +82,8 @@ def _clear(root: Path) -> None:
     """Stop and remove what an earlier demo left."""
     if (root / "up.pid").exists():
         _down(root)
-    for directory, server in (
-        ("postgres", Cluster),
-        ("world/postgres", Cluster),
-        ("valkey", Server),
-    ):
+    stop_world(root / "world")
+    for directory, server in (("postgres", Cluster), ("valkey", Server)):
         if (root / directory).exists():
             server(root / directory).stop()
     shutil.rmtree(root, ignore_errors=True)

@@ -245,3 +245,9 @@ connections:
         subprocess.run(  # noqa: S603 - the wheel's programs
             self.cluster.tool(tool, *arguments, database="shop"), check=True, capture_output=True
         )
+
+
+def stop_world(root: Path) -> None:
+    """Stop the two databases of a demo, if there are any below this directory."""
+    if (root / "postgres").exists():
+        Cluster(root / "postgres").stop()

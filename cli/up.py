@@ -13,6 +13,7 @@ import click
 
 from cli import dev
 from cli.context import Cli, command
+from cli.demo_world import stop_world
 from cli.supervisor import Supervisor
 from schemas.errors import ConfigError, SyncwardError
 
@@ -139,4 +140,5 @@ def down(cli: Cli) -> None:
         for _ in range(600):
             os.kill(pid, 0)
             time.sleep(0.1)
+    stop_world(data_dir / "world")  # of a demo that was left running
     cli.answer({"stopped": pid}, lambda: f"stopped; data stays in {data_dir}")
