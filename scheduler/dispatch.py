@@ -2,28 +2,25 @@
 
 import heapq
 from collections import defaultdict, deque
-from math import ceil
 from uuid import UUID
 
-from schemas.limits import DISPATCH_WINDOW
 from storage.dispatch import Candidate, Waiting
 
 
-def pick(seen: Waiting, runs_max: int) -> list[Candidate]:
-    """Choose runs in weighted stride order over accounts, under every cap.
+def pick(seen: Waiting, wanted: int) -> list[Candidate]:
+    """Choose at most `wanted` runs in weighted stride order over accounts, under every cap.
 
     Each pick advances its account's virtual time by 1/weight, so an account with 10,000 due runs
     takes turns with one that has a single run. A candidate whose resource is full is passed over,
     without stopping those behind it.
     """
-    room = min(ceil(DISPATCH_WINDOW * seen.live_slots), runs_max) - seen.in_flight
     queues = _by_account(seen)
     free = {a.account_id: a.free for a in seen.accounts}
     resources = dict(seen.resource_free)
     turns = [(a.vtime, a.account_id, a.weight) for a in seen.accounts if queues[a.account_id]]
     heapq.heapify(turns)
     picked: list[Candidate] = []
-    while turns and len(picked) < room:
+    while turns and len(picked) < wanted:
         vtime, account_id, weight = heapq.heappop(turns)
         if free[account_id] <= 0:
             continue

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 #: Seconds between two ticks of a kind. Due and dispatch decide how late a run starts.
 DUE_EVERY_S = 0.25
 DISPATCH_EVERY_S = 0.2
+#: While jobs are being sent: slots become free sooner than the usual tick would notice.
+DISPATCH_BUSY_S = 0.03
 REAP_EVERY_S = 1.0
 UPKEEP_EVERY_S = 30.0
 
@@ -45,12 +47,18 @@ def run(settings: Settings) -> None:
         for name, every, tick in loops:
             if monotonic() >= next_at[name]:
                 done = _tick(name, tick, scheduler)
-                busy = name == "due" and done >= DUE_BATCH  # more is waiting: no pause
-                next_at[name] = 0.0 if busy else monotonic() + every
+                next_at[name] = monotonic() + _pause(name, every, done)
         stop.wait(max(0.0, min(next_at.values()) - monotonic()))
     scheduler.queue.close()
     scheduler.engine.dispose()
     logger.info("scheduler_stopped")
+
+
+def _pause(name: str, every: float, done: int) -> float:
+    """Come back sooner while there is work: a due batch was full, or jobs found free slots."""
+    if name == "due" and done >= DUE_BATCH:
+        return 0.0
+    return DISPATCH_BUSY_S if name == "dispatch" and done else every
 
 
 def _build(settings: Settings) -> Scheduler:

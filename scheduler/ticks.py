@@ -58,11 +58,13 @@ def dispatch_tick(scheduler: Scheduler) -> int:
 
 
 def _mark(tx: Connection, scheduler: Scheduler) -> list[Job]:
-    seen = dispatch.waiting(tx)
-    picked = pick(seen, scheduler.settings.runs_max)
+    wanted = dispatch.room(tx, scheduler.settings.runs_max)
+    if wanted <= 0:
+        return []
+    seen = dispatch.waiting(tx, wanted)
     if not seen.accounts:
         return []
-    return dispatch.mark(tx, picked, seen, DISPATCH_DEADLINE, scheduler.principal)
+    return dispatch.mark(tx, pick(seen, wanted), seen, DISPATCH_DEADLINE, scheduler.principal)
 
 
 def reap_tick(scheduler: Scheduler) -> int:

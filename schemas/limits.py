@@ -4,8 +4,10 @@ from datetime import timedelta
 
 #: Due schedules claimed in one transaction: keeps a tick under the 250 ms budget.
 DUE_BATCH = 500
-#: Accounts looked at in one dispatch: enough to fill any window, small enough for one tick.
-DISPATCH_ACCOUNTS = 500
+#: Jobs sent in one tick: keeps a tick under the 250 ms budget.
+DISPATCH_BATCH = 500
+#: Accounts, and runs of each, read beyond what a tick needs: some will meet a busy resource.
+DISPATCH_SPARE = 5
 #: Candidates read per account and dispatch, so that one backlog cannot fill the picker's memory.
 DISPATCH_PER_ACCOUNT = 50
 #: Jobs in flight per free slot: a worker finds its next job at once, Redis holds little.

@@ -1,15 +1,23 @@
 """The scheduler's second step in SQL: which queued runs go to the queue now."""
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from math import ceil
 from uuid import UUID
 
 from sqlalchemy import Connection, text
 
 from schemas.audit import AuditAction, Principal
 from schemas.jobs import Job
-from schemas.limits import DISPATCH_ACCOUNTS, DISPATCH_PER_ACCOUNT, WORKER_SILENT_AFTER
+from schemas.limits import (
+    DISPATCH_BATCH,
+    DISPATCH_PER_ACCOUNT,
+    DISPATCH_SPARE,
+    DISPATCH_WINDOW,
+    WORKER_SILENT_AFTER,
+)
 from storage import audit
 from storage.endings import run_event
 
@@ -34,8 +42,6 @@ class Candidate:
 class Waiting:
     """A consistent view of what waits and what is busy; stays true until the transaction ends."""
 
-    live_slots: int  # of workers that are heard and not draining
-    in_flight: int  # dispatched or running, all accounts
     accounts: Sequence[AccountQueue]
     candidates: Sequence[Candidate]
     resource_free: dict[UUID, int]
@@ -54,45 +60,45 @@ def lock(tx: Connection) -> bool:
     )
 
 
-def waiting(tx: Connection) -> Waiting:
-    """Lock the accounts with work, in order of their virtual time, and read what waits in each."""
+def room(tx: Connection, runs_max: int) -> int:
+    """Return how many jobs may be sent now: a little more than there are free slots."""
+    row = tx.execute(
+        text(
+            "SELECT (SELECT coalesce(sum(slots), 0) FROM workers "
+            "WHERE NOT draining AND seen_at > clock_timestamp() - :silent) AS slots, "
+            "(SELECT count(*) FROM active_runs WHERE state IN ('dispatched', 'running')) AS busy"
+        ),
+        {"silent": WORKER_SILENT_AFTER},
+    ).one()
+    window = min(ceil(DISPATCH_WINDOW * int(row.slots)), runs_max)
+    return min(window - int(row.busy), DISPATCH_BATCH)
+
+
+def waiting(tx: Connection, wanted: int) -> Waiting:
+    """Lock the accounts with work, in order of their virtual time, and read what waits in each.
+
+    At most `wanted` runs will be picked, so that many accounts suffice, with some to spare for
+    those whose resources are busy; likewise the runs read of each.
+    """
     accounts = tx.execute(
         text(
             "SELECT account_id FROM account_queues WHERE has_work AND NOT at_cap AND NOT paused "
             "ORDER BY vtime LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED"
         ),
-        {"limit": DISPATCH_ACCOUNTS},
+        {"limit": wanted + DISPATCH_SPARE},
     ).scalars()
     ids = list(accounts)
     if not ids:
-        return Waiting(0, 0, (), (), {})
-    candidates = _candidates(tx, ids)
+        return Waiting((), (), {})
+    per_account = min(ceil(2 * wanted / len(ids)) + DISPATCH_SPARE, DISPATCH_PER_ACCOUNT)
+    busy = _busy_resources(tx)
+    full = [resource for resource, free in busy.items() if free <= 0]
+    candidates = _candidates(tx, ids, full, per_account)
+    touched = {resource for candidate in candidates for resource in candidate.resources}
     return Waiting(
-        live_slots=_live_slots(tx),
-        in_flight=_in_flight(tx),
         accounts=_accounts(tx, ids),
         candidates=candidates,
-        resource_free=_resource_free(tx, {r for c in candidates for r in c.resources}),
-    )
-
-
-def _live_slots(tx: Connection) -> int:
-    return int(
-        tx.execute(
-            text(
-                "SELECT coalesce(sum(slots), 0) FROM workers "
-                "WHERE NOT draining AND seen_at > clock_timestamp() - :silent"
-            ),
-            {"silent": WORKER_SILENT_AFTER},
-        ).scalar_one()
-    )
-
-
-def _in_flight(tx: Connection) -> int:
-    return int(
-        tx.execute(
-            text("SELECT count(*) FROM active_runs WHERE state IN ('dispatched', 'running')")
-        ).scalar_one()
+        resource_free={**_resource_caps(tx, touched - set(busy)), **busy},
     )
 
 
@@ -106,10 +112,13 @@ def _accounts(tx: Connection, ids: Sequence[UUID]) -> Sequence[AccountQueue]:
         ),
         {"ids": ids},
     )
-    return [AccountQueue(r.account_id, r.weight, r.vtime, r.free) for r in rows]
+    return [AccountQueue(*row) for row in rows]
 
 
-def _candidates(tx: Connection, ids: Sequence[UUID]) -> Sequence[Candidate]:
+def _candidates(
+    tx: Connection, ids: Sequence[UUID], full: Sequence[UUID], per_account: int
+) -> Sequence[Candidate]:
+    """Read each account's first ready runs, leaving out those that would meet a full resource."""
     rows = tx.execute(
         text(
             "SELECT r.* FROM unnest(CAST(:ids AS uuid[])) AS a (id) CROSS JOIN LATERAL ("
@@ -117,32 +126,37 @@ def _candidates(tx: Connection, ids: Sequence[UUID]) -> Sequence[Candidate]:
             "FROM active_runs w LEFT JOIN schedules s ON s.connection_id = w.subject_id "
             "WHERE w.account_id = a.id AND w.state = 'queued' AND w.not_before <= now() "
             "AND coalesce(s.state, 'active') = 'active' "
+            "AND NOT coalesce(w.source_id = ANY(:full), false) "
+            "AND NOT coalesce(w.destination_id = ANY(:full), false) "
             "ORDER BY w.priority, w.not_before, w.run_id LIMIT :per) AS r"
         ),
-        {"ids": ids, "per": DISPATCH_PER_ACCOUNT},
+        {"ids": ids, "full": full, "per": per_account},
     )
     return [
-        Candidate(
-            r.run_id,
-            r.account_id,
-            tuple({i for i in (r.source_id, r.destination_id) if i is not None}),
-            r.priority,
-        )
-        for r in rows
+        Candidate(run, account, tuple({r for r in (source, destination) if r}), priority)
+        for run, account, source, destination, priority in rows
     ]
 
 
-def _resource_free(tx: Connection, ids: Collection[UUID]) -> dict[UUID, int]:
+def _busy_resources(tx: Connection) -> dict[UUID, int]:
+    """Return what each resource that is in use still allows; as many rows as runs are busy."""
     rows = tx.execute(
         text(
-            "SELECT q.resource_id, q.runs_max - (SELECT count(*) FROM active_runs b "
-            "WHERE b.state IN ('dispatched', 'running') "
-            "AND q.resource_id IN (b.source_id, b.destination_id)) AS free "
-            "FROM resource_queues q WHERE q.resource_id = ANY(:ids)"
-        ),
+            "SELECT q.resource_id, q.runs_max - count(*) FROM active_runs b CROSS JOIN LATERAL ("
+            "SELECT DISTINCT unnest(ARRAY[b.source_id, b.destination_id])) AS r (id) "
+            "JOIN resource_queues q ON q.resource_id = r.id "
+            "WHERE b.state IN ('dispatched', 'running') GROUP BY q.resource_id"
+        )
+    )
+    return {row.resource_id: row[1] for row in rows}
+
+
+def _resource_caps(tx: Connection, ids: Collection[UUID]) -> dict[UUID, int]:
+    rows = tx.execute(
+        text("SELECT resource_id, runs_max FROM resource_queues WHERE resource_id = ANY(:ids)"),
         {"ids": list(ids)},
     )
-    return {r.resource_id: r.free for r in rows}
+    return {row.resource_id: row[1] for row in rows}
 
 
 def mark(
@@ -162,7 +176,7 @@ def mark(
         ),
         {"ids": [c.run_id for c in picked], "deadline": deadline},
     ).all()
-    _charge(tx, seen, [row.account_id for row in rows])
+    _charge(tx, seen, Counter(row.account_id for row in rows))
     audit.append(
         tx,
         *(
@@ -173,19 +187,28 @@ def mark(
     return [Job(run_id=row.run_id, dispatch=row.dispatch) for row in rows]
 
 
-def _charge(tx: Connection, seen: Waiting, served: Sequence[UUID]) -> None:
-    """Advance virtual time by runs over weight; note who is at its cap and who has no run left."""
-    counts = [served.count(a.account_id) for a in seen.accounts]
+def _charge(tx: Connection, seen: Waiting, served: Counter[UUID]) -> None:
+    """Advance virtual time by runs over weight, and note who need not be looked at for now.
+
+    An account is at its cap when the plan allows no more, or when all that is ready would meet a
+    full resource; the end of any of its runs clears that. It has no work when nothing is ready;
+    what becomes ready later is noticed by the reaper. New work clears both.
+    """
+    offered = {candidate.account_id for candidate in seen.candidates}
     tx.execute(
         text(
-            "UPDATE account_queues q SET vtime = q.vtime + u.n / q.weight, at_cap = u.n >= u.free, "
-            "has_work = EXISTS (SELECT FROM active_runs r WHERE r.account_id = q.account_id "
-            "AND r.state = 'queued') FROM unnest(CAST(:ids AS uuid[]), CAST(:n AS int[]), "
-            "CAST(:free AS int[])) AS u (id, n, free) WHERE q.account_id = u.id"
+            "UPDATE account_queues q SET vtime = q.vtime + u.n / q.weight, "
+            "at_cap = u.n >= u.free OR NOT u.offered, has_work = EXISTS (SELECT FROM active_runs r "
+            "LEFT JOIN schedules s ON s.connection_id = r.subject_id "
+            "WHERE r.account_id = q.account_id AND r.state = 'queued' AND r.not_before <= now() "
+            "AND coalesce(s.state, 'active') = 'active') "
+            "FROM unnest(CAST(:ids AS uuid[]), CAST(:n AS int[]), CAST(:free AS int[]), "
+            "CAST(:offered AS bool[])) AS u (id, n, free, offered) WHERE q.account_id = u.id"
         ),
         {
             "ids": [a.account_id for a in seen.accounts],
-            "n": counts,
+            "n": [served[a.account_id] for a in seen.accounts],
             "free": [a.free for a in seen.accounts],
+            "offered": [a.account_id in offered for a in seen.accounts],
         },
     )

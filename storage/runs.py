@@ -154,9 +154,10 @@ def wake_account(tx: Connection, *account_ids: UUID) -> None:
     )
     tx.execute(
         text(
-            "UPDATE account_queues q SET has_work = true, vtime = CASE WHEN q.has_work "
-            "THEN q.vtime ELSE greatest(q.vtime, (SELECT coalesce(min(o.vtime), 0) "
-            "FROM account_queues o WHERE o.has_work)) END WHERE account_id = ANY(:ids)"
+            "UPDATE account_queues q SET has_work = true, at_cap = false, vtime = CASE "
+            "WHEN q.has_work THEN q.vtime ELSE greatest(q.vtime, (SELECT coalesce(min(o.vtime), 0) "
+            "FROM account_queues o WHERE o.has_work AND NOT o.at_cap AND NOT o.paused)) END "
+            "WHERE account_id = ANY(:ids)"
         ),
         {"ids": ids},
     )

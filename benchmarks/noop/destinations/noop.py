@@ -1,0 +1,50 @@
+"""The other end of nothing."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from schemas.records import Batch, LoadRequest, ServerReport, StreamClaim, StreamResult
+
+
+class NoopConfig(BaseModel):
+    """Nothing to set."""
+
+
+CONFIG = NoopConfig
+SECRET_FIELDS = ("token",)
+
+
+def open_destination(config: Mapping[str, Any], secrets: Mapping[str, str]) -> "NoopDestination":
+    """Connect to nothing."""
+    CONFIG.model_validate(dict(config))
+    assert secrets["token"]
+    return NoopDestination()
+
+
+class NoopDestination:
+    """Meets schemas.records.Destination and accepts the empty batch."""
+
+    def test(self) -> ServerReport:
+        return ServerReport(server_version="none", tls="none", login="none", missing=())
+
+    def claim_stream(self, request: LoadRequest) -> StreamClaim:
+        del request
+        return StreamClaim(None, None)
+
+    def load(self, request: LoadRequest, batch: Batch) -> StreamResult:
+        for _ in batch.chunks:
+            pass
+        return StreamResult(
+            stream=request.stream.name,
+            state="succeeded",
+            mode=request.stream.mode,
+            attempt=request.attempt,
+        )
+
+    def cancel(self) -> None:
+        return
+
+    def close(self) -> None:
+        return

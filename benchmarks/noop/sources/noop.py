@@ -1,0 +1,56 @@
+"""A connector that moves nothing, so that only run control is measured."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from pydantic import BaseModel
+
+from schemas.records import Batch, Cursor, DiscoveredStream, ServerReport, StreamShape, WireFormat
+from schemas.streams import StreamSpec
+
+
+class NoopConfig(BaseModel):
+    """Nothing to set."""
+
+
+CONFIG = NoopConfig
+SECRET_FIELDS = ("token",)
+
+
+def open_source(config: Mapping[str, Any], secrets: Mapping[str, str]) -> "NoopSource":
+    """Connect to nothing."""
+    CONFIG.model_validate(dict(config))
+    assert secrets["token"]
+    return NoopSource()
+
+
+class NoopSource:
+    """Meets schemas.records.Source with one empty batch."""
+
+    def test(self) -> ServerReport:
+        return ServerReport(server_version="none", tls="none", login="none", missing=())
+
+    def discover(self) -> Sequence[DiscoveredStream]:
+        return ()
+
+    @contextmanager
+    def extract(self, stream: StreamSpec, cursor: Cursor | None) -> Iterator[Iterator[Batch]]:
+        del stream
+        batch = Batch(
+            shape=StreamShape(columns=(), key=(), key_is_unique=False),
+            wire=WireFormat.PG_BINARY,
+            chunks=iter(()),
+            rows=lambda: 0,
+            lower=cursor,
+            upper=cursor,
+            full=cursor is None,
+            notes=(),
+        )
+        yield iter((batch,))
+
+    def cancel(self) -> None:
+        return
+
+    def close(self) -> None:
+        return
