@@ -75,6 +75,7 @@ def reap_tick(scheduler: Scheduler) -> int:
             moved += reap.expired_leases(tx, scheduler.principal)
     metrics.LEASES_EXPIRED.inc(moved)
     with transaction(scheduler.engine) as tx:
+        reap.wake_ready(tx)
         moved += reap.undelivered(tx, scheduler.principal)
         moved += reap.overdue(tx, scheduler.principal)
         moved += reap.cancel_stuck(tx, scheduler.settings.stuck_after, scheduler.principal)
@@ -88,6 +89,7 @@ def upkeep_tick(scheduler: Scheduler) -> int:
         if made:
             audit.append(tx, _made(made, scheduler.principal))
         reap.forget_workers(tx)
+        reap.promote(tx)
     return len(made)
 
 

@@ -23,6 +23,8 @@ class AuditAction(StrEnum):
 
     ACCOUNT_CREATED = "account.created"
     ACCOUNT_DELETED = "account.deleted"
+    ACCOUNT_PAUSED = "account.paused"
+    ACCOUNT_RESUMED = "account.resumed"
     RESOURCE_CREATED = "resource.created"
     RESOURCE_UPDATED = "resource.updated"
     RESOURCE_DELETED = "resource.deleted"
@@ -49,6 +51,8 @@ class AuditAction(StrEnum):
     OUTPUT_READ = "output.read"
     LOGS_READ = "logs.read"
     AUDIT_READ = "audit.read"
+    INSTANCE_PAUSED = "instance.paused"
+    INSTANCE_RESUMED = "instance.resumed"
     DATABASE_UPGRADED = "database.upgraded"
     PARTITIONS_CREATED = "partitions.created"
 

@@ -14,6 +14,11 @@ DISPATCH_PER_ACCOUNT = 50
 DISPATCH_WINDOW = 1.5
 #: A job not claimed by then is sent again under a new number (Redis lost it, or is slow).
 DISPATCH_DEADLINE = timedelta(seconds=10)
+#: How far back the reaper looks for waits that ended; the upkeep tick looks at everything.
+WAKE_LOOKBACK = timedelta(seconds=10)
+#: A run that waits so long goes before others of its account, again after each further such time.
+PROMOTE_AFTER = timedelta(minutes=10)
+PROMOTE_BATCH = 5_000
 #: Expired leases taken in one reaper transaction.
 REAP_BATCH = 100
 

@@ -102,3 +102,44 @@ def delete(tx: Connection, account: Account, principal: Principal) -> None:
 
 def _account(row: Row[Any]) -> Account:
     return Account(row.id, row.name, row.company, row.plan, row.state, row.created_at)
+
+
+def pause(tx: Connection, account: Account, reason: str, principal: Principal) -> bool:
+    """Start nothing of this account any more; what runs goes on, what is due waits.
+
+    False if it was paused already.
+    """
+    return _move(tx, account, "paused", reason, principal)
+
+
+def resume(tx: Connection, account: Account, principal: Principal) -> bool:
+    """Start what has waited; False if the account was active."""
+    return _move(tx, account, "active", None, principal)
+
+
+def _move(
+    tx: Connection, account: Account, state: str, reason: str | None, principal: Principal
+) -> bool:
+    action = AuditAction.ACCOUNT_PAUSED if state == "paused" else AuditAction.ACCOUNT_RESUMED
+    moved = tx.execute(
+        text(
+            "UPDATE accounts SET state = :state, state_reason = :reason "
+            "WHERE id = :id AND state <> :state"
+        ),
+        {"id": account.account_id, "state": state, "reason": reason},
+    ).rowcount
+    if not moved:
+        return False
+    tx.execute(
+        text(
+            "UPDATE account_queues SET paused = :paused, has_work = true, at_cap = false "
+            "WHERE account_id = :id"
+        ),
+        {"id": account.account_id, "paused": state == "paused"},
+    )
+    event = AuditEvent(
+        action, TargetKind.ACCOUNT, account.account_id, principal,
+        account_id=account.account_id, reason=reason,
+    )  # fmt: skip
+    audit.append(tx, event)
+    return True

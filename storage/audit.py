@@ -24,6 +24,7 @@ GUARDED_TABLES = {
     "connections": "id",
     "schedules": "connection_id",
     "active_runs": "run_id",
+    "instance": "id",
 }
 
 #: Target of events about the installation itself.

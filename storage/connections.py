@@ -17,6 +17,7 @@ from schemas.ids import new_id
 from schemas.schedules import CatchUp, Overlap, Schedule
 from schemas.streams import StreamSpec
 from storage import audit
+from storage.endings import free_account
 from storage.runs import Subject
 
 _SELECT = """
@@ -314,6 +315,7 @@ def resume(
             tx,
             _event(AuditAction.CONNECTION_RESUMED, account, connection.connection_id, principal),
         )
+        free_account(tx, account.account_id, has_work=True)  # a run may have waited meanwhile
     return bool(moved)
 
 

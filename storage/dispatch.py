@@ -61,15 +61,21 @@ def lock(tx: Connection) -> bool:
 
 
 def room(tx: Connection, runs_max: int) -> int:
-    """Return how many jobs may be sent now: a little more than there are free slots."""
+    """Return how many jobs may be sent now: a little more than there are free slots.
+
+    0 or less: nothing, as while the instance is paused.
+    """
     row = tx.execute(
         text(
             "SELECT (SELECT coalesce(sum(slots), 0) FROM workers "
             "WHERE NOT draining AND seen_at > clock_timestamp() - :silent) AS slots, "
-            "(SELECT count(*) FROM active_runs WHERE state IN ('dispatched', 'running')) AS busy"
+            "(SELECT count(*) FROM active_runs WHERE state IN ('dispatched', 'running')) AS busy, "
+            "(SELECT state = 'active' FROM instance) AS active"
         ),
         {"silent": WORKER_SILENT_AFTER},
     ).one()
+    if not row.active:
+        return 0
     window = min(ceil(DISPATCH_WINDOW * int(row.slots)), runs_max)
     return min(window - int(row.busy), DISPATCH_BATCH)
 

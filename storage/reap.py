@@ -7,8 +7,16 @@ from typing import Any
 from sqlalchemy import Connection, Row, text
 
 from schemas.audit import AuditAction, Principal
-from schemas.limits import LOST_LEASES_MAX, REAP_BATCH, RETRY_FIRST, WORKER_SILENT_AFTER
-from schemas.runs import RunState
+from schemas.limits import (
+    LOST_LEASES_MAX,
+    PROMOTE_AFTER,
+    PROMOTE_BATCH,
+    REAP_BATCH,
+    RETRY_FIRST,
+    WAKE_LOOKBACK,
+    WORKER_SILENT_AFTER,
+)
+from schemas.runs import Priority, RunState
 from storage import audit
 from storage.endings import end, free_account, lock_schedule, run_event
 
@@ -160,6 +168,32 @@ def cancel_stuck(tx: Connection, stuck_after: timedelta, principal: Principal) -
         ),
     )
     return len(rows)
+
+
+def wake_ready(tx: Connection) -> int:
+    """Wake accounts with runs that have waited long enough; looks back a little, not far."""
+    return tx.execute(
+        text(
+            "UPDATE account_queues SET has_work = true, at_cap = false WHERE account_id IN ("
+            "SELECT account_id FROM active_runs WHERE state = 'queued' "
+            "AND not_before BETWEEN clock_timestamp() - CAST(:back AS interval) "
+            "AND clock_timestamp()) AND (at_cap OR NOT has_work)"
+        ),
+        {"back": WAKE_LOOKBACK},
+    ).rowcount
+
+
+def promote(tx: Connection) -> int:
+    """Raise the priority of runs that have waited long, so that none starves within its account."""
+    return tx.execute(
+        text(
+            "UPDATE active_runs SET priority = priority - 1, promotions = promotions + 1 "
+            "WHERE run_id IN (SELECT run_id FROM active_runs WHERE state = 'queued' "
+            "AND priority > :highest AND not_before < clock_timestamp() "
+            "- (promotions + 1) * CAST(:after AS interval) LIMIT :limit FOR UPDATE SKIP LOCKED)"
+        ),
+        {"highest": Priority.INTERACTIVE + 1, "after": PROMOTE_AFTER, "limit": PROMOTE_BATCH},
+    ).rowcount
 
 
 def forget_workers(tx: Connection) -> int:

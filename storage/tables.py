@@ -83,7 +83,16 @@ accounts = Table(
     Column("company", Text, nullable=False, server_default=""),
     _req("plan", Text),
     Column("state", Text, nullable=False, server_default="active"),
+    _opt("state_reason", Text),
     _at("created_at", default=True),
+)  # fmt: skip
+
+instance = Table(
+    "instance", metadata,
+    _id(),
+    Column("state", Text, nullable=False, server_default="active"),
+    _opt("state_reason", Text),
+    _at("changed_at", default=True),
 )  # fmt: skip
 
 resources = Table(
@@ -230,12 +239,15 @@ active_runs = Table(
     _opt("again_run_id", Uuid),
     _opt("again_trigger", Text),
     _opt("again_options", JSONB),
+    Column("promotions", SmallInteger, nullable=False, server_default="0"),
 )  # fmt: skip
 Index("active_runs_ready", active_runs.c.account_id, active_runs.c.priority,
       active_runs.c.not_before, active_runs.c.run_id,
       postgresql_where=text("state = 'queued'"))  # fmt: skip
 Index("active_runs_busy", active_runs.c.account_id,
       postgresql_where=text("state IN ('dispatched', 'running')"))  # fmt: skip
+Index("active_runs_waiting", active_runs.c.not_before,
+      postgresql_where=text("state = 'queued'"))  # fmt: skip
 Index("active_runs_redispatch", active_runs.c.dispatch_deadline,
       postgresql_where=text("state = 'dispatched'"))  # fmt: skip
 

@@ -60,6 +60,7 @@ def test_an_unaudited_change_is_refused_at_commit(control, table):
         "connections": "DELETE FROM connections",
         "schedules": "UPDATE schedules SET state = 'paused'",
         "active_runs": "UPDATE active_runs SET state = 'dispatched', dispatch_deadline = now()",
+        "instance": "UPDATE instance SET state = 'paused'",
     }
     _fill(control)
     with pytest.raises(DBAPIError, match="unaudited"):

@@ -172,6 +172,7 @@ def test_a_retry_waits_and_counts_an_attempt_a_drain_does_not(shop):
     wait = shop.control.one("SELECT not_before - clock_timestamp() FROM active_runs")
     assert timedelta(seconds=50) < wait <= timedelta(seconds=60)
     shop.control.act("UPDATE active_runs SET not_before = now()")
+    ticks.reap_tick(shop.scheduler)  # notices that the wait is over
     (job,) = shop.dispatch()
     again = shop.claim(job)
     assert isinstance(again, Claim)
