@@ -4,12 +4,13 @@ import click
 
 from cli.context import Cli, command
 from cli.show import ago, table
+from schemas.accounts import Account
 from storage import accounts
 
 
 @click.group()
 def account() -> None:
-    """Tenants: create, list, show, delete."""
+    """Tenants: create, list, show, pause, resume, delete."""
 
 
 commands = {"account": account}
@@ -31,8 +32,8 @@ def list_(cli: Cli) -> None:
     """List accounts."""
     with cli.transaction() as tx:
         found = accounts.listing(tx)
-    rows = [(a.name, a.plan, a.company, ago(a.created_at)) for a in found]
-    cli.answer(list(found), lambda: table(("ACCOUNT", "PLAN", "COMPANY", "CREATED"), rows))
+    rows = [(a.name, a.plan, a.state, a.company, ago(a.created_at)) for a in found]
+    cli.answer(list(found), lambda: table(("ACCOUNT", "PLAN", "STATE", "COMPANY", "CREATED"), rows))
 
 
 @command(account)
@@ -41,7 +42,37 @@ def show(cli: Cli, name: str) -> None:
     """Show one account."""
     with cli.transaction() as tx:
         found = accounts.get(tx, name)
-    cli.answer(found, lambda: f"{found.name}: plan {found.plan}, created {ago(found.created_at)}")
+    cli.answer(found, lambda: _text(found))
+
+
+def _text(found: Account) -> str:
+    state = "" if found.state == "active" else f" {found.state},"
+    return f"{found.name}: plan {found.plan},{state} created {ago(found.created_at)}"
+
+
+@command(account)
+@click.argument("name")
+@click.option("--reason", default="operator", help="Kept with the account and in the event.")
+def pause(cli: Cli, name: str, *, reason: str) -> None:
+    """Start nothing of it any more; what runs goes on, what is due waits."""
+    with cli.transaction() as tx:
+        moved = accounts.pause(tx, accounts.get(tx, name), reason, cli.principal)
+    cli.answer(
+        {"account": name, "state": "paused", "changed": moved},
+        lambda: f"account {name} {'paused' if moved else 'was paused already'}",
+    )
+
+
+@command(account)
+@click.argument("name")
+def resume(cli: Cli, name: str) -> None:
+    """Start what has waited."""
+    with cli.transaction() as tx:
+        moved = accounts.resume(tx, accounts.get(tx, name), cli.principal)
+    cli.answer(
+        {"account": name, "state": "active", "changed": moved},
+        lambda: f"account {name} {'resumed' if moved else 'was active already'}",
+    )
 
 
 @command(account)

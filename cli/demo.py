@@ -190,7 +190,9 @@ class Operator:
         """Return the connection's runs, live ones first, then the newest."""
         with self.cli().inside() as (tx, account, _):
             found = connections.get(tx, "shop-to-lake")
-            return runs.listing(tx, account.account_id, subject_id=found.connection_id, limit=100)
+            return runs.listing(
+                tx, account.account_id, runs.Filter(subject_id=found.connection_id), limit=100
+            )
 
     def seconds_to_next_slot(self) -> float:
         """Return how soon the schedule starts the next run."""

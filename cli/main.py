@@ -15,7 +15,7 @@ EXIT_REFUSED = 78
 
 #: Command -> the module that defines it in its `commands`, and its line of help.
 _COMMANDS = {
-    "account": ("cli.accounts", "Tenants: create, list, show, delete."),
+    "account": ("cli.accounts", "Tenants: create, list, show, pause, resume, delete."),
     "apply": ("cli.apply", "Make resources and connections like a document."),
     "audit": ("cli.audit", "The audit stream: tail."),
     "connection": ("cli.connections", "What moves where, and when."),
@@ -23,9 +23,11 @@ _COMMANDS = {
     "demo": ("cli.demo", "Real servers, real syncs, real crashes, proofs."),
     "diff": ("cli.apply", "Show what `apply` would change."),
     "down": ("cli.up", "Stop what `up --dev` started."),
+    "drain": ("cli.instance", "Start nothing any more; wait until nothing runs."),
     "keys": ("cli.keys", "Keyrings: init, status."),
     "metrics": ("cli.metrics", "Cluster-wide metrics, once or served."),
     "resource": ("cli.resources", "External systems and their sealed credentials."),
+    "retention": ("cli.instance", "Remove runs older than the plans keep."),
     "run": ("cli.runs", "Ask for runs, look at them, decide about them."),
     "scheduler": ("cli.processes", "Run a scheduler in the foreground."),
     "up": ("cli.up", "Run scheduler and workers, restarting what dies."),

@@ -6,13 +6,13 @@ from datetime import UTC, datetime
 
 import click
 from prometheus_client import CollectorRegistry, generate_latest, start_http_server
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from cli.context import Cli, command
 from cli.credentials import open_keyring
+from scheduler import cluster
 from storage import gauges
-from storage.gauges import Gauges
 
 
 @click.group()
@@ -46,10 +46,11 @@ class _Cluster(Collector):
     def __init__(self, cli: Cli) -> None:
         self._cli = cli
 
-    def collect(self) -> Iterable[GaugeMetricFamily]:
+    def collect(self) -> Iterable[Metric]:
         with self._cli.transaction() as tx:
             values = gauges.read(tx)
-        yield from families(values, key_ages=self._key_ages())
+        yield from cluster.families(values)
+        yield cluster.key_ages(self._key_ages())
 
     def _key_ages(self) -> dict[str, float]:
         if self._cli.settings.keyring is None:
@@ -59,41 +60,3 @@ class _Cluster(Collector):
             root.purpose: (now - root.created_at).total_seconds()
             for root in open_keyring(self._cli).status()
         }
-
-
-def families(values: Gauges, *, key_ages: dict[str, float]) -> Iterable[GaugeMetricFamily]:
-    """Turn one reading into metric families; docs/metrics.md lists them."""
-    yield _labelled("queue_depth", "Live runs by state.", "state", values.queue_depth)
-    yield _plain(
-        "queue_oldest_seconds", "Wait of the oldest ready run.", values.queue_oldest_seconds
-    )
-    yield _plain(
-        "schedule_lateness_seconds",
-        "How late the oldest unclaimed slot is.",
-        values.schedule_lateness_seconds,
-    )
-    yield _labelled("worker_slots", "Slots of live workers.", "state", values.worker_slots)
-    yield _labelled(
-        "stream_freshness_seconds_max",
-        "Time since the last success of the stalest active connection.",
-        "plan",
-        values.stream_freshness_seconds_max,
-    )
-    yield _labelled("connections", "Connections by state.", "state", values.connections)
-    yield _plain(
-        "audit_last_event", "Number of the newest audit event.", float(values.audit_last_event)
-    )
-    yield _labelled("keys_age_seconds", "Age of the active root by purpose.", "purpose", key_ages)
-
-
-def _plain(name: str, about: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"syncward_{name}", about, value=value)
-
-
-def _labelled(
-    name: str, about: str, label: str, values: dict[str, int] | dict[str, float]
-) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(f"syncward_{name}", about, labels=[label])
-    for key, value in values.items():
-        family.add_metric([key], value)
-    return family

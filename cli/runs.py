@@ -2,6 +2,7 @@
 
 import sys
 import time
+from datetime import timedelta
 from uuid import UUID
 
 import click
@@ -9,17 +10,27 @@ from sqlalchemy import Connection
 
 from cli.context import Cli, command
 from cli.main import EXIT_AWAITING_APPROVAL, EXIT_FAILED
-from cli.show import jsonable, plain, run_document, run_table, run_text, stream_table
+from cli.parameters import DurationType
+from cli.show import (
+    explanation_text,
+    jsonable,
+    plain,
+    run_document,
+    run_table,
+    run_text,
+    stream_table,
+)
 from cli.waiting import wait_for_run
 from schemas.audit import AuditAction, AuditEvent, TargetKind
 from schemas.errors import Conflict, NotFound
 from schemas.runs import FINAL_STATES, Run, RunKind, RunOptions, RunState
 from storage import audit, connections, logs, outputs, runs
+from storage import explain as explanations
 
 
 @click.group()
 def run() -> None:
-    """Ask for runs and look at them: enqueue, list, show, logs, output, cancel, approve, reject."""
+    """Ask for runs, look at them, decide about them."""
 
 
 commands = {"run": run}
@@ -64,19 +75,37 @@ def enqueue(
 
 @command(run, "list")
 @click.argument("connection", required=False)
-@click.option("--state", type=click.Choice([s.value for s in RunState]), help="Only this state.")
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    type=click.Choice([s.value for s in RunState]),
+    help="Only these states.",
+)
+@click.option("--kind", type=click.Choice([k.value for k in RunKind]), help="Only this kind.")
+@click.option("--error", metavar="CODE", help="Only with this error code, as in docs/errors.md.")
+@click.option("--since", type=DurationType(), metavar="2h", help="Only asked for since then.")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 1000))
-def list_(cli: Cli, connection: str | None, state: str | None, limit: int) -> None:
+def list_(
+    cli: Cli,
+    connection: str | None,
+    *,
+    states: tuple[str, ...],
+    kind: str | None,
+    error: str | None,
+    since: timedelta | None,
+    limit: int,
+) -> None:
     """List runs, live ones first."""
     with cli.inside(connection) as (tx, account, short):
-        subject = connections.get(tx, short).connection_id if short else None
-        found = runs.listing(
-            tx,
-            account.account_id,
-            subject_id=subject,
-            state=RunState(state) if state else None,
-            limit=limit,
+        wanted = runs.Filter(
+            subject_id=connections.get(tx, short).connection_id if short else None,
+            states=tuple(RunState(state) for state in states),
+            kind=RunKind(kind) if kind else None,
+            error_code=error,
+            since=since,
         )
+        found = runs.listing(tx, account.account_id, wanted, limit=limit)
     cli.answer(list(found), lambda: run_table(found))
 
 
@@ -86,7 +115,7 @@ def _find(tx: Connection, account_id: UUID, name: str) -> Run:
         return runs.get(tx, UUID(name))
     except ValueError:
         subject = connections.get(tx, name).connection_id
-    latest = runs.listing(tx, account_id, subject_id=subject, limit=1)
+    latest = runs.listing(tx, account_id, runs.Filter(subject_id=subject), limit=1)
     if not latest:
         raise NotFound(f"connection {name} has no run yet; start one: syncward run enqueue {name}")
     return latest[0]
@@ -100,6 +129,19 @@ def show(cli: Cli, name: str) -> None:
         found = _find(tx, account.account_id, short)
         results = outputs.streams(tx, found.run_id)
     cli.answer({**_whole(found), "streams": jsonable(results)}, lambda: run_text(found, results))
+
+
+@command(run)
+@click.argument("name", metavar="RUN|CONNECTION")
+def explain(cli: Cli, name: str) -> None:
+    """Say which rule holds a run back, and when it is expected to start."""
+    with cli.inside(name) as (tx, account, short):
+        try:
+            run_id = UUID(short)
+        except ValueError:
+            run_id = _find(tx, account.account_id, short).run_id
+        why = explanations.explain(tx, run_id, runs_max=cli.settings.runs_max)
+    cli.answer(why, lambda: explanation_text(why))
 
 
 def _whole(found: Run) -> dict[str, object]:

@@ -10,7 +10,7 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from schemas.records import Cursor, StreamResult
-from schemas.runs import Run
+from schemas.runs import Explanation, Run
 
 #: Characters of a name that a table shows at least.
 _NAME_MIN = 10
@@ -148,6 +148,21 @@ def run_table(runs: Sequence[Run]) -> str:
         [(r.run_id, r.subject_name, r.kind, r.state, r.attempt, ago(r.queued_at)) for r in runs],
         names=1,
     )
+
+
+def explanation_text(why: Explanation) -> str:
+    """Show what holds a run back."""
+    lines = [
+        f"run         {why.run_id}",
+        f"state       {why.state}",
+        f"rule        {why.rule}",
+        f"because     {plain(why.sentence)}",
+    ]
+    if why.ahead:
+        lines.append(f"ahead       {why.ahead} runs")
+    if why.expected_start:
+        lines.append(f"expected    {ago(why.expected_start)}")
+    return "\n".join(lines)
 
 
 def run_text(run: Run, results: Sequence[StreamResult]) -> str:

@@ -4,12 +4,15 @@ import logging
 import signal
 import socket
 from collections.abc import Callable
+from importlib.metadata import version
+from secrets import token_hex
 from threading import Event
 from time import monotonic
 
-from prometheus_client import start_http_server
+from prometheus_client import REGISTRY, start_http_server
 
 from scheduler import metrics, ticks
+from scheduler.cluster import ClusterGauges
 from scheduler.ticks import Scheduler
 from schemas.audit import Principal
 from schemas.errors import StartRefused, SyncwardError
@@ -26,7 +29,9 @@ DISPATCH_EVERY_S = 0.2
 #: While jobs are being sent: slots become free sooner than the usual tick would notice.
 DISPATCH_BUSY_S = 0.03
 REAP_EVERY_S = 1.0
+PRESENCE_EVERY_S = 5.0
 UPKEEP_EVERY_S = 30.0
+RETENTION_EVERY_S = 3_600.0
 
 
 def run(settings: Settings) -> None:
@@ -40,6 +45,8 @@ def run(settings: Settings) -> None:
         ("due", DUE_EVERY_S, ticks.due_tick),
         ("reap", REAP_EVERY_S, ticks.reap_tick),
         ("dispatch", DISPATCH_EVERY_S, ticks.dispatch_tick),
+        ("presence", PRESENCE_EVERY_S, ticks.presence_tick),
+        ("retention", RETENTION_EVERY_S, ticks.retention_tick),
     ]
     next_at = dict.fromkeys((name for name, _, _ in loops), 0.0)
     logger.info("scheduler_started")
@@ -49,6 +56,7 @@ def run(settings: Settings) -> None:
                 done = _tick(name, tick, scheduler)
                 next_at[name] = monotonic() + _pause(name, every, done)
         stop.wait(max(0.0, min(next_at.values()) - monotonic()))
+    _tick("leave", ticks.leave, scheduler)
     scheduler.queue.close()
     scheduler.engine.dispose()
     logger.info("scheduler_stopped")
@@ -69,13 +77,18 @@ def _build(settings: Settings) -> Scheduler:
     ]
     if settings.database_url is None or settings.redis_url is None:
         raise StartRefused(missing)
+    cluster = ClusterGauges()
     if settings.metrics_port:
+        REGISTRY.register(cluster)
         _serve_metrics(settings)
     return Scheduler(
         engine=open_engine(settings.database_url.get_secret_value(), "scheduler", pool_size=2),
         queue=JobQueue(open_client(settings.redis_url.get_secret_value())),
         settings=settings,
         principal=Principal("scheduler", socket.gethostname()),
+        scheduler_id=f"{socket.gethostname()}-{token_hex(3)}",
+        version=version("syncward"),
+        cluster=cluster,
     )
 
 

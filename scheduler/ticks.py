@@ -1,18 +1,19 @@
 """What a scheduler does again and again; each tick is one transaction and may fail alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from sqlalchemy import Connection, Engine
 
 from scheduler import metrics
+from scheduler.cluster import ClusterGauges
 from scheduler.dispatch import pick
 from scheduler.due import decide
 from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
 from schemas.jobs import Job
-from schemas.limits import DISPATCH_DEADLINE
+from schemas.limits import DISPATCH_DEADLINE, RETENTION_BATCHES
 from schemas.settings import Settings
-from storage import audit, dispatch, due, partitions, reap
+from storage import audit, dispatch, due, instance, partitions, reap, retention
 from storage.engine import transaction
 
 
@@ -32,6 +33,9 @@ class Scheduler:
     queue: Queue
     settings: Settings
     principal: Principal
+    scheduler_id: str = "scheduler"
+    version: str = "0"
+    cluster: ClusterGauges = field(default_factory=ClusterGauges)
 
 
 def due_tick(scheduler: Scheduler) -> int:
@@ -91,6 +95,44 @@ def upkeep_tick(scheduler: Scheduler) -> int:
         reap.forget_workers(tx)
         reap.promote(tx)
     return len(made)
+
+
+def presence_tick(scheduler: Scheduler) -> int:
+    """Show that this scheduler lives; the elected one also reads the cluster's gauges."""
+    with transaction(scheduler.engine) as tx:
+        elected = instance.scheduler_seen(
+            tx, scheduler.scheduler_id, scheduler.version, queue_alive=scheduler.queue.alive()
+        )
+    if not elected:
+        scheduler.cluster.show(None)
+        return 0
+    with transaction(scheduler.engine) as tx:
+        scheduler.cluster.read(tx)
+    return 1
+
+
+def leave(scheduler: Scheduler) -> int:
+    """Say goodbye, so that another scheduler exports the gauges at once."""
+    with transaction(scheduler.engine) as tx:
+        instance.scheduler_left(tx, scheduler.scheduler_id)
+    return 1
+
+
+def retention_tick(scheduler: Scheduler) -> int:
+    """Forget what plans no longer keep, batch by batch; return how many runs went."""
+    gone = 0
+    with transaction(scheduler.engine) as tx:
+        accounts = retention.expired(tx)
+    for account in accounts:
+        for _ in range(RETENTION_BATCHES):
+            with transaction(scheduler.engine) as tx:
+                batch = retention.forget(tx, account, scheduler.principal).runs
+            gone += batch
+            if not batch:
+                break
+    with transaction(scheduler.engine) as tx:
+        retention.drop_months(tx, scheduler.principal)
+    return gone
 
 
 def _made(names: list[str], principal: Principal) -> AuditEvent:

@@ -55,9 +55,11 @@ class AuditAction(StrEnum):
     INSTANCE_RESUMED = "instance.resumed"
     DATABASE_UPGRADED = "database.upgraded"
     PARTITIONS_CREATED = "partitions.created"
+    PARTITIONS_DROPPED = "partitions.dropped"
+    RETENTION_APPLIED = "retention.applied"
 
 
-_RUN_ACTIONS = frozenset(a for a in AuditAction if a.startswith(("run.", "partitions.")))
+_RUN_ACTIONS = frozenset(a for a in AuditAction if a.startswith(("run.", "partitions.created")))
 
 
 def audit_class(action: AuditAction) -> AuditClass:

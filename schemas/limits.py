@@ -38,6 +38,9 @@ INTERACTIVE_DEADLINE = timedelta(seconds=30)
 #: A worker not heard of for so long is not counted on.
 WORKER_SILENT_AFTER = timedelta(seconds=15)
 
+#: A scheduler not heard of for so long is not counted on.
+SCHEDULER_SILENT_AFTER = timedelta(seconds=15)
+
 #: Slots a catch-up of `all` may queue at most.
 CATCH_UP_MAX = 10
 #: `skip`: a slot older than this is not worth running any more.
@@ -48,3 +51,10 @@ LOG_LINES_MAX = 10_000
 LOG_MESSAGE_MAX = 4_000
 #: Characters of an error shown to people and stored with the run.
 ERROR_TEXT_MAX = 1_000
+
+#: Runs forgotten in one transaction of `retention`.
+RETENTION_BATCH = 2_000
+#: Batches of one account in one go of the scheduler: the rest comes with the next one.
+RETENTION_BATCHES = 25
+#: The ledger of slots proves that none was lost; nobody asks about older ones.
+SLOTS_KEPT = timedelta(days=93)

@@ -105,6 +105,39 @@ class Run:
     run_again: bool = False
 
 
+class Rule(StrEnum):
+    """What holds a run back, in the order in which the scheduler asks (docs/states.md)."""
+
+    ENDED = "ended"
+    RUNNING = "running"
+    AWAITING_APPROVAL = "awaiting_approval"
+    AFTER_CURRENT = "after_current"
+    INSTANCE_PAUSED = "instance_paused"
+    ACCOUNT_PAUSED = "account_paused"
+    CONNECTION_PAUSED = "connection_paused"
+    NO_SCHEDULER = "no_scheduler"
+    NOT_BEFORE = "not_before"
+    REDIS_DOWN = "redis_down"
+    NO_WORKER = "no_worker"
+    JOB_SENT = "job_sent"
+    GLOBAL_CAP = "global_cap"
+    ACCOUNT_CAP = "account_cap"
+    RESOURCE_CAP = "resource_cap"
+    TURN = "turn"
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """`expected_start` is an estimate from the durations of recent runs; None: not foreseeable."""
+
+    run_id: UUID
+    state: RunState
+    rule: Rule
+    sentence: str
+    ahead: int = 0  # runs that take their turn before this one
+    expected_start: datetime | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """The right to execute one run, and all that the worker needs to begin."""

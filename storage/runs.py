@@ -209,19 +209,41 @@ def _run(row: Row[Any]) -> Run:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which runs a listing shows; everything unset means all."""
+
+    subject_id: UUID | None = None
+    states: tuple[RunState, ...] = ()
+    kind: RunKind | None = None
+    error_code: str | None = None
+    since: timedelta | None = None  # asked for within so long
+
+
+_FILTERS = {
+    "subject_id": "subject_id = :subject_id",
+    "states": "state = ANY(:states)",
+    "kind": "kind = :kind",
+    "error_code": "error_code = :error_code",
+    "since": "queued_at > clock_timestamp() - :since",
+}
+
+
 def listing(
-    tx: Connection,
-    account_id: UUID,
-    *,
-    subject_id: UUID | None = None,
-    state: RunState | None = None,
-    limit: int = 20,
+    tx: Connection, account_id: UUID, wanted: Filter | None = None, *, limit: int = 20
 ) -> Sequence[Run]:
     """Return an account's runs, live ones first, then the newest; `tx` has entered the account."""
-    where = "account_id = :account"
-    where += " AND subject_id = :subject" if subject_id else ""
-    where += " AND state = :state" if state else ""
-    return _select(tx, where, limit, account=account_id, subject=subject_id, state=state)
+    chosen = wanted or Filter()
+    values: dict[str, object] = {
+        "subject_id": chosen.subject_id,
+        "states": [state.value for state in chosen.states],
+        "kind": chosen.kind.value if chosen.kind else None,
+        "error_code": chosen.error_code,
+        "since": chosen.since,
+    }
+    used = {name: value for name, value in values.items() if value}
+    where = " AND ".join(["account_id = :account", *(_FILTERS[name] for name in used)])
+    return _select(tx, where, limit, account=account_id, **used)
 
 
 def get(tx: Connection, run_id: UUID) -> Run:

@@ -251,6 +251,15 @@ Index("active_runs_waiting", active_runs.c.not_before,
 Index("active_runs_redispatch", active_runs.c.dispatch_deadline,
       postgresql_where=text("state = 'dispatched'"))  # fmt: skip
 
+schedulers = Table(
+    "schedulers", metadata,
+    Column("scheduler_id", Text, primary_key=True),
+    _req("version", Text),
+    Column("started_at", _TZ, nullable=False, server_default=text("clock_timestamp()")),
+    Column("seen_at", _TZ, nullable=False, server_default=text("clock_timestamp()")),
+    _opt("queue_down_since", _TZ),
+)  # fmt: skip
+
 leases = Table(
     "leases", metadata,
     _id("run_id"),

@@ -8,6 +8,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from cli import main as program
 from embedded.postgres import Cluster
 from embedded.valkey import Server
 from schemas.audit import Principal
@@ -113,3 +114,25 @@ def world(control: Control, pair: Pair, valkey: Server, tmp_path: Path) -> Itera
     made = World.build(control, pair, valkey, tmp_path)
     yield made
     made.close()
+
+
+@pytest.fixture
+def shell(world, monkeypatch, capsys):
+    """Type a command; get (exit code, stdout, stderr)."""
+    settings = world.cli.settings
+    monkeypatch.setenv("SYNCWARD_DATABASE_URL", settings.database_url.get_secret_value())
+    monkeypatch.setenv("SYNCWARD_REDIS_URL", settings.redis_url.get_secret_value())
+    monkeypatch.setenv("SYNCWARD_KEYRING", settings.keyring)
+    monkeypatch.setenv("SYNCWARD_DATA_DIR", str(world.directory))
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["syncward", *words])
+        code = 0
+        try:
+            program.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run

@@ -11,14 +11,14 @@ import pytest
 from prometheus_client import REGISTRY
 
 from cli.main import syncward
-from cli.metrics import families
 from connectors import registry
+from scheduler.cluster import families, key_ages
 from schemas.audit import AuditAction, audit_class
 from schemas.plans import PLANS
-from schemas.runs import MOVES
+from schemas.runs import MOVES, Rule
 from schemas.settings import Settings
 from schemas.streams import format_duration
-from storage.gauges import Gauges
+from storage.gauges import ConnectionGauges, Gauges
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -63,8 +63,9 @@ def process_metrics() -> dict[str, tuple[str, str]]:
 
 
 def cluster_metrics() -> dict[str, tuple[str, str]]:
-    reading = Gauges({}, 0, 0, {}, {}, {}, 0)
-    return {f.name: (f.type, f.documentation) for f in families(reading, key_ages={})}
+    reading = Gauges({}, 0, 0, {}, 0, 0, 1, {}, 0, 0, ConnectionGauges())
+    shown = [*families(reading), key_ages({})]
+    return {f.name: (f.type, f.documentation) for f in shown}
 
 
 def test_every_metric_is_documented_with_name_type_and_help():
@@ -100,6 +101,11 @@ def test_every_audit_action_is_emitted_somewhere():
 def test_the_drawing_of_states_has_exactly_the_legal_moves():
     drawn = set(re.findall(r"^    (\w+) --> (\w+)", page("states.md"), re.MULTILINE))
     assert drawn == {(a.value, b.value) for a, moves in MOVES.items() for b in moves}
+
+
+def test_every_rule_of_run_explain_is_documented_in_its_order():
+    documented = [row[0].strip("`") for row in table(page("states.md"), "| Rule")]
+    assert documented == [rule.value for rule in Rule]
 
 
 def test_every_connector_is_documented_in_its_roles():

@@ -5,34 +5,11 @@ import threading
 
 import pytest
 
-from cli import main as program
 from schemas.runs import RunState
 
 pytestmark = pytest.mark.integration
 
 STREAMS = {"public.t": "{mode: merge, key: [id], cursor: xmin}"}
-
-
-@pytest.fixture
-def shell(world, monkeypatch, capsys):
-    """Type a command; get (exit code, stdout, stderr)."""
-    settings = world.cli.settings
-    monkeypatch.setenv("SYNCWARD_DATABASE_URL", settings.database_url.get_secret_value())
-    monkeypatch.setenv("SYNCWARD_REDIS_URL", settings.redis_url.get_secret_value())
-    monkeypatch.setenv("SYNCWARD_KEYRING", settings.keyring)
-    monkeypatch.setenv("SYNCWARD_DATA_DIR", str(world.directory))
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["syncward", *words])
-        code = 0
-        try:
-            program.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 @pytest.fixture
@@ -166,7 +143,8 @@ def test_metrics_are_valid_exposition_text(shop, shell):
     from prometheus_client.parser import text_string_to_metric_families
 
     shop.apply(STREAMS)
-    _, out, _ = shell("metrics")
+    code, out, err = shell("metrics")
+    assert (code, err) == (0, "")
     families = {f.name: f for f in text_string_to_metric_families(out + "\n")}
     assert families["syncward_connections"].samples[0].value == 1
     assert "syncward_queue_oldest_seconds" in families

@@ -1,4 +1,4 @@
-"""Pauses of accounts and of the instance, age promotion (the SQL is in 0002_pauses.sql)."""
+"""Controls of operators: pauses, retention, who schedules (the SQL is in 0002_run_control.sql)."""
 
 from pathlib import Path
 
