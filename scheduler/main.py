@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 DUE_EVERY_S = 0.25
 DISPATCH_EVERY_S = 0.2
 #: While jobs are being sent: slots become free sooner than the usual tick would notice.
-DISPATCH_BUSY_S = 0.03
+DISPATCH_BUSY_S = 0.01
 REAP_EVERY_S = 1.0
 PRESENCE_EVERY_S = 5.0
 UPKEEP_EVERY_S = 30.0

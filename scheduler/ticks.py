@@ -1,6 +1,8 @@
 """What a scheduler does again and again; each tick is one transaction and may fail alone."""
 
 from dataclasses import dataclass, field
+from datetime import timedelta
+from time import CLOCK_BOOTTIME, clock_gettime
 from typing import Protocol
 
 from sqlalchemy import Connection, Engine
@@ -16,6 +18,9 @@ from schemas.settings import Settings
 from storage import audit, dispatch, due, instance, partitions, reap, retention
 from storage.engine import transaction
 
+#: A gap between two looks that is shorter is a slow tick, not an outage.
+BLIND_AT_LEAST_S = 5.0
+
 
 class Queue(Protocol):
     """What a scheduler wants of a queue: workers.enqueue.JobQueue, or a test's."""
@@ -23,6 +28,27 @@ class Queue(Protocol):
     def alive(self) -> bool: ...
     def send(self, job: Job) -> bool: ...
     def close(self) -> None: ...
+
+
+class Sight:
+    """When the reaper last saw the database.
+
+    One that could not see it for a whole lease must assume that the workers could not either, and
+    gives them a lease to renew before it takes anything from them.
+    """
+
+    def __init__(self) -> None:
+        self._seen_at: float | None = None
+        self._wait_until = float("-inf")
+
+    def was_blind(self, lease: timedelta) -> bool:
+        """Note that the database answers now; say whether workers deserve more time."""
+        now = clock_gettime(CLOCK_BOOTTIME)  # counts the time a suspended machine slept
+        gap = 0.0 if self._seen_at is None else now - self._seen_at
+        if gap > max(lease.total_seconds(), BLIND_AT_LEAST_S):
+            self._wait_until = now + lease.total_seconds()
+        self._seen_at = now
+        return now < self._wait_until
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +61,7 @@ class Scheduler:
     principal: Principal
     scheduler_id: str = "scheduler"
     version: str = "0"
+    sight: Sight = field(default_factory=Sight)
     cluster: ClusterGauges = field(default_factory=ClusterGauges)
 
 
@@ -75,7 +102,8 @@ def reap_tick(scheduler: Scheduler) -> int:
     """Recover what workers, Redis or time have lost; return how many runs moved."""
     moved = 0
     with transaction(scheduler.engine) as tx:
-        if not reap.amnesty(tx, scheduler.settings.lease):
+        cut_off = scheduler.sight.was_blind(scheduler.settings.lease)
+        if not cut_off and not reap.amnesty(tx, scheduler.settings.lease):
             moved += reap.expired_leases(tx, scheduler.principal)
     metrics.LEASES_EXPIRED.inc(moved)
     with transaction(scheduler.engine) as tx:

@@ -12,6 +12,8 @@ DISPATCH_SPARE = 5
 DISPATCH_PER_ACCOUNT = 50
 #: Jobs in flight per free slot: a worker finds its next job at once, Redis holds little.
 DISPATCH_WINDOW = 1.5
+#: But at least so many: with few slots and short runs, the next tick would come too late.
+DISPATCH_AHEAD = 8
 #: A job not claimed by then is sent again under a new number (Redis lost it, or is slow).
 DISPATCH_DEADLINE = timedelta(seconds=10)
 #: How far back the reaper looks for waits that ended; the upkeep tick looks at everything.

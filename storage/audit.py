@@ -34,9 +34,8 @@ EVENTS = Counter("syncward_audit_events", "Audit events written by this process.
 
 _APPEND = text(
     "INSERT INTO audit.event (account_id, class, action, target_kind, target_id, body) "
-    "SELECT * FROM unnest(CAST(:account_ids AS uuid[]), CAST(:classes AS text[]), "
-    "CAST(:actions AS text[]), CAST(:kinds AS text[]), CAST(:targets AS uuid[]), "
-    "CAST(:bodies AS text[]))"
+    "SELECT * FROM json_to_recordset(CAST(:events AS json)) AS e (account_id uuid, class text, "
+    "action text, target_kind text, target_id uuid, body text)"
 )
 
 
@@ -44,19 +43,20 @@ def append(tx: Connection, *events: AuditEvent) -> None:
     """Record events; they commit or vanish with what they describe."""
     if not events:
         return
-    tx.execute(
-        _APPEND,
-        {
-            "account_ids": [event.account_id for event in events],
-            "classes": [audit_class(event.action).value for event in events],
-            "actions": [event.action.value for event in events],
-            "kinds": [event.target_kind.value for event in events],
-            "targets": [event.target_id for event in events],
-            "bodies": [_body(event) for event in events],
-        },
-    )
+    tx.execute(_APPEND, {"events": json.dumps([_row(event) for event in events])})
     for event in events:
         EVENTS.labels(audit_class(event.action).name.lower()).inc()
+
+
+def _row(event: AuditEvent) -> dict[str, str | None]:
+    return {
+        "account_id": str(event.account_id) if event.account_id else None,
+        "class": audit_class(event.action).value,
+        "action": event.action.value,
+        "target_kind": event.target_kind.value,
+        "target_id": str(event.target_id),
+        "body": _body(event),
+    }
 
 
 def _body(event: AuditEvent) -> str:
@@ -69,12 +69,13 @@ def _body(event: AuditEvent) -> str:
         "run_id": str(event.run_id) if event.run_id else None,
         "v": 1,
     }
-    return json.dumps(
+    canonical = json.dumps(
         {k: v for k, v in body.items() if v is not None},
         sort_keys=True,
         separators=(",", ":"),
         ensure_ascii=False,
     )
+    return canonical.encode("utf-8", "backslashreplace").decode()  # lone surrogates: as escapes
 
 
 @dataclass(frozen=True, slots=True)

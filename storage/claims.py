@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 from psycopg.types.json import Jsonb
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Connection, text
 
 from schemas.audit import AuditAction, Principal
 from schemas.errors import LeaseLost
@@ -18,12 +18,33 @@ from schemas.limits import ERROR_TEXT_MAX
 from schemas.records import StreamResult
 from schemas.runs import Claim, Outcome, OutcomeKind, RunKind, RunOptions, RunState
 from storage import audit, tenancy
-from storage.endings import end, free_account, run_event
+from storage.endings import end, free_account, lock_schedule, run_event
 
 
 class ClaimRefusal(StrEnum):
     STALE = "stale"  # somebody has it, had it, or a newer dispatch is on its way: acknowledge
     UNKNOWN = "unknown"  # no such run was ever asked for: an error, never an acknowledgement
+
+
+#: One statement, one round trip. The schedule is locked before the run, as everywhere; the fence is
+#: raised only if the run is really ours.
+_CLAIM = text(
+    "WITH locked AS MATERIALIZED (SELECT s.connection_id FROM active_runs a JOIN schedules s "
+    "ON s.connection_id = a.subject_id WHERE a.run_id = :run FOR NO KEY UPDATE OF s), "
+    "mine AS (UPDATE active_runs SET state = 'running', lease_token = :token, "
+    "worker_id = :worker, attempt = attempt + 1, "
+    "attempts_without_progress = attempts_without_progress + 1, "
+    "started_at = coalesce(started_at, clock_timestamp()), dispatch_deadline = NULL "
+    "FROM (SELECT count(*) FROM locked) AS first "
+    "WHERE run_id = :run AND state = 'dispatched' AND dispatch = :dispatch "
+    "AND cancel_requested_at IS NULL RETURNING run_id, account_id, kind, subject_id, attempt, "
+    "attempts_without_progress, options, deadline_at), "
+    "raised AS (UPDATE schedules s SET fence = s.fence + 1 FROM mine "
+    "WHERE s.connection_id = mine.subject_id RETURNING s.fence), "
+    "leased AS (INSERT INTO leases (run_id, token, worker_id, expires_at) "
+    "SELECT run_id, :token, :worker, clock_timestamp() + :lease FROM mine) "
+    "SELECT mine.*, coalesce((SELECT fence FROM raised), 0) AS fence FROM mine"
+)
 
 
 def claim(
@@ -33,41 +54,22 @@ def claim(
 
     Raises the connection's fence, so that whoever held the run before cannot write any more.
     """
-    attempt = tx.begin_nested()  # a claim that fails must not leave the fence raised
-    fence = tx.execute(
-        text(
-            "UPDATE schedules s SET fence = s.fence + 1 FROM active_runs a "
-            "WHERE a.run_id = :run AND a.state = 'dispatched' AND a.dispatch = :dispatch "
-            "AND s.connection_id = a.subject_id RETURNING s.fence"
-        ),
-        {"run": job.run_id, "dispatch": job.dispatch},
-    ).scalar()
     token = uuid4()
     row = tx.execute(
-        text(
-            "UPDATE active_runs SET state = 'running', lease_token = :token, "
-            "worker_id = :worker, attempt = attempt + 1, "
-            "attempts_without_progress = attempts_without_progress + 1, "
-            "started_at = coalesce(started_at, clock_timestamp()), dispatch_deadline = NULL "
-            "WHERE run_id = :run AND state = 'dispatched' AND dispatch = :dispatch "
-            "AND cancel_requested_at IS NULL RETURNING *"
-        ),
-        {"run": job.run_id, "dispatch": job.dispatch, "token": token, "worker": worker_id},
+        _CLAIM,
+        {
+            "run": job.run_id,
+            "dispatch": job.dispatch,
+            "token": token,
+            "worker": worker_id,
+            "lease": lease,
+        },
     ).one_or_none()
     if row is None:
-        attempt.rollback()
         return _refusal(tx, job)
-    attempt.commit()
-    tx.execute(
-        text(
-            "INSERT INTO leases (run_id, token, worker_id, expires_at) "
-            "VALUES (:run, :token, :worker, clock_timestamp() + :lease)"
-        ),
-        {"run": job.run_id, "token": token, "worker": worker_id, "lease": lease},
-    )
     audit.append(
         tx,
-        run_event(AuditAction.RUN_STARTED, row, principal, worker=worker_id, fence=fence or 0),
+        run_event(AuditAction.RUN_STARTED, row, principal, worker=worker_id, fence=row.fence),
     )
     return Claim(
         run_id=row.run_id,
@@ -76,7 +78,7 @@ def claim(
         subject_id=row.subject_id,
         attempt=row.attempt,
         attempts_without_progress=row.attempts_without_progress,
-        fence=int(fence or 0),
+        fence=row.fence,
         token=token,
         options=RunOptions.model_validate(row.options),
         lease=lease,
@@ -170,27 +172,25 @@ def sign_off(tx: Connection, worker_id: str) -> None:
     tx.execute(text("DELETE FROM workers WHERE worker_id = :id"), {"id": worker_id})
 
 
-def _fence(tx: Connection, held: Claim, assignments: str) -> Row[Any]:
-    """Change the run's row only while this lease owns it: last act of every worker transaction."""
-    row = tx.execute(
-        text(
-            f"UPDATE active_runs SET {assignments} "  # noqa: S608 - constants of this module
-            "WHERE run_id = :run AND lease_token = :token AND state = 'running' RETURNING *"
-        ),
-        {"run": held.run_id, "token": held.token},
-    ).one_or_none()
-    if row is None:
-        raise LeaseLost(f"run {held.run_id}: another worker owns it")
-    return row
-
-
+#: Fence, cursor and result in one round trip; nothing of it happens without the lease.
 _STREAM = text(
+    "WITH mine AS (UPDATE active_runs SET "
+    "attempts_without_progress = CASE WHEN :progress THEN 0 ELSE attempts_without_progress END, "
+    "lost_leases = CASE WHEN :progress THEN 0 ELSE lost_leases END "
+    "WHERE run_id = :run_id AND lease_token = :token AND state = 'running' RETURNING subject_id), "
+    "copied AS (INSERT INTO cursors (connection_id, stream, account_id, cursor, fence) "
+    "SELECT subject_id, CAST(:stream AS text), CAST(:account_id AS uuid), "
+    "CAST(:cursor_to AS jsonb), :fence FROM mine WHERE :progress "
+    "ON CONFLICT (connection_id, stream) DO UPDATE SET cursor = excluded.cursor, "
+    "fence = excluded.fence, updated_at = clock_timestamp()) "
     "INSERT INTO run_streams (run_id, stream, account_id, position, state, mode, rows_extracted, "
     "rows_loaded, rows_inserted, rows_updated, rows_unchanged, rows_deleted, rows_rejected, "
-    "bytes, cursor_from, cursor_to, seconds, schema_hash, attempt, error) VALUES (:run_id, "
-    ":stream, :account_id, :position, :state, :mode, :rows_extracted, :rows_loaded, "
-    ":rows_inserted, :rows_updated, :rows_unchanged, :rows_deleted, :rows_rejected, :bytes, "
-    ":cursor_from, :cursor_to, :seconds, :schema_hash, :attempt, :error) "
+    "bytes, cursor_from, cursor_to, seconds, schema_hash, attempt, error) SELECT "
+    "CAST(:run_id AS uuid), CAST(:stream AS text), CAST(:account_id AS uuid), :position, "
+    "CAST(:state AS text), CAST(:mode AS text), :rows_extracted, :rows_loaded, :rows_inserted, "
+    ":rows_updated, :rows_unchanged, :rows_deleted, :rows_rejected, :bytes, "
+    "CAST(:cursor_from AS jsonb), CAST(:cursor_to AS jsonb), :seconds, "
+    "CAST(:schema_hash AS text), :attempt, CAST(:error AS text) FROM mine "
     "ON CONFLICT (run_id, stream) DO UPDATE SET (state, mode, rows_extracted, rows_loaded, "
     "rows_inserted, rows_updated, rows_unchanged, rows_deleted, rows_rejected, bytes, "
     "cursor_from, cursor_to, seconds, schema_hash, attempt, error, finished_at) = "
@@ -205,36 +205,26 @@ _STREAM = text(
 def record_stream(tx: Connection, held: Claim, result: StreamResult, position: int) -> None:
     """Keep one stream's result and copy its cursor, fenced. Progress resets the attempt count."""
     tenancy.enter(tx, held.account_id)
-    tx.execute(
+    _record(tx, held, result, position)
+
+
+def _record(tx: Connection, held: Claim, result: StreamResult, position: int) -> None:
+    recorded = tx.execute(
         _STREAM,
         {
             **result.model_dump(exclude={"cursor_from", "cursor_to"}),
             "run_id": held.run_id,
+            "token": held.token,
             "account_id": held.account_id,
+            "fence": held.fence,
             "position": position,
+            "progress": result.state == "succeeded",
             "cursor_from": Jsonb(result.cursor_from) if result.cursor_from else None,
             "cursor_to": Jsonb(result.cursor_to) if result.cursor_to else None,
         },
-    )
-    if result.state != "succeeded":
-        _fence(tx, held, "attempt = attempt")
-        return
-    tx.execute(
-        text(
-            "INSERT INTO cursors (connection_id, stream, account_id, cursor, fence) "
-            "VALUES (:connection, :stream, :account, :cursor, :fence) "
-            "ON CONFLICT (connection_id, stream) DO UPDATE SET cursor = excluded.cursor, "
-            "fence = excluded.fence, updated_at = clock_timestamp()"
-        ),
-        {
-            "connection": held.subject_id,
-            "stream": result.stream,
-            "account": held.account_id,
-            "cursor": Jsonb(result.cursor_to) if result.cursor_to else None,
-            "fence": held.fence,
-        },
-    )
-    _fence(tx, held, "attempts_without_progress = 0, lost_leases = 0")
+    ).rowcount
+    if not recorded:
+        raise LeaseLost(f"run {held.run_id}: another worker owns it")
 
 
 _FINAL = {
@@ -248,41 +238,47 @@ _FINAL = {
 _PAUSING = frozenset({"credentials", "unsealable"})
 
 
+#: Ends the live row only while this lease owns it.
+_LET_GO = text(
+    "WITH unleased AS (DELETE FROM leases WHERE token = :token) "
+    "DELETE FROM active_runs WHERE run_id = :run AND lease_token = :token AND state = 'running' "
+    "RETURNING *"
+)
+
+
 def finish(tx: Connection, held: Claim, outcome: Outcome, principal: Principal) -> None:
-    """Make the run's next move, as the outcome says; LeaseLost if it is no longer ours to make."""
+    """Make the run's next move, as the outcome says; LeaseLost if it is no longer ours to make.
+
+    The last stream's result is recorded here: one commit for both.
+    """
     tenancy.enter(tx, held.account_id)
-    tx.execute(
-        text("SELECT FROM schedules WHERE connection_id = :id FOR NO KEY UPDATE"),
-        {"id": held.subject_id},
-    )
-    tx.execute(text("DELETE FROM leases WHERE token = :token"), {"token": held.token})
+    fence = lock_schedule(tx, held.subject_id)
+    if outcome.streams:
+        _record(tx, held, outcome.streams[-1], len(outcome.streams) - 1)
     if outcome.document:
         _store_output(tx, held, outcome)
-    if outcome.kind in _FINAL:
-        row = _fence(tx, held, "worker_id = worker_id")
-        tx.execute(text("DELETE FROM active_runs WHERE run_id = :run"), {"run": held.run_id})
-        end(
-            tx,
-            row,
-            _FINAL[outcome.kind],
-            principal,
-            error_code=outcome.error_code,
-            error=outcome.error,
-            pause_reason=outcome.error_code if outcome.error_code in _PAUSING else None,
-        )
-        if outcome.error_code == "unsealable":
-            audit.append(
-                tx,
-                run_event(
-                    AuditAction.CREDENTIAL_REFUSED,
-                    row,
-                    principal,
-                    outcome="error",
-                    reason="unsealable",
-                ),
-            )
+    if outcome.kind not in _FINAL:
+        tx.execute(text("DELETE FROM leases WHERE token = :token"), {"token": held.token})
+        _put_back(tx, held, outcome, principal)
         return
-    _put_back(tx, held, outcome, principal)
+    row = tx.execute(_LET_GO, {"run": held.run_id, "token": held.token}).one_or_none()
+    if row is None:
+        raise LeaseLost(f"run {held.run_id}: another worker owns it")
+    end(
+        tx,
+        row,
+        _FINAL[outcome.kind],
+        principal,
+        fence=fence,
+        error_code=outcome.error_code,
+        error=outcome.error,
+        pause_reason=outcome.error_code if outcome.error_code in _PAUSING else None,
+    )
+    if outcome.error_code == "unsealable":
+        refused = run_event(
+            AuditAction.CREDENTIAL_REFUSED, row, principal, outcome="error", reason="unsealable"
+        )
+        audit.append(tx, refused)
 
 
 def _store_output(tx: Connection, held: Claim, outcome: Outcome) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, text
 from schemas.audit import AuditAction, Principal
 from schemas.jobs import Job
 from schemas.limits import (
+    DISPATCH_AHEAD,
     DISPATCH_BATCH,
     DISPATCH_PER_ACCOUNT,
     DISPATCH_SPARE,
@@ -76,8 +77,9 @@ def room(tx: Connection, runs_max: int) -> int:
     ).one()
     if not row.active:
         return 0
-    window = min(ceil(DISPATCH_WINDOW * int(row.slots)), runs_max)
-    return min(window - int(row.busy), DISPATCH_BATCH)
+    slots = int(row.slots)
+    window = max(ceil(DISPATCH_WINDOW * slots), slots + DISPATCH_AHEAD) if slots else 0
+    return min(min(window, runs_max) - int(row.busy), DISPATCH_BATCH)
 
 
 def waiting(tx: Connection, wanted: int) -> Waiting:
@@ -96,7 +98,7 @@ def waiting(tx: Connection, wanted: int) -> Waiting:
     ids = list(accounts)
     if not ids:
         return Waiting((), (), {})
-    per_account = min(ceil(2 * wanted / len(ids)) + DISPATCH_SPARE, DISPATCH_PER_ACCOUNT)
+    per_account = min(ceil(1.5 * wanted / len(ids)) + 2, DISPATCH_PER_ACCOUNT)
     busy = _busy_resources(tx)
     full = [resource for resource, free in busy.items() if free <= 0]
     candidates = _candidates(tx, ids, full, per_account)
@@ -178,7 +180,8 @@ def mark(
             "UPDATE active_runs SET state = 'dispatched', dispatch = dispatch + 1, "
             "dispatch_deadline = clock_timestamp() + :deadline "
             "WHERE run_id IN (SELECT run_id FROM active_runs WHERE run_id = ANY(:ids) "
-            "AND state = 'queued' FOR UPDATE SKIP LOCKED) RETURNING *"
+            "AND state = 'queued' FOR UPDATE SKIP LOCKED) "
+            "RETURNING run_id, account_id, subject_id, attempt, dispatch"
         ),
         {"ids": [c.run_id for c in picked], "deadline": deadline},
     ).all()
@@ -197,14 +200,15 @@ def _charge(tx: Connection, seen: Waiting, served: Counter[UUID]) -> None:
     """Advance virtual time by runs over weight, and note who need not be looked at for now.
 
     An account is at its cap when the plan allows no more, or when all that is ready would meet a
-    full resource; the end of any of its runs clears that. It has no work when nothing is ready;
-    what becomes ready later is noticed by the reaper. New work clears both.
+    full resource; the end of any of its runs clears that. It has no work when a look at it finds
+    nothing ready; what becomes ready later is noticed by the reaper. New work clears both.
     """
     offered = {candidate.account_id for candidate in seen.candidates}
     tx.execute(
         text(
             "UPDATE account_queues q SET vtime = q.vtime + u.n / q.weight, "
-            "at_cap = u.n >= u.free OR NOT u.offered, has_work = EXISTS (SELECT FROM active_runs r "
+            "at_cap = u.n >= u.free OR NOT u.offered, "
+            "has_work = u.offered OR EXISTS (SELECT FROM active_runs r "
             "LEFT JOIN schedules s ON s.connection_id = r.subject_id "
             "WHERE r.account_id = q.account_id AND r.state = 'queued' AND r.not_before <= now() "
             "AND coalesce(s.state, 'active') = 'active') "

@@ -1,5 +1,6 @@
 """Log lines of runs: written in batches, read while the run is going."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,28 +23,30 @@ class LogLine:
     seq: int = 0
 
 
+_APPEND = text(
+    "INSERT INTO run_logs (at, run_id, account_id, level, stream, message) SELECT e.* FROM "
+    "json_to_recordset(CAST(:lines AS json)) AS e (at timestamptz, run_id uuid, "
+    "account_id uuid, level text, stream text, message text)"
+)
+
+
 def append(tx: Connection, lines: Sequence[LogLine]) -> None:
     """Store lines of any number of runs, in their order."""
     by_account = sorted(lines, key=lambda line: line.account_id)
     for account_id, group in groupby(by_account, key=lambda line: line.account_id):
         tenancy.enter(tx, account_id)
-        tx.execute(
-            text(
-                "INSERT INTO run_logs (at, run_id, account_id, level, stream, message) "
-                "VALUES (:at, :run_id, :account_id, :level, :stream, :message)"
-            ),
-            [
-                {
-                    "at": line.at,
-                    "run_id": line.run_id,
-                    "account_id": line.account_id,
-                    "level": line.level,
-                    "stream": line.stream,
-                    "message": line.message,
-                }
-                for line in group
-            ],
-        )
+        tx.execute(_APPEND, {"lines": json.dumps([_row(line) for line in group])})
+
+
+def _row(line: LogLine) -> dict[str, str | None]:
+    return {
+        "at": line.at.isoformat(),
+        "run_id": str(line.run_id),
+        "account_id": str(line.account_id),
+        "level": line.level,
+        "stream": line.stream,
+        "message": line.message,
+    }
 
 
 def read(tx: Connection, run_id: UUID, *, after: int = 0, limit: int = 1_000) -> Sequence[LogLine]:

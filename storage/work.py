@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, text
 
 from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
-from schemas.errors import ConfigError, LeaseLost
+from schemas.errors import ConfigError, LeaseLost, SyncwardError
 from schemas.runs import Claim, RunKind
 from schemas.streams import StreamSpec
 from storage import audit, tenancy
@@ -49,42 +49,44 @@ class Work:
     streams: tuple[StreamSpec, ...]
 
 
-def take(tx: Connection, held: Claim, principal: Principal) -> Work:
+def take(tx: Connection, held: Claim, principal: Principal) -> Work | SyncwardError:
     """Read the run's subject and its credentials, and record that they are about to be opened.
 
-    The database hands sealed credentials only to the holder of the run's live lease.
+    The database hands sealed credentials only to the holder of the run's live lease. A subject
+    that cannot be taken is an answer, not an exception: the claim of the same transaction stands.
     """
     tenancy.enter(tx, held.account_id)
-    if held.kind is RunKind.SYNC:
-        work = _connection(tx, held)
-    else:
-        resource = _resources(tx, held, [held.subject_id])[held.subject_id]
-        work = Work(resource.name, resource, None, "", ())
+    try:
+        work = _connection(tx, held) if held.kind is RunKind.SYNC else _resource(tx, held)
+    except (ConfigError, LeaseLost) as error:
+        return error
     opened = [r for r in (work.source, work.destination) if r is not None]
     audit.append(tx, *(_unsealed(resource, held, principal) for resource in opened))
     return work
 
 
+def _resource(tx: Connection, held: Claim) -> Work:
+    resource = _resources(tx, held, [held.subject_id])[held.subject_id]
+    return Work(resource.name, resource, None, "", ())
+
+
+_CONNECTION = text(
+    "SELECT name, source_id, destination_id, target_schema, ARRAY(SELECT spec FROM streams t "
+    "WHERE t.connection_id = c.id ORDER BY position) AS specs FROM connections c WHERE id = :id"
+)
+
+
 def _connection(tx: Connection, held: Claim) -> Work:
-    row = tx.execute(
-        text(
-            "SELECT name, source_id, destination_id, target_schema FROM connections WHERE id = :id"
-        ),
-        {"id": held.subject_id},
-    ).one_or_none()
+    row = tx.execute(_CONNECTION, {"id": held.subject_id}).one_or_none()
     if row is None:
         raise ConfigError("the connection was deleted while its run was waiting")
-    specs = tx.execute(
-        text("SELECT spec FROM streams WHERE connection_id = :id ORDER BY position"),
-        {"id": held.subject_id},
-    ).scalars()
     resources = _resources(tx, held, [row.source_id, row.destination_id])
     return Work(
         name=row.name,
         source=resources[row.source_id],
         destination=resources[row.destination_id],
         target_schema=row.target_schema,
-        streams=tuple(StreamSpec.model_validate(spec) for spec in specs),
+        streams=tuple(StreamSpec.model_validate(spec) for spec in row.specs),
     )
 
 

@@ -1,6 +1,7 @@
 """A run's log: lines go to Postgres while the run is going, in small bounded batches."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from threading import Event, Lock, Thread
 from uuid import UUID
@@ -54,6 +55,19 @@ class LogWriter:
                 self._lines = lines + self._lines
             raise
 
+    @contextmanager
+    def taken(self, run_id: UUID) -> Iterator[Sequence[LogLine]]:
+        """Hand out a run's lines to a caller who writes them; if it fails they stay here."""
+        with self._lock:
+            mine = [line for line in self._lines if line.run_id == run_id]
+            self._lines = [line for line in self._lines if line.run_id != run_id]
+        try:
+            yield mine
+        except BaseException:
+            with self._lock:
+                self._lines = mine + self._lines
+            raise
+
     def _loop(self) -> None:
         while not self._stopping:
             self._wake.wait(FLUSH_EVERY_S)
@@ -94,6 +108,11 @@ class RunLog:
                 at=datetime.now(UTC),
                 level=level,
                 stream=stream,
-                message=message[:LOG_MESSAGE_MAX],
+                message=_storable(message[:LOG_MESSAGE_MAX]),
             )
         )
+
+
+def _storable(message: str) -> str:
+    """Replace what Postgres cannot hold in a text: NUL and lone surrogates."""
+    return message.replace("\0", "\ufffd").encode("utf-8", "replace").decode()

@@ -14,7 +14,7 @@ from schemas.records import Destination, LoadRequest, Source, StreamResult
 from schemas.runs import Claim, Outcome, OutcomeKind, RunKind
 from schemas.settings import Settings
 from schemas.streams import Mode
-from storage import claims, work
+from storage import claims, logs, work
 from storage.claims import ClaimRefusal
 from storage.engine import transaction
 from storage.work import Work
@@ -38,7 +38,11 @@ class Dependencies:
     principal: Principal
 
 
-@dataclass(slots=True)
+#: What a run works on, or why it cannot be taken: then that is how the attempt ends.
+Taken = Work | SyncwardError
+
+
+@dataclass(frozen=True, slots=True)
 class Attempt:
     """One claimed attempt at a run, and what it works with."""
 
@@ -46,7 +50,12 @@ class Attempt:
     control: RunControl
     run_log: RunLog
     deps: Dependencies
-    connector: str = "unknown"  # what it reads from; known once its subject is taken
+    taken: Taken
+
+    @property
+    def connector(self) -> str:
+        """What it reads from, for metrics."""
+        return self.taken.source.kind if isinstance(self.taken, Work) else "unknown"
 
 
 class UnknownRun(SyncwardError):  # noqa: N818 - an event more than an error
@@ -61,37 +70,45 @@ def execute(job: Job, deps: Dependencies) -> None:
     What happens to the run is its outcome, in Postgres, and raises nothing. UnknownRun and a
     control database that is away do raise: then nothing was decided, and the run comes again.
     """
-    claim = _claim(job, deps)
-    if claim is None:
+    claimed = _claim(job, deps)
+    if claimed is None:
         return
+    claim, taken = claimed
     run_log = RunLog(deps.logs, claim.run_id, claim.account_id)
     started = monotonic()
     with deps.heartbeat.hold(claim) as control:
-        attempt = Attempt(claim, control, run_log, deps)
+        attempt = Attempt(claim, control, run_log, deps, taken)
         outcome = outcomes.of_attempt(lambda: _work(attempt), attempt.claim, control, run_log)
         _finish(attempt, outcome, seconds=monotonic() - started)
 
 
-def _claim(job: Job, deps: Dependencies) -> Claim | None:
-    """Take the run; None if somebody else has it or had it."""
+def _claim(job: Job, deps: Dependencies) -> tuple[Claim, Taken] | None:
+    """Claim the run and, under its lease, take its subject with the sealed credentials.
+
+    One commit for both: after it the lease is ours, and the audit stream says that we are about
+    to open these credentials. None if somebody else has the run or had it.
+    """
     with transaction(deps.engine) as tx:
         claim = claims.claim(tx, job, deps.worker_id, deps.settings.lease, deps.principal)
-    if isinstance(claim, ClaimRefusal):
-        metrics.CLAIMS.labels(claim.value).inc()
-        if claim is ClaimRefusal.UNKNOWN:
-            raise UnknownRun(f"run {job.run_id}: no such run was ever asked for")
-        return None
+        if not isinstance(claim, ClaimRefusal):
+            return _counted(claim), work.take(tx, claim, deps.principal)
+    metrics.CLAIMS.labels(claim.value).inc()
+    if claim is ClaimRefusal.UNKNOWN:
+        raise UnknownRun(f"run {job.run_id}: no such run was ever asked for")
+    return None
+
+
+def _counted(claim: Claim) -> Claim:
     metrics.CLAIMS.labels("claimed").inc()
     return claim
 
 
 def _work(attempt: Attempt) -> Outcome:
-    """Take the credentials under the lease, then move data or answer a question."""
-    claim, deps = attempt.claim, attempt.deps
+    """Move data or answer a question, with what was taken under the lease."""
+    claim, deps, subject = attempt.claim, attempt.deps, attempt.taken
     attempt.run_log.info(f"attempt {claim.attempt} begins on {deps.worker_id}")
-    with transaction(deps.engine) as tx:
-        subject = work.take(tx, claim, deps.principal)
-    attempt.connector = subject.source.kind
+    if isinstance(subject, SyncwardError):
+        raise subject
     if claim.kind is RunKind.TEST:
         return answers.test(subject, deps.keyring, attempt.control)
     if claim.kind is RunKind.DISCOVER:
@@ -111,9 +128,10 @@ def _sync(attempt: Attempt, subject: Work) -> Outcome:
         for position, request in enumerate(requests):
             result = _stream(attempt, request, source, destination)
             _count(result, subject)
-            with transaction(attempt.deps.engine) as tx:
-                claims.record_stream(tx, attempt.claim, result, position)
             results.append(result)
+            if len(results) < len(requests):  # the last one is recorded with the outcome
+                with transaction(attempt.deps.engine) as tx:
+                    claims.record_stream(tx, attempt.claim, result, position)
     return outcomes.of_streams(results, wanted=len(requests))
 
 
@@ -192,9 +210,9 @@ def _finish(attempt: Attempt, outcome: Outcome, *, seconds: float) -> None:
     """Write the end of the attempt; a run that somebody else owns by now is theirs to end."""
     claim, deps = attempt.claim, attempt.deps
     attempt.run_log.info(outcomes.ending(outcome, seconds))
-    deps.logs.flush()
     try:
-        with transaction(deps.engine) as tx:
+        with deps.logs.taken(claim.run_id) as lines, transaction(deps.engine) as tx:
+            logs.append(tx, lines)
             claims.finish(tx, claim, outcome, deps.principal)
     except LeaseLost:
         attempt.run_log.warning("the lease was lost; another attempt goes on")
