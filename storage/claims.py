@@ -17,8 +17,9 @@ from schemas.jobs import Job
 from schemas.limits import ERROR_TEXT_MAX
 from schemas.records import StreamResult
 from schemas.runs import Claim, Outcome, OutcomeKind, RunKind, RunOptions, RunState
-from storage import audit, tenancy
-from storage.endings import end, free_account, lock_schedule, run_event
+from storage import audit, logs, tenancy
+from storage.endings import end, free_account, run_event
+from storage.logs import LogLine
 
 
 class ClaimRefusal(StrEnum):
@@ -43,7 +44,8 @@ _CLAIM = text(
     "WHERE s.connection_id = mine.subject_id RETURNING s.fence), "
     "leased AS (INSERT INTO leases (run_id, token, worker_id, expires_at) "
     "SELECT run_id, :token, :worker, clock_timestamp() + :lease FROM mine) "
-    "SELECT mine.*, coalesce((SELECT fence FROM raised), 0) AS fence FROM mine"
+    "SELECT mine.*, coalesce((SELECT fence FROM raised), 0) AS fence, "
+    "set_config('syncward.account_id', CAST(mine.account_id AS text), true) FROM mine"
 )
 
 
@@ -53,6 +55,7 @@ def claim(
     """Take the right to execute a run, if this job is its newest dispatch.
 
     Raises the connection's fence, so that whoever held the run before cannot write any more.
+    After a claim `tx` has entered the run's account.
     """
     token = uuid4()
     row = tx.execute(
@@ -238,21 +241,28 @@ _FINAL = {
 _PAUSING = frozenset({"credentials", "unsealable"})
 
 
-#: Ends the live row only while this lease owns it.
-_LET_GO = text(
-    "WITH unleased AS (DELETE FROM leases WHERE token = :token) "
-    "DELETE FROM active_runs WHERE run_id = :run AND lease_token = :token AND state = 'running' "
-    "RETURNING *"
+#: The first lock in the order, and the account, in one round trip.
+_BEGIN_FINISH = text(
+    "WITH locked AS MATERIALIZED (SELECT FROM schedules WHERE connection_id = :subject "
+    "FOR NO KEY UPDATE) "
+    "SELECT set_config('syncward.account_id', :account, true), (SELECT count(*) FROM locked)"
 )
 
 
-def finish(tx: Connection, held: Claim, outcome: Outcome, principal: Principal) -> None:
+def finish(
+    tx: Connection,
+    held: Claim,
+    outcome: Outcome,
+    principal: Principal,
+    *,
+    lines: Sequence[LogLine] = (),
+) -> None:
     """Make the run's next move, as the outcome says; LeaseLost if it is no longer ours to make.
 
-    The last stream's result is recorded here: one commit for both.
+    The last stream's result and the log's last lines go with it: one commit for all.
     """
-    tenancy.enter(tx, held.account_id)
-    fence = lock_schedule(tx, held.subject_id)
+    tx.execute(_BEGIN_FINISH, {"subject": held.subject_id, "account": str(held.account_id)})
+    logs.append_own(tx, lines)
     if outcome.streams:
         _record(tx, held, outcome.streams[-1], len(outcome.streams) - 1)
     if outcome.document:
@@ -261,19 +271,18 @@ def finish(tx: Connection, held: Claim, outcome: Outcome, principal: Principal) 
         tx.execute(text("DELETE FROM leases WHERE token = :token"), {"token": held.token})
         _put_back(tx, held, outcome, principal)
         return
-    row = tx.execute(_LET_GO, {"run": held.run_id, "token": held.token}).one_or_none()
-    if row is None:
-        raise LeaseLost(f"run {held.run_id}: another worker owns it")
-    end(
+    row = end(
         tx,
-        row,
+        held.run_id,
         _FINAL[outcome.kind],
         principal,
-        fence=fence,
+        token=held.token,
         error_code=outcome.error_code,
         error=outcome.error,
         pause_reason=outcome.error_code if outcome.error_code in _PAUSING else None,
     )
+    if row is None:
+        raise LeaseLost(f"run {held.run_id}: another worker owns it")
     if outcome.error_code == "unsealable":
         refused = run_event(
             AuditAction.CREDENTIAL_REFUSED, row, principal, outcome="error", reason="unsealable"

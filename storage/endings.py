@@ -14,20 +14,40 @@ from schemas.limits import ERROR_TEXT_MAX, FAILURES_IN_A_ROW_MAX
 from schemas.runs import Priority, RunState
 from storage import audit
 
-#: Into history, and let the dispatcher look at the account again: unconditionally, for a test of
-#: its flags could miss a race. The account comes last in the order of locks.
-_HISTORY = text(
-    "WITH freed AS (UPDATE account_queues SET at_cap = false, has_work = has_work OR :again "
-    "WHERE account_id = :account_id) "
-    "INSERT INTO runs (run_id, account_id, kind, subject_id, state, trigger, scheduled_for, "
-    "queued_at, started_at, attempt, fence, worker_id, error_code, error) VALUES (:run_id, "
-    ":account_id, :kind, :subject_id, :state, :trigger, :scheduled_for, :queued_at, :started_at, "
-    ":attempt, :fence, :worker_id, :error_code, :error)"
+#: The live row goes: one that nobody holds, or a worker's own together with its lease.
+_GONE = "gone AS (DELETE FROM active_runs WHERE run_id = :run RETURNING *)"
+_GONE_HELD = (
+    "unleased AS (DELETE FROM leases WHERE token = :token RETURNING 1), "
+    "gone AS (DELETE FROM active_runs USING (SELECT count(*) FROM unleased) AS first "
+    "WHERE run_id = :run AND lease_token = :token RETURNING active_runs.*)"
 )
-_KEPT = (
-    *("run_id", "account_id", "kind", "subject_id", "trigger", "scheduled_for"),
-    *("queued_at", "started_at", "attempt", "worker_id"),
+#: One statement, one round trip: history, the count of failures in a row and the account follow
+#: from the row that went. The account is freed unconditionally, for a test of its flags could miss
+#: a race.
+_FOLLOWS = (
+    ", kept AS (INSERT INTO runs (run_id, account_id, kind, subject_id, state, trigger, "
+    "scheduled_for, queued_at, started_at, attempt, fence, worker_id, error_code, error) "
+    "SELECT g.run_id, g.account_id, g.kind, g.subject_id, :state, g.trigger, g.scheduled_for, "
+    "g.queued_at, g.started_at, g.attempt, coalesce((SELECT fence FROM schedules "
+    "WHERE connection_id = g.subject_id), 0), g.worker_id, :code, :error FROM gone g), "
+    "counted AS (UPDATE schedules s SET "
+    "failures = CASE WHEN :succeeded THEN 0 ELSE failures + 1 END, "
+    "last_success_at = CASE WHEN :succeeded THEN clock_timestamp() ELSE last_success_at END, "
+    "(state, state_reason) = (SELECT 'paused', p.reason FROM (SELECT CASE WHEN NOT :succeeded "
+    "THEN coalesce(:pause, CASE WHEN s.failures + 1 >= :max THEN 'failures' END) END AS reason) "
+    "AS p WHERE s.state = 'active' AND p.reason IS NOT NULL "
+    "UNION ALL SELECT s.state, s.state_reason LIMIT 1) "
+    "FROM gone g WHERE s.connection_id = g.subject_id AND g.kind = 'sync' AND :counts "
+    "RETURNING s.connection_id, s.state, s.state_reason), "
+    "freed AS (UPDATE account_queues q SET at_cap = false, "
+    "has_work = q.has_work OR g.again_run_id IS NOT NULL FROM gone g "
+    "WHERE q.account_id = g.account_id) "
+    "SELECT g.*, c.state_reason AS pause_reason, c.state = 'paused' AND was.state = 'active' "
+    "AS paused FROM gone g LEFT JOIN counted c ON c.connection_id = g.subject_id "
+    "LEFT JOIN schedules was ON was.connection_id = g.subject_id"  # as it was before
 )
+_END = text(f"WITH {_GONE}{_FOLLOWS}")
+_END_HELD = text(f"WITH {_GONE_HELD}{_FOLLOWS}")
 _AGAIN = text(
     "INSERT INTO active_runs (subject_id, run_id, account_id, kind, source_id, destination_id, "
     "state, trigger, scheduled_for, priority, options) VALUES (:subject_id, :run_id, :account_id, "
@@ -41,13 +61,12 @@ _ACTIONS = {
 }
 
 
-def lock_schedule(tx: Connection, subject_id: UUID) -> int:
-    """Take the first lock in the order and return the connection's fence (0 for a resource)."""
-    fence = tx.execute(
-        text("SELECT fence FROM schedules WHERE connection_id = :id FOR NO KEY UPDATE"),
+def lock_schedule(tx: Connection, subject_id: UUID) -> None:
+    """Take the first lock in the order; a resource has no schedule and needs none."""
+    tx.execute(
+        text("SELECT FROM schedules WHERE connection_id = :id FOR NO KEY UPDATE"),
         {"id": subject_id},
-    ).scalar()
-    return int(fence or 0)
+    )
 
 
 def run_event(
@@ -75,83 +94,56 @@ def run_event(
 
 def end(
     tx: Connection,
-    run: Row[Any],
+    run_id: UUID,
     state: RunState,
     principal: Principal,
     *,
-    fence: int | None = None,
+    token: UUID | None = None,
     error_code: str | None = None,
     error: str | None = None,
     pause_reason: str | None = None,
-) -> None:
-    """Write history for a run whose live row the caller has just deleted and passes in.
+) -> Row[Any] | None:
+    """Move a live run into history and return its live row; None if `token` no longer owns it.
 
     Counts failures in a row, pauses the connection where that is due, starts the run that was
-    asked for meanwhile (under the id it was promised), and leaves events for all of it. `fence`
-    comes from a caller that has locked the schedule already.
+    asked for meanwhile (under the id it was promised), and leaves events for all of it. The caller
+    has locked the schedule.
     """
-    if fence is None:
-        fence = lock_schedule(tx, run.subject_id)
-    tx.execute(
-        _HISTORY,
+    run = tx.execute(
+        _END if token is None else _END_HELD,
         {
-            **{name: getattr(run, name) for name in _KEPT},
+            "run": run_id,
+            **({} if token is None else {"token": token}),
             "state": state.value,
-            "fence": fence,
-            "error_code": error_code,
+            "succeeded": state is RunState.SUCCEEDED,
+            "counts": state is not RunState.CANCELLED or pause_reason is not None,
+            "code": error_code,
             "error": error[:ERROR_TEXT_MAX] if error else None,
-            "again": run.again_run_id is not None,
-        },
-    )
-    events = [run_event(_ACTIONS[state], run, principal, reason=error_code)]
-    if run.kind == "sync":
-        events += _count(tx, run, state, principal, pause_reason)
-    if run.again_run_id is not None:
-        events.append(_start_again(tx, run, principal))
-    audit.append(tx, *events)
-
-
-def _count(
-    tx: Connection, run: Row[Any], state: RunState, principal: Principal, pause_reason: str | None
-) -> list[AuditEvent]:
-    """Keep failures in a row; pause after too many, or at once for a reason that repeats."""
-    if state is RunState.CANCELLED and pause_reason is None:
-        return []
-    succeeded = state is RunState.SUCCEEDED
-    paused = tx.execute(
-        text(
-            "UPDATE schedules SET "
-            "failures = CASE WHEN :succeeded THEN 0 ELSE failures + 1 END, "
-            "last_success_at = CASE WHEN :succeeded THEN clock_timestamp() "
-            "ELSE last_success_at END, "
-            "state_reason = CASE WHEN state = 'active' AND NOT :succeeded THEN "
-            "coalesce(:reason, CASE WHEN failures + 1 >= :max THEN 'failures' END) "
-            "ELSE state_reason END, "
-            "state = CASE WHEN state = 'active' AND NOT :succeeded AND "
-            "(CAST(:reason AS text) IS NOT NULL OR failures + 1 >= :max) "
-            "THEN 'paused' ELSE state END "
-            "WHERE connection_id = :id RETURNING state, state_reason"
-        ),
-        {
-            "id": run.subject_id,
-            "succeeded": succeeded,
-            "reason": pause_reason,
+            "pause": pause_reason,
             "max": FAILURES_IN_A_ROW_MAX,
         },
     ).one_or_none()
-    if paused is None or succeeded or paused.state != "paused":
-        return []
-    return [
-        AuditEvent(
-            AuditAction.CONNECTION_PAUSED,
-            TargetKind.CONNECTION,
-            run.subject_id,
-            principal,
-            account_id=run.account_id,
-            reason=paused.state_reason,
-            run_id=run.run_id,
-        )
-    ]
+    if run is None:
+        return None
+    events = [run_event(_ACTIONS[state], run, principal, reason=error_code)]
+    if run.paused:
+        events.append(_paused(run, principal))
+    if run.again_run_id is not None:
+        events.append(_start_again(tx, run, principal))
+    audit.append(tx, *events)
+    return run
+
+
+def _paused(run: Row[Any], principal: Principal) -> AuditEvent:
+    return AuditEvent(
+        AuditAction.CONNECTION_PAUSED,
+        TargetKind.CONNECTION,
+        run.subject_id,
+        principal,
+        account_id=run.account_id,
+        reason=run.pause_reason,
+        run_id=run.run_id,
+    )
 
 
 def _start_again(tx: Connection, run: Row[Any], principal: Principal) -> AuditEvent:

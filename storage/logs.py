@@ -35,7 +35,13 @@ def append(tx: Connection, lines: Sequence[LogLine]) -> None:
     by_account = sorted(lines, key=lambda line: line.account_id)
     for account_id, group in groupby(by_account, key=lambda line: line.account_id):
         tenancy.enter(tx, account_id)
-        tx.execute(_APPEND, {"lines": json.dumps([_row(line) for line in group])})
+        append_own(tx, list(group))
+
+
+def append_own(tx: Connection, lines: Sequence[LogLine]) -> None:
+    """Store lines of one account, which `tx` has entered."""
+    if lines:
+        tx.execute(_APPEND, {"lines": json.dumps([_row(line) for line in lines])})
 
 
 def _row(line: LogLine) -> dict[str, str | None]:

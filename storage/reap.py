@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
 
@@ -103,9 +104,8 @@ def _end(
     code: str,
     error: str,
 ) -> None:
-    tx.execute(text("DELETE FROM active_runs WHERE run_id = :run"), {"run": run.run_id})
     pause = code if state is RunState.FAILED else None
-    end(tx, run, state, principal, error_code=code, error=error, pause_reason=pause)
+    end(tx, run.run_id, state, principal, error_code=code, error=error, pause_reason=pause)
 
 
 def undelivered(tx: Connection, principal: Principal) -> int:
@@ -133,21 +133,24 @@ def undelivered(tx: Connection, principal: Principal) -> int:
 
 def overdue(tx: Connection, principal: Principal) -> int:
     """End tests and discoveries that nobody answered in time; somebody waits at a prompt."""
-    rows: Sequence[Row[Any]] = tx.execute(
-        text(
-            "DELETE FROM active_runs WHERE run_id IN (SELECT run_id FROM active_runs "
-            "WHERE deadline_at < clock_timestamp() AND state IN ('queued', 'dispatched') "
-            "LIMIT :limit FOR UPDATE SKIP LOCKED) RETURNING *"
-        ),
-        {"limit": REAP_BATCH},
-    ).all()
-    for run in rows:
+    ids: Sequence[UUID] = (
+        tx.execute(
+            text(
+                "SELECT run_id FROM active_runs WHERE deadline_at < clock_timestamp() "
+                "AND state IN ('queued', 'dispatched') LIMIT :limit FOR UPDATE SKIP LOCKED"
+            ),
+            {"limit": REAP_BATCH},
+        )
+        .scalars()
+        .all()
+    )
+    for run_id in ids:
         error = (
             "No worker took this in time. Is one running? Start it with: syncward worker "
             "(development: syncward up --dev)"
         )
-        end(tx, run, RunState.FAILED, principal, error_code="no_worker", error=error)
-    return len(rows)
+        end(tx, run_id, RunState.FAILED, principal, error_code="no_worker", error=error)
+    return len(ids)
 
 
 def cancel_stuck(tx: Connection, stuck_after: timedelta, principal: Principal) -> int:

@@ -302,8 +302,7 @@ def cancel(tx: Connection, run_id: UUID, principal: Principal) -> RunState:
         )
         audit.append(tx, run_event(AuditAction.RUN_CANCEL_REQUESTED, live, principal))
         return RunState.RUNNING
-    tx.execute(text("DELETE FROM active_runs WHERE run_id = :id"), {"id": run_id})
-    end(tx, live, RunState.CANCELLED, principal, error_code="cancelled", error="Cancelled.")
+    end(tx, run_id, RunState.CANCELLED, principal, error_code="cancelled", error="Cancelled.")
     return RunState.CANCELLED
 
 
@@ -325,9 +324,8 @@ def approve(tx: Connection, run_id: UUID, principal: Principal) -> None:
 def reject(tx: Connection, run_id: UUID, principal: Principal) -> None:
     """End a run that a guard stopped; the previous data stays served."""
     live = _awaiting(tx, run_id)
-    tx.execute(text("DELETE FROM active_runs WHERE run_id = :id"), {"id": run_id})
     audit.append(tx, run_event(AuditAction.RUN_REJECTED, live, principal, reason=live.error_code))
-    end(tx, live, RunState.CANCELLED, principal, error_code="rejected", error=live.error)
+    end(tx, run_id, RunState.CANCELLED, principal, error_code="rejected", error=live.error)
 
 
 def _awaiting(tx: Connection, run_id: UUID) -> Row[Any]:

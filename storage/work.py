@@ -11,7 +11,7 @@ from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
 from schemas.errors import ConfigError, LeaseLost, SyncwardError
 from schemas.runs import Claim, RunKind
 from schemas.streams import StreamSpec
-from storage import audit, tenancy
+from storage import audit
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,38 +49,47 @@ class Work:
     streams: tuple[StreamSpec, ...]
 
 
+_RESOURCE = (
+    "r.id, r.account_id, r.name AS resource, r.kind, r.config, s.field, s.version, s.envelope, "
+    "s.dek_id, s.root_id, s.wrapped FROM resources r "
+    "LEFT JOIN sealed_credentials(:run, :token) s ON s.resource_id = r.id"
+)
+#: Everything in one round trip: a row for each sealed field of each resource.
+_TAKE_RESOURCE = text("SELECT " + _RESOURCE + " WHERE r.id = :subject")
+_TAKE_CONNECTION = text(
+    "SELECT c.name, c.source_id, c.destination_id, c.target_schema, ARRAY(SELECT spec "
+    "FROM streams t WHERE t.connection_id = c.id ORDER BY position) AS specs, "
+    + _RESOURCE
+    + " JOIN connections c ON r.id IN (c.source_id, c.destination_id) WHERE c.id = :subject"
+)
+
+
 def take(tx: Connection, held: Claim, principal: Principal) -> Work | SyncwardError:
     """Read the run's subject and its credentials, and record that they are about to be opened.
 
     The database hands sealed credentials only to the holder of the run's live lease. A subject
     that cannot be taken is an answer, not an exception: the claim of the same transaction stands.
+    `tx` has entered the run's account.
     """
-    tenancy.enter(tx, held.account_id)
-    try:
-        work = _connection(tx, held) if held.kind is RunKind.SYNC else _resource(tx, held)
-    except (ConfigError, LeaseLost) as error:
-        return error
-    opened = [r for r in (work.source, work.destination) if r is not None]
-    audit.append(tx, *(_unsealed(resource, held, principal) for resource in opened))
-    return work
+    sync = held.kind is RunKind.SYNC
+    rows = tx.execute(
+        _TAKE_CONNECTION if sync else _TAKE_RESOURCE,
+        {"subject": held.subject_id, "run": held.run_id, "token": held.token},
+    ).all()
+    if not rows:
+        return ConfigError("the connection was deleted while its run was waiting")
+    if all(row.field is None for row in rows):
+        return _why_nothing(tx, held)
+    resources = _resources(rows)
+    audit.append(tx, *(_unsealed(resource, held, principal) for resource in resources.values()))
+    return _connection(rows[0], resources) if sync else _resource(resources[held.subject_id])
 
 
-def _resource(tx: Connection, held: Claim) -> Work:
-    resource = _resources(tx, held, [held.subject_id])[held.subject_id]
+def _resource(resource: SealedResource) -> Work:
     return Work(resource.name, resource, None, "", ())
 
 
-_CONNECTION = text(
-    "SELECT name, source_id, destination_id, target_schema, ARRAY(SELECT spec FROM streams t "
-    "WHERE t.connection_id = c.id ORDER BY position) AS specs FROM connections c WHERE id = :id"
-)
-
-
-def _connection(tx: Connection, held: Claim) -> Work:
-    row = tx.execute(_CONNECTION, {"id": held.subject_id}).one_or_none()
-    if row is None:
-        raise ConfigError("the connection was deleted while its run was waiting")
-    resources = _resources(tx, held, [row.source_id, row.destination_id])
+def _connection(row: Row[Any], resources: dict[UUID, SealedResource]) -> Work:
     return Work(
         name=row.name,
         source=resources[row.source_id],
@@ -90,25 +99,15 @@ def _connection(tx: Connection, held: Claim) -> Work:
     )
 
 
-def _resources(tx: Connection, held: Claim, ids: Sequence[UUID]) -> dict[UUID, SealedResource]:
-    sealed = tx.execute(
-        text("SELECT * FROM sealed_credentials(:run, :token)"),
-        {"run": held.run_id, "token": held.token},
-    ).all()
-    if not sealed:
-        _explain_nothing(tx, held)
-    rows = tx.execute(
-        text("SELECT id, account_id, name, kind, config FROM resources WHERE id = ANY(:ids)"),
-        {"ids": list(ids)},
-    )
+def _resources(rows: Sequence[Row[Any]]) -> dict[UUID, SealedResource]:
     return {
         row.id: SealedResource(
             resource_id=row.id,
             account_id=row.account_id,
-            name=row.name,
+            name=row.resource,
             kind=row.kind,
             config=row.config,
-            sealed=tuple(_field(s) for s in sealed if s.resource_id == row.id),
+            sealed=tuple(_field(s) for s in rows if s.id == row.id and s.field is not None),
         )
         for row in rows
     }
@@ -125,15 +124,15 @@ def _field(row: Row[Any]) -> SealedField:
     )
 
 
-def _explain_nothing(tx: Connection, held: Claim) -> None:
+def _why_nothing(tx: Connection, held: Claim) -> SyncwardError:
     """Say why no credential came: the lease is gone, or none was ever stored."""
     alive = tx.execute(
         text("SELECT FROM leases WHERE token = :t AND expires_at > clock_timestamp()"),
         {"t": held.token},
     ).one_or_none()
     if alive is None:
-        raise LeaseLost(f"run {held.run_id}: another worker owns it")
-    raise ConfigError(
+        return LeaseLost(f"run {held.run_id}: another worker owns it")
+    return ConfigError(
         "no credentials are stored; store them with: syncward resource rotate NAME",
         code="no_credentials",
     )

@@ -1,5 +1,6 @@
 """The one door into the queue. It opens it too, so that nobody else imports dramatiq or redis."""
 
+from threading import Event
 from time import monotonic
 
 import dramatiq
@@ -15,6 +16,8 @@ from schemas.jobs import QUEUE, Job
 #: The actor's name on the wire; workers/actors.py registers the function behind it.
 ACTOR = "execute"
 
+#: The pause after the first look that found no job; it doubles up to the worker's timeout.
+_PAUSE_FIRST_S = 0.005
 #: How long an answer of Redis is believed before it is asked again.
 _ALIVE_FOR_S = 1.0
 
@@ -55,19 +58,37 @@ class DeadLetters(Middleware):
 
 
 class _EagerConsumer(_RedisConsumer):
-    """Asks for the next job soon after one has ended.
+    """Asks for the next job as soon as one has ended.
 
-    Dramatiq's own consumer sleeps ever longer while all slots are taken, just as while the queue is
-    empty, so that short jobs would wait most of `POLL_MS` between each other.
+    Dramatiq's own consumer sleeps while all slots are taken, just as while the queue is empty, so
+    that a free slot would wait for it; fetching ahead instead would hoard what others could run.
     """
 
+    def __init__(self, broker: RedisBroker, queue_name: str, prefetch: int, timeout: int) -> None:
+        super().__init__(broker, queue_name, prefetch, 0)  # type: ignore[no-untyped-call]  # dramatiq ships no types here
+        self._longest_s = timeout / 1_000
+        self._pause_s = _PAUSE_FIRST_S
+        self._slot_free = Event()
+
     def ack(self, message: dramatiq.MessageProxy) -> None:
-        super().ack(message)  # type: ignore[no-untyped-call]  # dramatiq ships no types here
-        self.misses = 0
+        super().ack(message)  # type: ignore[no-untyped-call]  # as above
+        self._slot_free.set()
 
     def nack(self, message: dramatiq.MessageProxy) -> None:
         super().nack(message)  # type: ignore[no-untyped-call]  # as above
-        self.misses = 0
+        self._slot_free.set()
+
+    def __next__(self) -> dramatiq.MessageProxy | None:
+        """Return a message, or None after a pause that grows while there is nothing."""
+        message: dramatiq.MessageProxy | None = super().__next__()  # type: ignore[no-untyped-call]  # as above
+        if message is not None:
+            self._pause_s = _PAUSE_FIRST_S
+        elif self._slot_free.wait(self._pause_s):
+            self._slot_free.clear()
+            self._pause_s = _PAUSE_FIRST_S
+        else:
+            self._pause_s = min(2 * self._pause_s, self._longest_s)
+        return message
 
 
 class _JobBroker(RedisBroker):

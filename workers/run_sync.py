@@ -14,7 +14,7 @@ from schemas.records import Destination, LoadRequest, Source, StreamResult
 from schemas.runs import Claim, Outcome, OutcomeKind, RunKind
 from schemas.settings import Settings
 from schemas.streams import Mode
-from storage import claims, logs, work
+from storage import claims, work
 from storage.claims import ClaimRefusal
 from storage.engine import transaction
 from storage.work import Work
@@ -212,8 +212,7 @@ def _finish(attempt: Attempt, outcome: Outcome, *, seconds: float) -> None:
     attempt.run_log.info(outcomes.ending(outcome, seconds))
     try:
         with deps.logs.taken(claim.run_id) as lines, transaction(deps.engine) as tx:
-            logs.append(tx, lines)
-            claims.finish(tx, claim, outcome, deps.principal)
+            claims.finish(tx, claim, outcome, deps.principal, lines=lines)
     except LeaseLost:
         attempt.run_log.warning("the lease was lost; another attempt goes on")
         return
