@@ -45,6 +45,8 @@ SCHEDULER_SILENT_AFTER = timedelta(seconds=15)
 
 #: Slots a catch-up of `all` may queue at most.
 CATCH_UP_MAX = 10
+#: Slots of a cron that passed are counted so far; the ledger's `missed` then means "at least".
+CATCH_UP_COUNTED = 1_000
 #: `skip`: a slot older than this is not worth running any more.
 CATCH_UP_WINDOW = timedelta(hours=24)
 

@@ -3,11 +3,15 @@
 from datetime import timedelta
 from enum import StrEnum
 from typing import Literal, Self
+from uuid import UUID
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from schemas.streams import Duration, format_duration
+
+#: A cron schedule may be this late on purpose at most.
+JITTER_MAX = timedelta(hours=1)
 
 
 class CatchUp(StrEnum):
@@ -34,6 +38,7 @@ class Schedule(BaseModel):
     every: Duration | None = None
     cron: str | None = None
     zone: str = "UTC"
+    jitter: Duration = timedelta(0)  # spreads those that share a minute; intervals spread anyway
     catch_up: CatchUp = CatchUp.COALESCE
     overlap: Overlap = Overlap.BUFFER_ONE
 
@@ -59,7 +64,19 @@ class Schedule(BaseModel):
             raise ValueError("a schedule has `every` or `cron`, not both")
         if self.every is not None and self.every < timedelta(seconds=1):
             raise ValueError("every: the shortest interval is 1s")
+        if self.jitter and self.cron is None:
+            raise ValueError("jitter is for cron; intervals are spread by when they were made")
+        if not timedelta(0) <= self.jitter <= JITTER_MAX:
+            raise ValueError(f"jitter: at most {format_duration(JITTER_MAX)}")
         return self
+
+    def offset(self, connection_id: UUID) -> timedelta:
+        """Return by how much this connection is late on purpose: always the same, below `jitter`.
+
+        The random low bits of its id decide, so that neighbours do not stay neighbours.
+        """
+        seconds = int(self.jitter.total_seconds())
+        return timedelta(seconds=connection_id.int % seconds) if seconds else timedelta(0)
 
     @property
     def kind(self) -> Literal["interval", "cron", "manual"]:

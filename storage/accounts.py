@@ -132,7 +132,8 @@ def _move(
         return False
     tx.execute(
         text(
-            "UPDATE account_queues SET paused = :paused, has_work = true, at_cap = false "
+            "UPDATE account_queues SET paused = :paused, has_work = true, at_cap = false, "
+            "woken = woken + 1 "
             "WHERE account_id = :id"
         ),
         {"id": account.account_id, "paused": state == "paused"},

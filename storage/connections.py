@@ -117,8 +117,9 @@ def create(
     tx.execute(
         text(
             "INSERT INTO schedules (connection_id, account_id, source_id, destination_id, kind, "
-            "interval_s, cron, zone, catch_up, overlap, next_due_at) VALUES (:id, :account, "
-            ":source, :destination, :kind, :interval_s, :cron, :zone, :catch_up, :overlap, :next)"
+            "interval_s, cron, zone, jitter_s, catch_up, overlap, next_due_at) VALUES (:id, "
+            ":account, :source, :destination, :kind, :interval_s, :cron, :zone, :jitter_s, "
+            ":catch_up, :overlap, :next)"
         ),
         {
             "id": connection_id,
@@ -126,7 +127,7 @@ def create(
             "source": source.resource_id,
             "destination": destination.resource_id,
             **_schedule(spec.schedule),
-            "next": next_due_at,
+            "next": _due(next_due_at, spec.schedule, connection_id),
         },
     )
     audit.append(
@@ -164,12 +165,17 @@ def _columns(spec: ConnectionSpec) -> dict[str, str]:
     }
 
 
+def _due(slot: datetime | None, schedule: Schedule, connection_id: UUID) -> datetime | None:
+    return None if slot is None else slot + schedule.offset(connection_id)
+
+
 def _schedule(schedule: Schedule) -> dict[str, object]:
     return {
         "kind": schedule.kind,
         "interval_s": int(schedule.every.total_seconds()) if schedule.every else None,
         "cron": schedule.cron,
         "zone": schedule.zone,
+        "jitter_s": int(schedule.jitter.total_seconds()),
         "catch_up": schedule.catch_up.value,
         "overlap": schedule.overlap.value,
     }
@@ -237,7 +243,8 @@ def update(
         text(
             "UPDATE schedules SET source_id = :source, destination_id = :destination, "
             "kind = :kind, interval_s = :interval_s, cron = :cron, zone = :zone, "
-            "catch_up = :catch_up, overlap = :overlap, version = version + 1, "
+            "jitter_s = :jitter_s, catch_up = :catch_up, overlap = :overlap, "
+            "version = version + 1, "
             "anchor_at = CASE WHEN :reanchor THEN clock_timestamp() ELSE anchor_at END, "
             "next_due_at = CASE WHEN :reanchor THEN :next ELSE next_due_at END "
             "WHERE connection_id = :id"
@@ -246,7 +253,7 @@ def update(
             **parameters,
             **_schedule(spec.schedule),
             "reanchor": spec.schedule != connection.spec.schedule,
-            "next": next_due_at,
+            "next": _due(next_due_at, spec.schedule, connection.connection_id),
         },
     )
     tx.execute(
@@ -308,7 +315,10 @@ def resume(
             "UPDATE schedules SET state = 'active', state_reason = NULL, failures = 0, "
             "next_due_at = :next WHERE connection_id = :id AND state = 'paused'"
         ),
-        {"id": connection.connection_id, "next": next_due_at},
+        {
+            "id": connection.connection_id,
+            "next": _due(next_due_at, connection.spec.schedule, connection.connection_id),
+        },
     ).rowcount
     if moved:
         audit.append(

@@ -28,6 +28,7 @@ class AccountQueue:
     account_id: UUID
     weight: float
     vtime: float
+    woken: int  # how often anything asked for a look at this account
     free: int  # runs the plan still allows
 
 
@@ -41,7 +42,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A consistent view of what waits and what is busy; stays true until the transaction ends."""
+    """What waits and what is busy. Only more may become free until the transaction ends."""
 
     accounts: Sequence[AccountQueue]
     candidates: Sequence[Candidate]
@@ -56,7 +57,10 @@ def lock(tx: Connection) -> bool:
     """
     return bool(
         tx.execute(
-            text("SELECT pg_try_advisory_xact_lock(hashtext('syncward.dispatch'))")
+            text(
+                "SELECT pg_try_advisory_xact_lock(hashtext('syncward.dispatch')), "
+                "set_config('enable_sort', 'off', true)"  # see _candidates
+            )
         ).scalar_one()
     )
 
@@ -83,19 +87,14 @@ def room(tx: Connection, runs_max: int) -> int:
 
 
 def waiting(tx: Connection, wanted: int) -> Waiting:
-    """Lock the accounts with work, in order of their virtual time, and read what waits in each.
+    """Read the accounts with work, in order of their virtual time, and what waits in each.
 
     At most `wanted` runs will be picked, so that many accounts suffice, with some to spare for
-    those whose resources are busy; likewise the runs read of each.
+    those whose resources are busy; likewise the runs read of each. Nothing is locked: a run that
+    ends meanwhile must not wait for the dispatcher (`_charge` notices that it ended).
     """
-    accounts = tx.execute(
-        text(
-            "SELECT account_id FROM account_queues WHERE has_work AND NOT at_cap AND NOT paused "
-            "ORDER BY vtime LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED"
-        ),
-        {"limit": wanted + DISPATCH_SPARE},
-    ).scalars()
-    ids = list(accounts)
+    accounts = _accounts(tx, wanted + DISPATCH_SPARE)
+    ids = [account.account_id for account in accounts]
     if not ids:
         return Waiting((), (), {})
     per_account = min(ceil(1.5 * wanted / len(ids)) + 2, DISPATCH_PER_ACCOUNT)
@@ -104,21 +103,22 @@ def waiting(tx: Connection, wanted: int) -> Waiting:
     candidates = _candidates(tx, ids, full, per_account)
     touched = {resource for candidate in candidates for resource in candidate.resources}
     return Waiting(
-        accounts=_accounts(tx, ids),
+        accounts=accounts,
         candidates=candidates,
         resource_free={**_resource_caps(tx, touched - set(busy)), **busy},
     )
 
 
-def _accounts(tx: Connection, ids: Sequence[UUID]) -> Sequence[AccountQueue]:
+def _accounts(tx: Connection, limit: int) -> Sequence[AccountQueue]:
     rows = tx.execute(
         text(
-            "SELECT q.account_id, q.weight, q.vtime, q.runs_max - (SELECT count(*) "
+            "SELECT q.account_id, q.weight, q.vtime, q.woken, q.runs_max - (SELECT count(*) "
             "FROM active_runs b WHERE b.account_id = q.account_id "
             "AND b.state IN ('dispatched', 'running')) AS free "
-            "FROM account_queues q WHERE q.account_id = ANY(:ids) ORDER BY q.vtime"
+            "FROM account_queues q WHERE q.has_work AND NOT q.at_cap AND NOT q.paused "
+            "ORDER BY q.vtime LIMIT :limit"
         ),
-        {"ids": ids},
+        {"limit": limit},
     )
     return [AccountQueue(*row) for row in rows]
 
@@ -126,7 +126,11 @@ def _accounts(tx: Connection, ids: Sequence[UUID]) -> Sequence[AccountQueue]:
 def _candidates(
     tx: Connection, ids: Sequence[UUID], full: Sequence[UUID], per_account: int
 ) -> Sequence[Candidate]:
-    """Read each account's first ready runs, leaving out those that would meet a full resource."""
+    """Read each account's first ready runs, leaving out those that would meet a full resource.
+
+    The index is in the order of turns, so that a long backlog costs no more than a short one; the
+    planner believes that sorting a few rows is cheaper, hence `enable_sort` above.
+    """
     rows = tx.execute(
         text(
             "SELECT r.* FROM unnest(CAST(:ids AS uuid[])) AS a (id) CROSS JOIN LATERAL ("
@@ -185,7 +189,6 @@ def mark(
         ),
         {"ids": [c.run_id for c in picked], "deadline": deadline},
     ).all()
-    _charge(tx, seen, Counter(row.account_id for row in rows))
     audit.append(
         tx,
         *(
@@ -193,6 +196,7 @@ def mark(
             for row in rows
         ),
     )
+    _charge(tx, seen, Counter(row.account_id for row in rows))  # last: runs that end wait for it
     return [Job(run_id=row.run_id, dispatch=row.dispatch) for row in rows]
 
 
@@ -201,24 +205,28 @@ def _charge(tx: Connection, seen: Waiting, served: Counter[UUID]) -> None:
 
     An account is at its cap when the plan allows no more, or when all that is ready would meet a
     full resource; the end of any of its runs clears that. It has no work when a look at it finds
-    nothing ready; what becomes ready later is noticed by the reaper. New work clears both.
+    nothing ready; what becomes ready later is noticed by the reaper. New work clears both. Whoever
+    clears them counts `woken` up: then what we saw may be out of date, and we look again.
     """
     offered = {candidate.account_id for candidate in seen.candidates}
     tx.execute(
         text(
             "UPDATE account_queues q SET vtime = q.vtime + u.n / q.weight, "
-            "at_cap = u.n >= u.free OR NOT u.offered, "
-            "has_work = u.offered OR EXISTS (SELECT FROM active_runs r "
+            "at_cap = q.woken = u.woken AND (u.n >= u.free OR NOT u.offered), "
+            "has_work = q.woken <> u.woken OR u.offered OR EXISTS (SELECT FROM active_runs r "
             "LEFT JOIN schedules s ON s.connection_id = r.subject_id "
             "WHERE r.account_id = q.account_id AND r.state = 'queued' AND r.not_before <= now() "
             "AND coalesce(s.state, 'active') = 'active') "
-            "FROM unnest(CAST(:ids AS uuid[]), CAST(:n AS int[]), CAST(:free AS int[]), "
-            "CAST(:offered AS bool[])) AS u (id, n, free, offered) WHERE q.account_id = u.id"
+            "FROM (SELECT s.* FROM account_queues a JOIN unnest(CAST(:ids AS uuid[]), "
+            "CAST(:n AS int[]), CAST(:free AS int[]), CAST(:offered AS bool[]), "
+            "CAST(:woken AS bigint[])) AS s (id, n, free, offered, woken) ON s.id = a.account_id "
+            "ORDER BY a.account_id FOR NO KEY UPDATE OF a) AS u WHERE q.account_id = u.id"
         ),
         {
             "ids": [a.account_id for a in seen.accounts],
             "n": [served[a.account_id] for a in seen.accounts],
             "free": [a.free for a in seen.accounts],
             "offered": [a.account_id in offered for a in seen.accounts],
+            "woken": [a.woken for a in seen.accounts],
         },
     )

@@ -1,6 +1,6 @@
 """The scheduler's first step in SQL: schedules that are due become queued runs, slots a ledger."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -38,6 +38,8 @@ class Decision:
     run_for: datetime | None  # the slot that gets a run
     skipped: tuple[datetime, ...]  # slots that passed without one, kept in the ledger
     next_due_at: datetime | None
+    missed: int = 0  # slots before all of these, too many for a row each
+    invalid: bool = False  # nobody can say when it is due: it is paused
 
 
 def claim_due(tx: Connection) -> tuple[datetime, Sequence[DueSchedule]]:
@@ -59,10 +61,11 @@ def _due(row: Row[Any]) -> DueSchedule:
         account_id=row.account_id,
         source_id=row.source_id,
         destination_id=row.destination_id,
-        schedule=Schedule(
+        schedule=Schedule.model_construct(  # checked when it was written
             every=timedelta(seconds=row.interval_s) if row.interval_s else None,
             cron=row.cron,
             zone=row.zone,
+            jitter=timedelta(seconds=row.jitter_s),
             catch_up=CatchUp(row.catch_up),
             overlap=Overlap(row.overlap),
         ),
@@ -109,10 +112,8 @@ def apply(tx: Connection, decisions: Sequence[Decision], principal: Principal) -
         chosen = [d for d in decisions if d.run_for and d.due.schedule.overlap is overlap]
         if chosen:
             queued += _queue(tx, chosen, overlap, principal)
-    _ledger(
-        tx,
-        [(slot, d.due.connection_id, "skipped", None) for d in decisions for slot in d.skipped],
-    )
+    _ledger(tx, [row for decision in decisions for row in _skipped(decision)])
+    _pause(tx, [d.due for d in decisions if d.invalid], principal)
     tx.execute(
         text(
             "UPDATE schedules s SET next_due_at = u.next FROM unnest(CAST(:ids AS uuid[]), "
@@ -124,6 +125,52 @@ def apply(tx: Connection, decisions: Sequence[Decision], principal: Principal) -
         },
     )
     return queued
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """One row of the ledger."""
+
+    at: datetime
+    connection_id: UUID
+    outcome: str
+    run_id: UUID | None = None
+    missed: int = 0
+
+
+def _skipped(decision: Decision) -> Iterator[_Slot]:
+    """Return rows for the slots without a run; the oldest tells of those before it."""
+    connection_id, missed = decision.due.connection_id, decision.missed
+    for slot in decision.skipped:
+        yield _Slot(slot, connection_id, "skipped", missed=missed)
+        missed = 0
+
+
+def _pause(tx: Connection, unreadable: Sequence[DueSchedule], principal: Principal) -> None:
+    """Take schedules that nobody can follow out of the way of all others, and say so."""
+    if not unreadable:
+        return
+    tx.execute(
+        text(
+            "UPDATE schedules SET state = 'paused', state_reason = 'schedule_invalid' "
+            "WHERE connection_id = ANY(:ids)"
+        ),
+        {"ids": [one.connection_id for one in unreadable]},
+    )
+    audit.append(
+        tx,
+        *(
+            AuditEvent(
+                AuditAction.CONNECTION_PAUSED,
+                TargetKind.CONNECTION,
+                one.connection_id,
+                principal,
+                account_id=one.account_id,
+                reason="schedule_invalid",
+            )
+            for one in unreadable
+        ),
+    )
 
 
 def _queue(
@@ -142,16 +189,16 @@ def _queue(
         },
     ).all()
     answers = {row.subject_id: row for row in rows}
-    ledger: list[tuple[datetime, UUID, str, UUID | None]] = []
+    ledger: list[_Slot] = []
     events: list[AuditEvent] = []
     for decision in chosen:
         row = answers.get(decision.due.connection_id)
         slot = decision.run_for or decision.due.due_at
         outcome = "skipped" if row is None else "queued" if row.inserted else "merged"
         serving = None if row is None else row.run_id if row.inserted else row.again_run_id
-        ledger.append(
-            (slot, decision.due.connection_id, outcome, serving or getattr(row, "run_id", None))
-        )
+        served_by = serving or getattr(row, "run_id", None)
+        missed = 0 if decision.skipped else decision.missed
+        ledger.append(_Slot(slot, decision.due.connection_id, outcome, served_by, missed))
         if row is not None:
             events.append(_event(decision, row, principal))
     _ledger(tx, ledger)
@@ -176,20 +223,21 @@ def _event(decision: Decision, row: Row[Any], principal: Principal) -> AuditEven
     )
 
 
-def _ledger(tx: Connection, slots: Sequence[tuple[datetime, UUID, str, UUID | None]]) -> None:
+def _ledger(tx: Connection, slots: Sequence[_Slot]) -> None:
     if not slots:
         return
-    at, connections, outcomes, runs = zip(*slots, strict=True)
     tx.execute(
         text(
-            "INSERT INTO slots (scheduled_for, connection_id, outcome, run_id) SELECT * FROM "
-            "unnest(CAST(:at AS timestamptz[]), CAST(:connections AS uuid[]), "
-            "CAST(:outcomes AS text[]), CAST(:runs AS uuid[])) ON CONFLICT DO NOTHING"
+            "INSERT INTO slots (scheduled_for, connection_id, outcome, run_id, missed) SELECT * "
+            "FROM unnest(CAST(:at AS timestamptz[]), CAST(:connections AS uuid[]), "
+            "CAST(:outcomes AS text[]), CAST(:runs AS uuid[]), CAST(:missed AS int[])) "
+            "ON CONFLICT DO NOTHING"
         ),
         {
-            "at": list(at),
-            "connections": list(connections),
-            "outcomes": list(outcomes),
-            "runs": list(runs),
+            "at": [slot.at for slot in slots],
+            "connections": [slot.connection_id for slot in slots],
+            "outcomes": [slot.outcome for slot in slots],
+            "runs": [slot.run_id for slot in slots],
+            "missed": [slot.missed for slot in slots],
         },
     )

@@ -39,7 +39,7 @@ _FOLLOWS = (
     "UNION ALL SELECT s.state, s.state_reason LIMIT 1) "
     "FROM gone g WHERE s.connection_id = g.subject_id AND g.kind = 'sync' AND :counts "
     "RETURNING s.connection_id, s.state, s.state_reason), "
-    "freed AS (UPDATE account_queues q SET at_cap = false, "
+    "freed AS (UPDATE account_queues q SET at_cap = false, woken = q.woken + 1, "
     "has_work = q.has_work OR g.again_run_id IS NOT NULL FROM gone g "
     "WHERE q.account_id = g.account_id) "
     "SELECT g.*, c.state_reason AS pause_reason, c.state = 'paused' AND was.state = 'active' "
@@ -178,8 +178,8 @@ def free_account(tx: Connection, account_id: UUID, *, has_work: bool = False) ->
     """Let the dispatcher look at this account again, unconditionally: a test could miss a race."""
     tx.execute(
         text(
-            "UPDATE account_queues SET at_cap = false, has_work = has_work OR :work "
-            "WHERE account_id = :id"
+            "UPDATE account_queues SET at_cap = false, woken = woken + 1, "
+            "has_work = has_work OR :work WHERE account_id = :id"
         ),
         {"id": account_id, "work": has_work},
     )

@@ -20,6 +20,7 @@ from schemas.limits import (
 from schemas.runs import Priority, RunState
 from storage import audit
 from storage.endings import end, free_account, lock_schedule, run_event
+from storage.runs import wake_account
 
 
 def amnesty(tx: Connection, lease: timedelta) -> bool:
@@ -175,15 +176,21 @@ def cancel_stuck(tx: Connection, stuck_after: timedelta, principal: Principal) -
 
 def wake_ready(tx: Connection) -> int:
     """Wake accounts with runs that have waited long enough; looks back a little, not far."""
-    return tx.execute(
-        text(
-            "UPDATE account_queues SET has_work = true, at_cap = false WHERE account_id IN ("
-            "SELECT account_id FROM active_runs WHERE state = 'queued' "
-            "AND not_before BETWEEN clock_timestamp() - CAST(:back AS interval) "
-            "AND clock_timestamp()) AND (at_cap OR NOT has_work)"
-        ),
-        {"back": WAKE_LOOKBACK},
-    ).rowcount
+    return _wake(
+        tx,
+        "SELECT account_id FROM account_queues WHERE (at_cap OR NOT has_work) "
+        "AND account_id IN (SELECT account_id FROM active_runs WHERE state = 'queued' "
+        "AND not_before BETWEEN clock_timestamp() - CAST(:back AS interval) "
+        "AND clock_timestamp())",
+        back=WAKE_LOOKBACK,
+    )
+
+
+def _wake(tx: Connection, which: str, **values: object) -> int:
+    ids = tx.execute(text(which), values).scalars().all()
+    if ids:
+        wake_account(tx, *ids)
+    return len(ids)
 
 
 def promote(tx: Connection) -> int:
@@ -201,13 +208,12 @@ def promote(tx: Connection) -> int:
 
 def forget_workers(tx: Connection) -> int:
     """Remove workers not heard of for long, and wake accounts whose flags a crash left behind."""
-    tx.execute(
-        text(
-            "UPDATE account_queues q SET has_work = true, at_cap = false WHERE EXISTS (SELECT "
-            "FROM active_runs r WHERE r.account_id = q.account_id AND r.state = 'queued') "
-            "AND (NOT q.has_work OR (q.at_cap AND q.runs_max > (SELECT count(*) FROM active_runs b "
-            "WHERE b.account_id = q.account_id AND b.state IN ('dispatched', 'running'))))"
-        )
+    _wake(
+        tx,
+        "SELECT account_id FROM account_queues q WHERE EXISTS (SELECT FROM active_runs r "
+        "WHERE r.account_id = q.account_id AND r.state = 'queued') "
+        "AND (NOT q.has_work OR (q.at_cap AND q.runs_max > (SELECT count(*) FROM active_runs b "
+        "WHERE b.account_id = q.account_id AND b.state IN ('dispatched', 'running'))))",
     )
     return tx.execute(
         text("DELETE FROM workers WHERE seen_at < clock_timestamp() - 20 * CAST(:s AS interval)"),

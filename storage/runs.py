@@ -154,7 +154,8 @@ def wake_account(tx: Connection, *account_ids: UUID) -> None:
     )
     tx.execute(
         text(
-            "UPDATE account_queues q SET has_work = true, at_cap = false, vtime = CASE "
+            "UPDATE account_queues q SET has_work = true, at_cap = false, "
+            "woken = q.woken + 1, vtime = CASE "
             "WHEN q.has_work THEN q.vtime ELSE greatest(q.vtime, (SELECT coalesce(min(o.vtime), 0) "
             "FROM account_queues o WHERE o.has_work AND NOT o.at_cap AND NOT o.paused)) END "
             "WHERE account_id = ANY(:ids)"

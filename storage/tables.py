@@ -185,6 +185,7 @@ schedules = Table(
     Column("fence", BigInteger, nullable=False, server_default="0"),
     Column("failures", Integer, nullable=False, server_default="0"),
     _opt("last_success_at", _TZ),
+    Column("jitter_s", Integer, nullable=False, server_default="0"),
 )  # fmt: skip
 Index("schedules_due", schedules.c.next_due_at,
       postgresql_where=text("state = 'active' AND next_due_at IS NOT NULL"))  # fmt: skip
@@ -198,6 +199,7 @@ account_queues = Table(
     Column("has_work", Boolean, nullable=False, server_default="false"),
     Column("at_cap", Boolean, nullable=False, server_default="false"),
     Column("vtime", Double, nullable=False, server_default="0"),
+    Column("woken", BigInteger, nullable=False, server_default="0"),
 )  # fmt: skip
 Index("account_queues_pick", account_queues.c.vtime,
       postgresql_where=text("has_work AND NOT at_cap AND NOT paused"))  # fmt: skip
@@ -288,6 +290,7 @@ slots = Table(
     Column("connection_id", Uuid, primary_key=True),
     _req("outcome", Text),
     _opt("run_id", Uuid),
+    Column("missed", Integer, nullable=False, server_default="0"),
 )  # fmt: skip
 
 runs = Table(

@@ -11,7 +11,7 @@ from schemas.errors import Conflict, LeaseLost
 from schemas.jobs import Job
 from schemas.records import StreamResult
 from schemas.runs import Claim, Outcome, OutcomeKind, RunState
-from storage import claims, connections, runs
+from storage import claims, connections, dispatch, runs
 from storage.claims import ClaimRefusal
 from storage.engine import transaction
 from tests.world import OPERATOR
@@ -320,6 +320,30 @@ def test_two_schedulers_share_due_schedules_without_doubling(shop):
     assert outcomes["queued"] == 1
     assert outcomes["skipped"] >= 2, "slots that passed stay in the ledger"
     assert shop.control.one("SELECT next_due_at > now() FROM schedules") is True
+
+
+def test_a_schedule_that_nobody_can_follow_is_paused_and_stops_nobody_else(shop):
+    shop.apply(STREAMS, schedule="{cron: '* * * * *'}")
+    shop.control.act("UPDATE schedules SET zone = 'Gone/Away', next_due_at = now()")
+    assert ticks.due_tick(shop.scheduler) == 1
+    assert shop.control.all("SELECT state, state_reason FROM schedules") == [
+        ("paused", "schedule_invalid")
+    ]
+    assert shop.control.one("SELECT count(*) FROM active_runs") == 0
+    assert shop.events()[-1] == "connection.paused"
+    assert ticks.due_tick(shop.scheduler) == 0
+
+
+def test_a_run_that_ends_while_the_dispatcher_looks_is_not_forgotten(shop):
+    """The flags that say "nobody need look" must not outlive what they were decided on."""
+    claim = claimed(shop)
+    shop.control.act("UPDATE account_queues SET runs_max = 1, has_work = true, at_cap = false")
+    with transaction(shop.scheduler.engine) as tx:
+        assert dispatch.lock(tx)
+        seen = dispatch.waiting(tx, 1)
+        finish(shop, claim, Outcome(OutcomeKind.SUCCEEDED))  # does not wait for the dispatcher
+        dispatch.mark(tx, [], seen, timedelta(seconds=10), shop.scheduler.principal)
+    assert shop.control.all("SELECT at_cap, has_work FROM account_queues") == [(False, True)]
 
 
 def test_a_stuck_run_is_asked_to_stop(shop):

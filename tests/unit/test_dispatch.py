@@ -13,7 +13,7 @@ from storage.dispatch import AccountQueue, Candidate, Waiting
 def waiting(accounts: dict[UUID, int], *, free: int = 1_000, **extra) -> Waiting:
     return Waiting(
         accounts=[
-            AccountQueue(a, extra.get("weights", {}).get(a, 1.0), 0.0, free) for a in accounts
+            AccountQueue(a, extra.get("weights", {}).get(a, 1.0), 0.0, 0, free) for a in accounts
         ],
         candidates=[
             Candidate(uuid4(), account, extra.get("resources", ()), 5)
@@ -42,7 +42,7 @@ def test_weight_is_a_share():
 def test_a_full_resource_does_not_hold_back_the_others():
     account, busy, idle = uuid4(), uuid4(), uuid4()
     candidates = [Candidate(uuid4(), account, (busy,), 5), Candidate(uuid4(), account, (idle,), 5)]
-    seen = Waiting([AccountQueue(account, 1.0, 0.0, 10)], candidates, {busy: 0, idle: 1})
+    seen = Waiting([AccountQueue(account, 1.0, 0.0, 0, 10)], candidates, {busy: 0, idle: 1})
     assert [c.resources for c in pick(seen, 100)] == [(idle,)]
 
 

@@ -1,5 +1,7 @@
 """When a schedule is due: pure functions over the wall clock and elapsed time."""
 
+import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from uuid import UUID
@@ -16,6 +18,7 @@ from storage.due import DueSchedule
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 ZONES = ["UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata", "America/St_Johns"]
+CRONS = ["*/7 * * * *", "30 2 * * *", "15 1,2,3 * * *", "0 0 * * 0", "59 23 L * *"]
 moments = st.datetimes(datetime(2020, 1, 1), datetime(2035, 1, 1)).map(  # noqa: DTZ001 - made aware here
     lambda d: d.replace(tzinfo=UTC)
 )
@@ -93,6 +96,55 @@ def test_missed_slots_become_one_run_and_the_rest_is_kept_in_the_ledger():
     assert decision.run_for == NOW
     assert decision.skipped == tuple(NOW - timedelta(minutes=m) for m in (3, 2, 1))
     assert decision.next_due_at == NOW + timedelta(minutes=1)
+
+
+def test_slots_of_a_long_outage_are_counted_where_they_are_too_many_for_a_row_each():
+    schedule = Schedule(every=timedelta(minutes=1))
+    decision = decide(due(schedule, NOW - timedelta(minutes=100)), NOW)
+    assert decision.run_for == NOW
+    assert decision.missed + len(decision.skipped) + 1 == 101
+
+
+@given(moments, st.sampled_from(ZONES), st.sampled_from(CRONS), st.integers(0, 6_000))
+def test_passed_cron_slots_are_those_that_lay_ahead_before(then, zone, cron, minutes):
+    schedule = Schedule(cron=cron, zone=zone)
+    now = then + timedelta(minutes=minutes)
+    first = following(schedule, then, then)
+    ahead, slot = [first], following(schedule, then, first)
+    while slot <= now:
+        ahead, slot = [*ahead, slot], following(schedule, then, slot)
+    decision = decide(due(schedule, first), max(now, first))
+    assert [*decision.skipped, decision.run_for] == ahead[-10:]
+    assert decision.missed == len(ahead[:-10])
+    assert decision.next_due_at == slot
+
+
+def test_a_cron_that_nobody_claimed_for_years_is_decided_at_once():
+    schedule = Schedule(cron="* * * * *")
+    started = time.process_time()
+    decision = decide(due(schedule, NOW - timedelta(days=3_000)), NOW)
+    assert time.process_time() - started < 2
+    assert decision.run_for == NOW
+    assert decision.missed >= 900
+
+
+@given(st.uuids(version=4), st.integers(1, 3_600))
+def test_jitter_delays_a_connection_always_by_the_same_and_its_slot_stays(connection_id, seconds):
+    schedule = Schedule(cron="0 * * * *", jitter=timedelta(seconds=seconds))
+    late = schedule.offset(connection_id)
+    assert timedelta(0) <= late < timedelta(seconds=seconds)
+    one = replace(due(schedule, NOW + late, NOW), connection_id=connection_id)
+    decision = decide(one, NOW + late)
+    assert decision.run_for == NOW
+    assert decision.next_due_at == NOW + timedelta(hours=1) + late
+
+
+@pytest.mark.parametrize("broken", [{"cron": "61 * * * *"}, {"cron": "0 0 30 2 *"}, {"zone": "No"}])
+def test_a_schedule_that_cannot_be_followed_is_an_answer(broken):
+    schedule = Schedule.model_construct(**{"cron": "0 * * * *", **broken})
+    decision = decide(due(schedule, NOW), NOW + timedelta(seconds=1))
+    assert decision.invalid
+    assert decision.run_for is None
 
 
 def test_skip_drops_slots_that_are_too_old():

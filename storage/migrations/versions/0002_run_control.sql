@@ -17,6 +17,15 @@ SELECT audit.guard_table('instance', 'id');
 GRANT SELECT ON instance TO syncward_scheduler, syncward_worker;
 GRANT SELECT, UPDATE ON instance TO syncward_operator;
 
+-- How often anything asked for a look at an account, so that a dispatcher that looked before notices.
+ALTER TABLE account_queues ADD COLUMN woken bigint NOT NULL DEFAULT 0;
+
+-- Cron schedules that share a minute are spread over so long, each always by the same.
+ALTER TABLE schedules ADD COLUMN jitter_s integer NOT NULL DEFAULT 0 CHECK (jitter_s >= 0);
+
+-- Slots before this one that passed while nobody could claim them, beyond those with a row of their own.
+ALTER TABLE slots ADD COLUMN missed integer NOT NULL DEFAULT 0 CHECK (missed >= 0);
+
 ALTER TABLE active_runs ADD COLUMN promotions smallint NOT NULL DEFAULT 0;
 CREATE INDEX active_runs_waiting ON active_runs (not_before) WHERE state = 'queued';
 
