@@ -108,6 +108,7 @@ def reap_tick(scheduler: Scheduler) -> int:
     metrics.LEASES_EXPIRED.inc(moved)
     with transaction(scheduler.engine) as tx:
         reap.wake_ready(tx)
+        reap.wake_capped(tx)
         moved += reap.undelivered(tx, scheduler.principal)
         moved += reap.overdue(tx, scheduler.principal)
         moved += reap.cancel_stuck(tx, scheduler.settings.stuck_after, scheduler.principal)

@@ -204,15 +204,17 @@ def _charge(tx: Connection, seen: Waiting, served: Counter[UUID]) -> None:
     """Advance virtual time by runs over weight, and note who need not be looked at for now.
 
     An account is at its cap when the plan allows no more, or when all that is ready would meet a
-    full resource; the end of any of its runs clears that. It has no work when a look at it finds
-    nothing ready; what becomes ready later is noticed by the reaper. New work clears both. Whoever
-    clears them counts `woken` up: then what we saw may be out of date, and we look again.
+    full resource; the end of any of its runs clears that, and `busy_seen` shows the reaper whether
+    one ended just now. It has no work when a look at it finds nothing ready; what becomes ready
+    later is noticed by the reaper. New work clears both and counts `woken` up: then what we saw is
+    out of date, and we look again.
     """
     offered = {candidate.account_id for candidate in seen.candidates}
     tx.execute(
         text(
             "UPDATE account_queues q SET vtime = q.vtime + u.n / q.weight, "
             "at_cap = q.woken = u.woken AND (u.n >= u.free OR NOT u.offered), "
+            "looked_at = clock_timestamp(), busy_seen = q.runs_max - u.free + u.n, "
             "has_work = q.woken <> u.woken OR u.offered OR EXISTS (SELECT FROM active_runs r "
             "LEFT JOIN schedules s ON s.connection_id = r.subject_id "
             "WHERE r.account_id = q.account_id AND r.state = 'queued' AND r.not_before <= now() "

@@ -22,8 +22,8 @@ _GONE_HELD = (
     "WHERE run_id = :run AND lease_token = :token RETURNING active_runs.*)"
 )
 #: One statement, one round trip: history, the count of failures in a row and the account follow
-#: from the row that went. The account is freed unconditionally, for a test of its flags could miss
-#: a race.
+#: from the row that went. An account that is not at its cap is not touched, so that its runs do not
+#: wait for each other here; one that is just being marked is looked at again (reap.wake_capped).
 _FOLLOWS = (
     ", kept AS (INSERT INTO runs (run_id, account_id, kind, subject_id, state, trigger, "
     "scheduled_for, queued_at, started_at, attempt, fence, worker_id, error_code, error) "
@@ -41,7 +41,7 @@ _FOLLOWS = (
     "RETURNING s.connection_id, s.state, s.state_reason), "
     "freed AS (UPDATE account_queues q SET at_cap = false, woken = q.woken + 1, "
     "has_work = q.has_work OR g.again_run_id IS NOT NULL FROM gone g "
-    "WHERE q.account_id = g.account_id) "
+    "WHERE q.account_id = g.account_id AND (q.at_cap OR g.again_run_id IS NOT NULL)) "
     "SELECT g.*, c.state_reason AS pause_reason, c.state = 'paused' AND was.state = 'active' "
     "AS paused FROM gone g LEFT JOIN counted c ON c.connection_id = g.subject_id "
     "LEFT JOIN schedules was ON was.connection_id = g.subject_id"  # as it was before

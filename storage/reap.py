@@ -186,6 +186,21 @@ def wake_ready(tx: Connection) -> int:
     )
 
 
+def wake_capped(tx: Connection) -> int:
+    """Wake accounts of which a run ended while the dispatcher was marking them as being at a cap.
+
+    The end of a run does not touch an account that it does not see marked; this looks again.
+    """
+    return _wake(
+        tx,
+        "SELECT account_id FROM account_queues q WHERE at_cap "
+        "AND looked_at > clock_timestamp() - CAST(:back AS interval) "
+        "AND busy_seen > (SELECT count(*) FROM active_runs b "
+        "WHERE b.account_id = q.account_id AND b.state IN ('dispatched', 'running'))",
+        back=WAKE_LOOKBACK,
+    )
+
+
 def _wake(tx: Connection, which: str, **values: object) -> int:
     ids = tx.execute(text(which), values).scalars().all()
     if ids:

@@ -200,6 +200,8 @@ account_queues = Table(
     Column("at_cap", Boolean, nullable=False, server_default="false"),
     Column("vtime", Double, nullable=False, server_default="0"),
     Column("woken", BigInteger, nullable=False, server_default="0"),
+    _opt("looked_at", _TZ),
+    Column("busy_seen", Integer, nullable=False, server_default="0"),
 )  # fmt: skip
 Index("account_queues_pick", account_queues.c.vtime,
       postgresql_where=text("has_work AND NOT at_cap AND NOT paused"))  # fmt: skip

@@ -343,6 +343,8 @@ def test_a_run_that_ends_while_the_dispatcher_looks_is_not_forgotten(shop):
         seen = dispatch.waiting(tx, 1)
         finish(shop, claim, Outcome(OutcomeKind.SUCCEEDED))  # does not wait for the dispatcher
         dispatch.mark(tx, [], seen, timedelta(seconds=10), shop.scheduler.principal)
+    assert shop.control.all("SELECT at_cap FROM account_queues") == [(True,)], "as it was seen"
+    ticks.reap_tick(shop.scheduler)
     assert shop.control.all("SELECT at_cap, has_work FROM account_queues") == [(False, True)]
 
 

@@ -19,6 +19,9 @@ GRANT SELECT, UPDATE ON instance TO syncward_operator;
 
 -- How often anything asked for a look at an account, so that a dispatcher that looked before notices.
 ALTER TABLE account_queues ADD COLUMN woken bigint NOT NULL DEFAULT 0;
+-- When a dispatcher last looked, and how many of the account's runs were busy then.
+ALTER TABLE account_queues ADD COLUMN looked_at timestamptz;
+ALTER TABLE account_queues ADD COLUMN busy_seen integer NOT NULL DEFAULT 0;
 
 -- Cron schedules that share a minute are spread over so long, each always by the same.
 ALTER TABLE schedules ADD COLUMN jitter_s integer NOT NULL DEFAULT 0 CHECK (jitter_s >= 0);
