@@ -20,7 +20,7 @@ from schemas.limits import (
     WORKER_SILENT_AFTER,
 )
 from storage import audit
-from storage.endings import run_event
+from storage.endings import lock_accounts, run_event
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +210,8 @@ def _charge(tx: Connection, seen: Waiting, served: Counter[UUID]) -> None:
     out of date, and we look again.
     """
     offered = {candidate.account_id for candidate in seen.candidates}
+    ids = [account.account_id for account in seen.accounts]
+    lock_accounts(tx, ids)
     tx.execute(
         text(
             "UPDATE account_queues q SET vtime = q.vtime + u.n / q.weight, "
@@ -219,13 +221,12 @@ def _charge(tx: Connection, seen: Waiting, served: Counter[UUID]) -> None:
             "LEFT JOIN schedules s ON s.connection_id = r.subject_id "
             "WHERE r.account_id = q.account_id AND r.state = 'queued' AND r.not_before <= now() "
             "AND coalesce(s.state, 'active') = 'active') "
-            "FROM (SELECT s.* FROM account_queues a JOIN unnest(CAST(:ids AS uuid[]), "
-            "CAST(:n AS int[]), CAST(:free AS int[]), CAST(:offered AS bool[]), "
-            "CAST(:woken AS bigint[])) AS s (id, n, free, offered, woken) ON s.id = a.account_id "
-            "ORDER BY a.account_id FOR NO KEY UPDATE OF a) AS u WHERE q.account_id = u.id"
+            "FROM unnest(CAST(:ids AS uuid[]), CAST(:n AS int[]), CAST(:free AS int[]), "
+            "CAST(:offered AS bool[]), CAST(:woken AS bigint[])) "
+            "AS u (id, n, free, offered, woken) WHERE q.account_id = u.id"
         ),
         {
-            "ids": [a.account_id for a in seen.accounts],
+            "ids": ids,
             "n": [served[a.account_id] for a in seen.accounts],
             "free": [a.free for a in seen.accounts],
             "offered": [a.account_id in offered for a in seen.accounts],

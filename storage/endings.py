@@ -4,6 +4,7 @@ Lock order everywhere: schedules, leases, active_runs, account_queues.
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -171,6 +172,17 @@ def _start_again(tx: Connection, run: Row[Any], principal: Principal) -> AuditEv
         reason="asked_for_while_running",
         run_id=run.again_run_id,
         detail={"subject": str(run.subject_id), "after": str(run.run_id)},
+    )
+
+
+def lock_accounts(tx: Connection, account_ids: Sequence[UUID]) -> None:
+    """Take the last locks in the order; several of them in the order of their ids."""
+    tx.execute(
+        text(
+            "SELECT FROM account_queues WHERE account_id = ANY(:ids) "
+            "ORDER BY account_id FOR NO KEY UPDATE"
+        ),
+        {"ids": list(account_ids)},
     )
 
 

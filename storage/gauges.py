@@ -57,8 +57,8 @@ def read(tx: Connection, connections: ConnectionGauges | None = None) -> Gauges:
         ),
         schedule_lateness_seconds=_seconds(
             tx,
-            "SELECT clock_timestamp() - min(next_due_at) FROM schedules "
-            "WHERE state = 'active' AND next_due_at <= clock_timestamp()",
+            "SELECT now() - min(next_due_at) FROM schedules "
+            "WHERE state = 'active' AND next_due_at <= now()",
         ),
         worker_slots=_worker_slots(tx),
         accounts_at_cap=_count(tx, "SELECT count(*) FROM account_queues WHERE has_work AND at_cap"),
@@ -87,7 +87,7 @@ _INVARIANTS = {
     "count(*) FROM active_runs b WHERE b.account_id = q.account_id "
     "AND b.state IN ('dispatched', 'running'))",
     "slot_unclaimed": "SELECT count(*) FROM (SELECT FROM schedules WHERE state = 'active' "
-    "AND next_due_at < clock_timestamp() - interval '5 min' LIMIT 1000) AS late",
+    "AND next_due_at < now() - interval '5 min' LIMIT 1000) AS late",
 }
 
 

@@ -14,7 +14,7 @@ from schemas.errors import Conflict, NotFound
 from schemas.ids import new_id
 from schemas.runs import LIVE_STATES, Priority, Run, RunKind, RunOptions, RunState, Trigger
 from storage import audit
-from storage.endings import end, lock_schedule, run_event
+from storage.endings import end, lock_accounts, lock_schedule, run_event
 
 _INSERT = text(
     "INSERT INTO active_runs (subject_id, run_id, account_id, kind, source_id, destination_id, "
@@ -145,13 +145,7 @@ def _set_again(tx: Connection, live: Row[Any], options: RunOptions, new_run: UUI
 def wake_account(tx: Connection, *account_ids: UUID) -> None:
     """Tell the dispatcher that accounts have work; an idle one does not bank credit for idling."""
     ids = sorted(set(account_ids))
-    tx.execute(
-        text(
-            "SELECT FROM account_queues WHERE account_id = ANY(:ids) "
-            "ORDER BY account_id FOR NO KEY UPDATE"
-        ),
-        {"ids": ids},
-    )
+    lock_accounts(tx, ids)
     tx.execute(
         text(
             "UPDATE account_queues q SET has_work = true, at_cap = false, "
