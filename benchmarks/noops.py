@@ -3,11 +3,13 @@
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Event, Thread
-from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 
+from benchmarks.control import Bench, note
 from cli.credentials import seal_credential
 from cli.supervisor import Child, Supervisor, child_environment
 from crypto import keyring as keyrings
@@ -20,39 +22,43 @@ from storage import accounts, resources
 from storage.engine import open_engine, transaction
 from workers.enqueue import JobQueue, open_client
 
-if TYPE_CHECKING:
-    from benchmarks.scheduler import Bench
-
 ACCOUNTS = 20
 EACH = 200
 
 
-def noop_runs(bench: "Bench", count: int) -> float:
+def noop_runs(bench: Bench, count: int) -> float:
     """Let a scheduler and two workers do so many due runs; return runs per second."""
     bench.seed("noop-", ACCOUNTS, EACH)
-    _seal(bench)
+    seal(bench, "noop-", ACCOUNTS)
+    with fleet(bench):
+        due(bench, "noop-", 100)
+        until(bench, ENDED, 100)  # warm
+        due(bench, "noop-", count)
+        started = time.monotonic()
+        until(bench, ENDED, 100 + count)
+        return count / (time.monotonic() - started)
+
+
+ENDED = "SELECT count(*) FROM runs WHERE state = 'succeeded'"
+
+
+@contextmanager
+def fleet(bench: Bench) -> Iterator[Supervisor]:
+    """Run a scheduler and two workers of four threads as processes."""
     bench.act("DELETE FROM workers")
-    supervisor = Supervisor(_children(bench), bench.instance.log_dir, print)
+    supervisor = Supervisor(_children(bench), bench.instance.log_dir, note)
     stop = Event()
     thread = Thread(target=supervisor.run, args=(stop,), daemon=True)
     thread.start()
     try:
-        _until(bench, "SELECT count(*) FROM workers", 2)
-        _due(bench, 100)
-        _until(bench, _ENDED, 100)  # warm
-        _due(bench, count)
-        started = time.monotonic()
-        _until(bench, _ENDED, 100 + count)
-        return count / (time.monotonic() - started)
+        until(bench, "SELECT count(*) FROM workers", 2)
+        yield supervisor
     finally:
         stop.set()
         thread.join()
 
 
-_ENDED = "SELECT count(*) FROM runs WHERE state = 'succeeded'"
-
-
-def _children(bench: "Bench") -> list[Child]:
+def _children(bench: Bench) -> list[Child]:
     data_dir = bench.instance.data_dir
     key = str(bench.instance.keyring_dir / "worker.json")
     common = child_environment(data_dir)
@@ -64,13 +70,13 @@ def _children(bench: "Bench") -> list[Child]:
     ]
 
 
-def _seal(bench: "Bench") -> None:
+def seal(bench: Bench, prefix: str, count: int) -> None:
     """Give the accounts that will run a credential each, as `resource create` would."""
     keyring = keyrings.load(str(bench.instance.keyring_dir / "operator.json"))
     engine = open_engine(bench.url, "operator", pool_size=1)
-    for number in range(1, ACCOUNTS + 1):
+    for number in range(1, count + 1):
         with transaction(engine) as tx:
-            account: Account = accounts.resolve(tx, f"noop-{number}")
+            account: Account = accounts.resolve(tx, f"{prefix}{number}")
             for name in ("from", "to"):
                 resource = resources.get(tx, name)
                 sealed = seal_credential(
@@ -87,16 +93,19 @@ def _seal(bench: "Bench") -> None:
     engine.dispose()
 
 
-def _due(bench: "Bench", count: int) -> None:
+def due(bench: Bench, prefix: str, count: int, *, within_s: float = 0) -> None:
+    """Make so many schedules of these accounts due, at random moments of the next seconds."""
     bench.act(
-        "UPDATE schedules SET next_due_at = now() WHERE connection_id IN ("
-        "SELECT s.connection_id FROM schedules s JOIN accounts a ON a.id = s.account_id "
-        f"WHERE a.name LIKE 'noop-%' ORDER BY s.last_success_at NULLS FIRST LIMIT {count})"
+        f"UPDATE schedules SET next_due_at = now() + random() * {within_s} * interval '1 s' "
+        "WHERE connection_id IN (SELECT s.connection_id FROM schedules s "
+        f"JOIN accounts a ON a.id = s.account_id WHERE a.name LIKE '{prefix}%' "
+        f"ORDER BY s.last_success_at NULLS FIRST LIMIT {count})"
     )
 
 
-def _until(bench: "Bench", query: str, wanted: int) -> None:
-    deadline = time.monotonic() + 300
+def until(bench: Bench, query: str, wanted: int, *, seconds: float = 300) -> None:
+    """Wait until a query counts so many; RuntimeError if it takes longer."""
+    deadline = time.monotonic() + seconds
     while True:
         with bench.admin.connect() as db:
             if int(db.execute(text(query)).scalar_one()) >= wanted:
