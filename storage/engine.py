@@ -40,6 +40,12 @@ def parse_url(url: str) -> URL:
         ) from None
 
 
+#: Tables of run control are empty at times, and a plan that was made then would read them whole
+#: when they are full; such a plan lives as long as its session. Everything that schedulers and
+#: workers ask has an index. Without `jit` the price tag of a scan that has none compiles nothing.
+_BY_INDEX = {"enable_seqscan": "off", "jit": "off"}
+
+
 def _options(process: Process, statement_timeout_ms: int) -> str:
     role = "owner" if process == "migrator" else process
     settings = {
@@ -49,6 +55,7 @@ def _options(process: Process, statement_timeout_ms: int) -> str:
         "lock_timeout": "10s",
         "statement_timeout": f"{statement_timeout_ms}ms",
         "idle_in_transaction_session_timeout": "60s",
+        **(_BY_INDEX if process in {"scheduler", "worker"} else {}),
     }
     return " ".join(f"-c {name}={value}" for name, value in settings.items())
 
