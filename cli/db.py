@@ -7,7 +7,7 @@ import click
 from cli.context import Cli, command
 from cli.main import EXIT_FAILED
 from schemas.errors import ConfigError
-from storage import migrate
+from storage import migrate, revision
 from storage.roles import role_sql
 
 
@@ -47,10 +47,13 @@ def check(cli: Cli) -> None:
     with cli.transaction() as tx:
         found, wanted = migrate.current(tx), migrate.head()
         differences = migrate.differences(tx) if found == wanted else []
-    good = found == wanted and not differences
+    older = revision.is_older(found, wanted)
+    good = not older and not differences
     lines = [f"control database: {found or 'empty'}, wanted {wanted}", *differences]
-    if found != wanted:
+    if older:
         lines.append("run: syncward db upgrade")
+    elif found != wanted:
+        lines.append("newer than this version, which goes on working beside it; upgrade this host")
     cli.answer(
         {"revision": found, "wanted": wanted, "differences": differences},
         lambda: "\n".join([*lines, "ok" if good else "not ok"]),

@@ -1,12 +1,10 @@
 """The scheduler process, `syncward scheduler`: any number of them may run."""
 
 import logging
-import signal
 import socket
 from collections.abc import Callable
 from importlib.metadata import version
 from secrets import token_hex
-from threading import Event
 from time import monotonic
 
 from prometheus_client import REGISTRY, start_http_server
@@ -18,6 +16,8 @@ from schemas.audit import Principal
 from schemas.errors import StartRefused, SyncwardError
 from schemas.limits import DUE_BATCH
 from schemas.settings import Settings
+from schemas.start import until_asked
+from storage import revision
 from storage.engine import open_engine
 from workers.enqueue import JobQueue, open_client
 
@@ -37,9 +37,9 @@ RETENTION_EVERY_S = 3_600.0
 def run(settings: Settings) -> None:
     """Tick until SIGTERM or SIGINT. A tick that fails is logged and comes again; none is fatal."""
     scheduler = _build(settings)
-    stop = Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    if not revision.require(scheduler.engine):
+        logger.warning("schema_not_checked", extra={"reason": "the control database is away"})
+    stop = until_asked()
     loops: list[tuple[str, float, Callable[[Scheduler], int]]] = [
         ("upkeep", UPKEEP_EVERY_S, ticks.upkeep_tick),
         ("due", DUE_EVERY_S, ticks.due_tick),

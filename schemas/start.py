@@ -3,9 +3,11 @@
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
+from threading import Event
 
 from schemas.environment import load_settings
 from schemas.errors import ConfigError, StartRefused
@@ -50,6 +52,22 @@ def start(run: Callable[[Settings], None]) -> None:
         _refuse(error.public)
     except ConfigError as error:
         _refuse(f"refuses to start: {error.public}")
+
+
+def until_asked() -> Event:
+    """Return what SIGTERM or SIGINT sets. The same signal a second time ends the process at once.
+
+    Only the same one: a terminal's Ctrl-C reaches a supervisor and, before its SIGTERM, us.
+    """
+    stop = Event()
+
+    def ask(number: int, _: object) -> None:
+        stop.set()
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, ask)
+    return stop
 
 
 def _refuse(reason: str) -> None:

@@ -5,19 +5,29 @@
 
 import sys
 from pathlib import Path
+from time import sleep
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from psycopg.errors import DeadlockDetected, LockNotAvailable
 from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy.exc import DBAPIError
 
 from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
+from schemas.errors import ConfigError, TransientError
 from storage import audit
 from storage.engine import explained, parse_url
 from storage.roles import create_roles
 
 _HERE = Path(__file__).parent / "migrations"
+
+#: How long an upgrade waits for one lock: running processes queue behind it meanwhile. It is below
+#: the second after which Postgres looks for deadlocks, so that the upgrade gives way, not a run.
+LOCK_TIMEOUT = "700ms"
+TRY_AGAIN_S = 0.5
+TRIES = 40
 
 
 def _config() -> Config:
@@ -44,20 +54,43 @@ def upgrade(url: str, principal: Principal) -> tuple[str | None, str]:
     """Create roles, run what is missing, audit it; return (revision before, after).
 
     One transaction: a failure leaves the database as it was. Two upgrades wait for each other.
+    Processes of the version before go on working meanwhile: nobody queues for long behind a lock
+    that this waits for; it lets go instead and tries again.
     """
     engine = _admin_engine(url)
+    try:
+        for tries in range(1, TRIES + 1):
+            try:
+                return _upgrade(engine, principal), head()
+            except TransientError as error:
+                locked = isinstance(error.__cause__, DBAPIError) and isinstance(
+                    error.__cause__.orig, (LockNotAvailable, DeadlockDetected)
+                )
+                if not locked or tries == TRIES:
+                    raise
+                sleep(TRY_AGAIN_S)
+        raise AssertionError("unreachable: the last try returns or raises")
+    finally:
+        engine.dispose()
+
+
+def _upgrade(engine: Engine, principal: Principal) -> str | None:
     with explained(engine.url), engine.begin() as tx:
         create_roles(tx)
         tx.execute(text("SET LOCAL ROLE syncward_owner"))
-        tx.execute(text("SET LOCAL lock_timeout = '4s'"))
+        tx.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
         before = current(tx)
+        if before is not None and before > head():
+            raise ConfigError(
+                f"control database: schema {before} is newer than this version ({head()}); "
+                "upgrade Syncward on this host"
+            )
         config = _config()
         config.attributes["connection"] = tx
         command.upgrade(config, "head")
         if before != head():
             audit.append(tx, _upgraded(before, principal))
-    engine.dispose()
-    return before, head()
+    return before
 
 
 def _upgraded(before: str | None, principal: Principal) -> AuditEvent:

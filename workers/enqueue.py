@@ -1,5 +1,6 @@
 """The one door into the queue. It opens it too, so that nobody else imports dramatiq or redis."""
 
+from contextlib import suppress
 from threading import Event
 from time import monotonic
 
@@ -89,6 +90,13 @@ class _EagerConsumer(_RedisConsumer):
         else:
             self._pause_s = min(2 * self._pause_s, self._longest_s)
         return message
+
+    def close(self) -> None:
+        """Put back what was fetched and not yet looked at: another worker takes it at once."""
+        fetched, self.message_cache = self.message_cache, []
+        with suppress(redis.RedisError):  # else the dispatch deadline sends them again
+            self.requeue([dramatiq.Message.decode(data) for data in fetched])  # type: ignore[no-untyped-call]  # as above
+        super().close()
 
 
 class _JobBroker(RedisBroker):

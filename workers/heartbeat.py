@@ -35,6 +35,7 @@ class Heartbeat:
         self._held: dict[UUID, RunControl] = {}
         self._wake = Event()
         self._stopping = False
+        self._leaving: Draining | None = None
         self._link: psycopg.Connection[tuple[Any, ...]] | None = None
         self._thread = Thread(target=self._loop, name="heartbeat", daemon=True)
 
@@ -56,6 +57,9 @@ class Heartbeat:
         control = RunControl(claim)
         with self._lock:
             self._held[claim.token] = control
+            leaving = self._leaving
+        if leaving is not None:  # claimed while the worker was beginning to drain
+            control.signal(leaving)
         try:
             yield control
         finally:
@@ -63,7 +67,9 @@ class Heartbeat:
                 self._held.pop(claim.token, None)
 
     def signal_all(self, reason: Draining) -> None:
-        """Tell every run of this process to stop at its next chance."""
+        """Tell every run of this process, also one that begins now, to stop at its next chance."""
+        with self._lock:
+            self._leaving = reason
         for control in self._controls():
             control.signal(reason)
 

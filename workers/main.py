@@ -1,13 +1,14 @@
 """The worker process: `syncward worker`. Builds everything once, runs Dramatiq's worker, drains."""
 
 import logging
-import signal
+import os
 import socket
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from secrets import token_hex
-from threading import Event
+from threading import Event, Timer
 from time import monotonic, sleep
 
 import dramatiq
@@ -17,14 +18,15 @@ from redis import Redis
 from crypto import keyring as keyrings
 from crypto.selftest import selftest
 from schemas.audit import Principal
-from schemas.errors import Draining, StartRefused
-from schemas.jobs import QUEUE
+from schemas.errors import Draining, StartRefused, SyncwardError
+from schemas.jobs import QUEUE, Job
 from schemas.settings import Settings
-from storage import logs
+from schemas.start import until_asked
+from storage import logs, revision
 from storage.claims import WorkerState, sign_off
 from storage.engine import open_engine, open_link, transaction
 from workers import actors, run_sync
-from workers.enqueue import open_broker, open_client
+from workers.enqueue import JobQueue, open_broker, open_client
 from workers.heartbeat import Heartbeat
 from workers.metrics import RUNNING
 from workers.run_log import LogWriter
@@ -33,6 +35,10 @@ logger = logging.getLogger(__name__)
 
 #: Milliseconds between two looks at an idle queue: a job waits so long at most, for ~1 % of a core.
 POLL_MS = 200
+#: Seconds after the grace for goodbyes; then the process ends, whatever hangs.
+LEAVING_S = 5.0
+#: Exit code of a worker that left runs to their leases.
+EXIT_LEFT = 1
 
 
 @dataclass(slots=True)
@@ -44,18 +50,24 @@ class _Process:
 
 
 def run(settings: Settings) -> None:
-    """Work until SIGTERM or SIGINT, then drain: hand runs back without counting an attempt."""
+    """Work until SIGTERM or SIGINT, then drain: hand runs back without counting an attempt.
+
+    Exit code 1 if a run could not be handed back in time; it goes on when its lease has expired.
+    """
     process = _build(settings)
-    stop = Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    if not revision.require(process.deps.engine):
+        logger.warning("schema_not_checked", extra={"reason": "the control database is away"})
+    stop = until_asked()
     process.deps.heartbeat.start()
     process.deps.logs.start()
     process.worker.start()
     logger.info("worker_started", extra={"worker": process.deps.worker_id})
     while not stop.wait(1.0):
         RUNNING.set(process.deps.heartbeat.running)
-    _drain(process, settings)
+    left = _drain(process, settings)
+    if left:
+        logger.warning("runs_left", extra={"runs": left, "worker": process.deps.worker_id})
+        sys.exit(EXIT_LEFT)
 
 
 def _build(settings: Settings) -> _Process:
@@ -87,7 +99,7 @@ def _build(settings: Settings) -> _Process:
         principal=Principal("worker", worker_id),
     )
     client = open_client(redis_url)
-    return _Process(_dramatiq(deps, client, settings), deps, client, draining)
+    return _Process(_dramatiq(deps, client, settings, draining), deps, client, draining)
 
 
 def required(settings: Settings) -> tuple[str, str, str]:
@@ -106,9 +118,18 @@ def required(settings: Settings) -> tuple[str, str, str]:
     )
 
 
-def _dramatiq(deps: run_sync.Dependencies, client: Redis, settings: Settings) -> dramatiq.Worker:
-    broker = open_broker(client)
-    actors.register(broker, lambda job: run_sync.execute(job, deps))
+def _dramatiq(
+    deps: run_sync.Dependencies, client: Redis, settings: Settings, draining: Event
+) -> dramatiq.Worker:
+    broker, put_back = open_broker(client), JobQueue(client)
+
+    def execute(job: Job) -> None:
+        if draining.is_set():  # taken in the moment of the signal: let another worker have it
+            put_back.send(job)
+            return
+        run_sync.execute(job, deps)
+
+    actors.register(broker, execute)
     worker = dramatiq.Worker(
         broker, queues={QUEUE}, worker_timeout=POLL_MS, worker_threads=settings.worker_threads
     )
@@ -119,21 +140,41 @@ def _dramatiq(deps: run_sync.Dependencies, client: Redis, settings: Settings) ->
     return worker
 
 
-def _drain(process: _Process, settings: Settings) -> None:
-    """Stop taking jobs, tell running runs to hand themselves back, leave within the grace."""
+def _drain(process: _Process, settings: Settings) -> int:
+    """Stop taking jobs, tell running runs to hand themselves back, leave within the grace.
+
+    Return how many runs could not be handed back. Whatever hangs (a database that does not answer,
+    a thread inside a server call) is left behind when the grace is over: leases end it.
+    """
     process.draining.set()
+    grace = settings.drain_grace.total_seconds()
+    last = Timer(grace + LEAVING_S, _leave_at_once)
+    last.daemon = True
+    last.start()
     for consumer in process.worker.consumers.values():
-        consumer.pause()  # Dramatiq goes on fetching until its threads have ended
+        consumer.stop()  # one that is only paused goes on fetching while jobs come
+    for thread in process.worker.workers:
+        thread.stop()  # jobs that it has not begun go back to Redis, below
     process.deps.heartbeat.signal_all(Draining("The worker is stopping."))
-    deadline = monotonic() + settings.drain_grace.total_seconds()
+    deadline = monotonic() + grace
     while process.deps.heartbeat.running and monotonic() < deadline:
         sleep(0.05)
+    left = process.deps.heartbeat.running
     process.worker.stop(timeout=2_000)
-    with transaction(process.deps.engine) as tx:
-        sign_off(tx, process.deps.worker_id)
-    process.deps.logs.stop()
+    try:
+        with transaction(process.deps.engine) as tx:
+            sign_off(tx, process.deps.worker_id)
+        process.deps.logs.stop()
+    except SyncwardError as error:  # forgotten by the reaper instead
+        logger.warning("not_signed_off", extra={"reason": error.public})
     process.deps.heartbeat.stop()
     logger.info("worker_stopped", extra={"worker": process.deps.worker_id})
+    return left
+
+
+def _leave_at_once() -> None:
+    logger.warning("drain_timed_out")
+    os._exit(EXIT_LEFT)
 
 
 def _serve_metrics(settings: Settings) -> None:
