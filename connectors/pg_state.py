@@ -13,8 +13,8 @@ from uuid import UUID
 from psycopg.types.json import Jsonb
 
 from connectors.postgres import Connection, PostgresConfig
-from schemas.errors import ConfigError, GuardTripped, LeaseLost
-from schemas.records import Cursor, LoadRequest, StreamResult
+from schemas.errors import ConfigError, LeaseLost, TransientError
+from schemas.records import Cursor, LoadRequest, StreamResult, ahead
 
 SCHEMA = "_syncward"
 
@@ -34,11 +34,14 @@ CREATE TABLE IF NOT EXISTS _syncward.state (
   PRIMARY KEY (connection_id, stream)
 )
 """
+#: The row lock waits out a zombie's commit, and holds until our fence is in place.
+_SEEN = """
+SELECT fence, claimed_by, cursor, reads, run_id, result, generation FROM _syncward.state
+WHERE connection_id = %(connection)s AND stream = %(stream)s FOR UPDATE
+"""
 _CLAIM = """
 UPDATE _syncward.state SET fence = %(fence)s, claimed_by = %(run)s
 WHERE connection_id = %(connection)s AND stream = %(stream)s
-  AND (fence < %(fence)s OR (fence = %(fence)s AND claimed_by = %(run)s) OR %(forced)s)
-RETURNING cursor, reads, run_id, result, generation
 """
 _COMMIT = """
 UPDATE _syncward.state SET cursor = %(upper)s, reads = %(reads)s, generation = generation + 1,
@@ -57,6 +60,8 @@ class StateRow:
     resumable: bool  # False: the stream is defined differently now, read it from the beginning
     result: StreamResult | None  # of this very run, if it has committed this stream
     known: bool  # this connection has loaded this stream before
+    fence: int  # the highest before this run's
+    run_id: UUID | None  # the run that loaded it last
 
 
 def ensure(conn: Connection, config: PostgresConfig) -> None:
@@ -87,37 +92,44 @@ def ensure(conn: Connection, config: PostgresConfig) -> None:
 
 
 def claim(conn: Connection, request: LoadRequest) -> StateRow:
-    """Raise the fence in a transaction of its own. The row lock waits out a zombie's commit."""
+    """Raise the fence in a transaction of its own; GuardTripped if it is not below ours.
+
+    A fence only grows, at both ends: a run that a person has approved comes with a higher one.
+    """
     names = {"connection": request.connection_id, "stream": request.stream.name}
     with conn.transaction():
-        conn.execute(
-            "INSERT INTO _syncward.state (connection_id, stream) "
-            "VALUES (%(connection)s, %(stream)s) ON CONFLICT DO NOTHING",
-            names,
-        )
-        row = conn.execute(
-            _CLAIM,
-            {
-                **names,
-                "fence": request.fence,
-                "run": request.run_id,
-                "forced": request.approved == "control_restored",
-            },
-        ).fetchone()
-    if row is None:
-        # A zombie's own finish is refused by its lease; the owner must not go on unseen.
-        raise GuardTripped(
-            f"{request.stream.name}: the destination has seen a later run than this one; was the "
-            "control database restored? Approve to go on from the destination's state",
-            code="control_restored",
-        )
-    cursor, reads, run_id, result, generation = row
+        row = conn.execute(_SEEN, names).fetchone()
+        if row is None:
+            conn.execute(
+                "INSERT INTO _syncward.state (connection_id, stream) "
+                "VALUES (%(connection)s, %(stream)s) ON CONFLICT DO NOTHING",
+                names,
+            )
+            row = conn.execute(_SEEN, names).fetchone()
+        if row is None:  # forgotten in this very moment
+            raise TransientError(f"{request.stream.name}: its state was removed; try again")
+        fence, claimed_by, cursor, reads, run_id, result, generation = row
+        if fence > request.fence or (fence == request.fence and claimed_by != request.run_id):
+            # A zombie's own finish is refused by its lease; the owner must not go on unseen.
+            raise ahead(request.stream.name)
+        conn.execute(_CLAIM, {**names, "fence": request.fence, "run": request.run_id})
     return StateRow(
         cursor=cursor,
         resumable=reads == definition(request),
         result=_result(result) if run_id == request.run_id else None,
         known=generation > 0,
+        fence=fence,
+        run_id=run_id,
     )
+
+
+def highest_fence(conn: Connection, connection_id: UUID) -> int:
+    """Return the highest fence that any stream of a connection has seen here; 0 if none."""
+    row = conn.execute(
+        "SELECT coalesce(max(fence), 0) FROM _syncward.state WHERE connection_id = %s",
+        (connection_id,),
+    ).fetchone()
+    return 0 if row is None else int(row[0])
 
 
 def _result(stored: dict[str, Any] | None) -> StreamResult | None:

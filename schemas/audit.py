@@ -48,6 +48,7 @@ class AuditAction(StrEnum):
     RUN_AWAITING_APPROVAL = "run.awaiting_approval"
     RUN_APPROVED = "run.approved"
     RUN_REJECTED = "run.rejected"
+    RUN_FENCE_RAISED = "run.fence_raised"
     OUTPUT_READ = "output.read"
     LOGS_READ = "logs.read"
     AUDIT_READ = "audit.read"

@@ -9,7 +9,11 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from schemas.errors import GuardTripped
 from schemas.streams import StreamSpec
+
+#: Code of the guard that stops a run whose destination is ahead of the control database.
+CONTROL_RESTORED = "control_restored"
 
 #: Where a stream resumes. Only the source reads it; everybody else stores and compares it whole.
 Cursor = dict[str, str]
@@ -106,6 +110,19 @@ class StreamClaim:
 
     cursor: Cursor | None
     result: StreamResult | None
+    #: the highest fence before this run's, and the run that loaded the stream last
+    fence_before: int = 0
+    last_run: UUID | None = None
+
+
+def ahead(stream: str) -> GuardTripped:
+    """Make the finding that a destination has seen runs that the control database has not."""
+    return GuardTripped(
+        f"{stream}: the destination has seen a later run than the control database knows; was the "
+        "control database restored? See docs/backup.md. Approve to go on from the destination's "
+        "state",
+        code=CONTROL_RESTORED,
+    )
 
 
 class ServerReport(BaseModel):
@@ -152,8 +169,6 @@ class LoadRequest:
     target_schema: str
     #: replace the content even where the mode would add to it (a full refresh of an append)
     rewrite: bool = False
-    #: the guard whose finding a person has approved, if any
-    approved: str | None = None
 
 
 class Source(Protocol):
@@ -177,6 +192,10 @@ class Destination(Protocol):
     def test(self) -> ServerReport: ...
     def claim_stream(self, request: LoadRequest) -> StreamClaim:
         """Raise this run's fence over the stream; waits out a zombie's commit, then bars it."""
+        ...
+
+    def highest_fence(self, connection_id: UUID) -> int:
+        """Return the highest fence that any stream of the connection has seen; 0 if none."""
         ...
 
     def load(self, request: LoadRequest, batch: Batch) -> StreamResult:

@@ -1,6 +1,6 @@
 """What a worker takes with a claimed run: connection, resources, sealed credentials."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -47,6 +47,8 @@ class Work:
     destination: SealedResource | None
     target_schema: str
     streams: tuple[StreamSpec, ...]
+    #: the fence of the last load of each stream that this database knows of
+    fences: Mapping[str, int]
 
 
 _RESOURCE = (
@@ -57,8 +59,10 @@ _RESOURCE = (
 #: Everything in one round trip: a row for each sealed field of each resource.
 _TAKE_RESOURCE = text("SELECT " + _RESOURCE + " WHERE r.id = :subject")
 _TAKE_CONNECTION = text(
-    "SELECT c.name, c.source_id, c.destination_id, c.target_schema, ARRAY(SELECT spec "
+    "SELECT c.name, c.source_id, c.destination_id, c.target_schema, ARRAY(SELECT spec "  # noqa: S608 - constants of this module
     "FROM streams t WHERE t.connection_id = c.id ORDER BY position) AS specs, "
+    "(SELECT jsonb_object_agg(k.stream, k.fence) FROM cursors k WHERE k.connection_id = c.id) "
+    "AS fences, "
     + _RESOURCE
     + " JOIN connections c ON r.id IN (c.source_id, c.destination_id) WHERE c.id = :subject"
 )
@@ -86,7 +90,7 @@ def take(tx: Connection, held: Claim, principal: Principal) -> Work | SyncwardEr
 
 
 def _resource(resource: SealedResource) -> Work:
-    return Work(resource.name, resource, None, "", ())
+    return Work(resource.name, resource, None, "", (), {})
 
 
 def _connection(row: Row[Any], resources: dict[UUID, SealedResource]) -> Work:
@@ -96,6 +100,7 @@ def _connection(row: Row[Any], resources: dict[UUID, SealedResource]) -> Work:
         destination=resources[row.destination_id],
         target_schema=row.target_schema,
         streams=tuple(StreamSpec.model_validate(spec) for spec in row.specs),
+        fences=row.fences or {},
     )
 
 

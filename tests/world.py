@@ -83,9 +83,13 @@ class Control:
             for statement in statements.split("; "):
                 tx.execute(text(statement))
 
-    def dispose(self) -> None:
+    def disconnect(self) -> None:
+        """Close every idle connection; the engines go on."""
         for engine in self._engines.values():
             engine.dispose()
+
+    def dispose(self) -> None:
+        self.disconnect()
         self._engines.clear()
 
 

@@ -1,7 +1,7 @@
 """One run from claim to outcome. Read it top to bottom: this is what Syncward does."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 
 from sqlalchemy import Engine
@@ -10,11 +10,19 @@ from crypto.keyring import Keyring
 from schemas.audit import Principal
 from schemas.errors import ConfigError, LeaseLost, SyncwardError
 from schemas.jobs import Job
-from schemas.records import Destination, LoadRequest, Source, StreamResult
+from schemas.records import (
+    CONTROL_RESTORED,
+    Destination,
+    LoadRequest,
+    Source,
+    StreamClaim,
+    StreamResult,
+    ahead,
+)
 from schemas.runs import Claim, Outcome, OutcomeKind, RunKind
 from schemas.settings import Settings
 from schemas.streams import Mode
-from storage import claims, work
+from storage import claims, restored, work
 from storage.claims import ClaimRefusal
 from storage.engine import transaction
 from storage.work import Work
@@ -119,20 +127,21 @@ def _work(attempt: Attempt) -> Outcome:
 def _sync(attempt: Attempt, subject: Work) -> Outcome:
     """Move every wanted stream; one that fails does not stop the others."""
     keyring, control = attempt.deps.keyring, attempt.control
-    requests = list(_requests(attempt.claim, subject))
+    wanted = len(list(_requests(attempt.claim, subject)))
     results: list[StreamResult] = []
     with (
         open_source(subject.source, keyring, control) as source,
         open_destination(subject.destination, keyring, control) as destination,
     ):
-        for position, request in enumerate(requests):
+        attempt = _adopted(attempt, destination)
+        for position, request in enumerate(_requests(attempt.claim, subject)):
             result = _stream(attempt, request, source, destination)
             _count(result, subject)
             results.append(result)
-            if len(results) < len(requests):  # the last one is recorded with the outcome
+            if len(results) < wanted:  # the last one is recorded with the outcome
                 with transaction(attempt.deps.engine) as tx:
                     claims.record_stream(tx, attempt.claim, result, position)
-    return outcomes.of_streams(results, wanted=len(requests))
+    return outcomes.of_streams(results, wanted=wanted)
 
 
 def _requests(claim: Claim, subject: Work) -> Iterator[LoadRequest]:
@@ -151,8 +160,21 @@ def _requests(claim: Claim, subject: Work) -> Iterator[LoadRequest]:
                 stream=spec,
                 target_schema=subject.target_schema,
                 rewrite=claim.options.full_refresh and spec.mode is Mode.APPEND,
-                approved=claim.options.approved,
             )
+
+
+def _adopted(attempt: Attempt, destination: Destination) -> Attempt:
+    """Catch up with a destination that is ahead, once a person has said that this is right."""
+    claim = attempt.claim
+    if claim.options.approved != CONTROL_RESTORED:
+        return attempt
+    seen = destination.highest_fence(claim.subject_id)
+    if seen < claim.fence:
+        return attempt
+    with transaction(attempt.deps.engine) as tx:
+        adopted = restored.adopt(tx, claim, seen, attempt.deps.principal)
+    attempt.run_log.info(f"goes on from the destination's state; fence {seen} there")
+    return replace(attempt, claim=adopted)
 
 
 def _stream(
@@ -189,6 +211,7 @@ def _move(
     """Fence the stream, extract from its cursor, load each batch with its cursor in one commit."""
     spec, run_log = request.stream, attempt.run_log
     known = destination.claim_stream(request)
+    _check_history(attempt, spec.name, known)
     if known.result is not None:  # an earlier attempt of this run committed it, then died
         run_log.info(f"already loaded by attempt {known.result.attempt}; not read again", spec.name)
         return known.result
@@ -204,6 +227,23 @@ def _move(
         raise RuntimeError(f"{spec.name}: the source ended without a batch")
     run_log.info(outcomes.sentence(result), spec.name)
     return result
+
+
+def _check_history(attempt: Attempt, stream: str, known: StreamClaim) -> None:
+    """Trip if a run that the control database never heard of has loaded this stream.
+
+    Fences alone would not tell for long: after a restore they grow with every attempt. Usually the
+    last load is on record, and nothing is asked.
+    """
+    on_record = attempt.taken.fences.get(stream, 0) if isinstance(attempt.taken, Work) else 0
+    if known.last_run is None or known.fence_before <= on_record:
+        return
+    if attempt.claim.options.approved == CONTROL_RESTORED:
+        return
+    with transaction(attempt.deps.engine) as tx:
+        heard_of = restored.knows(tx, known.last_run)
+    if not heard_of:
+        raise ahead(stream)
 
 
 def _finish(attempt: Attempt, outcome: Outcome, *, seconds: float) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from time import monotonic
 from typing import Any
+from uuid import UUID
 
 from connectors import pg_discover, pg_load, pg_state
 from connectors.pg_load import Load
@@ -53,13 +54,23 @@ class PostgresDestination:
     def claim_stream(self, request: LoadRequest) -> StreamClaim:
         """Raise this run's fence; return where the stream resumes, or what this run has done."""
         with translated(self._config):
-            if not self._ready:
-                pg_state.ensure(self._conn, self._config)
-                self._ready = True
+            self._ensure()
             state = pg_state.claim(self._conn, request)
         self._states[request.stream.name] = state
         self._expected[request.stream.name] = state.cursor
-        return StreamClaim(state.cursor if state.resumable else None, state.result)
+        cursor = state.cursor if state.resumable else None
+        return StreamClaim(cursor, state.result, state.fence, state.run_id)
+
+    def highest_fence(self, connection_id: UUID) -> int:
+        """Return the highest fence that any stream of the connection has seen; 0 if none."""
+        with translated(self._config):
+            self._ensure()
+            return pg_state.highest_fence(self._conn, connection_id)
+
+    def _ensure(self) -> None:
+        if not self._ready:
+            pg_state.ensure(self._conn, self._config)
+            self._ready = True
 
     def load(self, request: LoadRequest, batch: Batch) -> StreamResult:
         """Load a batch exactly once: all of it with its cursor, or nothing."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from typing import Any
+from uuid import UUID
 
 from pydantic import BaseModel
 
@@ -32,6 +33,10 @@ class NoopDestination:
     def claim_stream(self, request: LoadRequest) -> StreamClaim:
         del request
         return StreamClaim(None, None)
+
+    def highest_fence(self, connection_id: UUID) -> int:
+        del connection_id
+        return 0
 
     def load(self, request: LoadRequest, batch: Batch) -> StreamResult:
         for _ in batch.chunks:
