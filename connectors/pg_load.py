@@ -72,11 +72,23 @@ def run(load: Load) -> LoadCounts:
 # ── first load ───────────────────────────────────────────────────────────────────────────────
 
 
+def ensure_schema(conn: Connection, schema: str) -> None:
+    """Make the target schema if it is missing, in a transaction of its own.
+
+    First loads of several connections may meet here: inside the load's transaction the second one
+    would wait for all the rows of the first, and then fail.
+    """
+    there = "SELECT FROM pg_namespace WHERE nspname = %s"
+    if conn.execute(there, (schema,)).fetchone() is not None:
+        return
+    with conn.transaction():
+        conn.execute("SELECT pg_advisory_xact_lock(hashtext('_syncward.schema'))")
+        conn.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema)))
+
+
 def _into_new_table(load: Load) -> LoadCounts:
     """Create the table with the source's exact types; its key comes after the rows."""
     _check_types(load)
-    schema = sql.Identifier(load.request.target_schema)
-    load.conn.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(schema))
     columns = sql.SQL(", ").join(_definition(column) for column in load.columns)
     load.conn.execute(
         sql.SQL("CREATE TABLE {} ({}, {} timestamptz NOT NULL DEFAULT now())").format(

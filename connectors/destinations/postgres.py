@@ -75,6 +75,9 @@ class PostgresDestination:
     def load(self, request: LoadRequest, batch: Batch) -> StreamResult:
         """Load a batch exactly once: all of it with its cursor, or nothing."""
         name, started = request.stream.name, monotonic()
+        with translated(self._config):
+            if not self._states[name].known:
+                pg_load.ensure_schema(self._conn, request.target_schema)
         with translated(self._config), self._conn.transaction():
             counts = pg_load.run(self._plan(request, batch))
             result = _result(request, batch, counts, seconds=monotonic() - started)

@@ -1,0 +1,115 @@
+"""Two versions of the code beside each other: this one, and the one before from git's history."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+
+from cli.supervisor import child_environment
+
+ROOT = Path(__file__).parent.parent.parent
+PREVIOUS = Path(__file__).parent / "previous"
+
+
+def previous_commit() -> str:
+    lines = PREVIOUS.read_text(encoding="utf-8").splitlines()
+    (commit,) = [line for line in lines if line and not line.startswith("#")]
+    return commit
+
+
+def unpack_previous(place: Path) -> Path:
+    """Unpack the version before; without history this is a skip, and a failure where CI is set."""
+    commit = previous_commit()
+    done = subprocess.run(
+        ["git", "-C", str(ROOT), "archive", commit], capture_output=True, check=False
+    )
+    if done.returncode:
+        reason = (
+            f"the upgrade tests need commit {commit[:12]} (tests/upgrade/previous) from git's "
+            "history, which is not here; clone with full history (no tarball, no --depth)"
+        )
+        if os.environ.get("CI"):  # noqa: TID251 - where tests run is no setting of ours
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with tarfile.open(fileobj=BytesIO(done.stdout)) as archive:
+        archive.extractall(place, filter="data")
+    return place
+
+
+@dataclass
+class Process:
+    """One scheduler or worker of one version, with its output in a file."""
+
+    name: str
+    popen: subprocess.Popen[bytes]
+    log: Path
+
+    def output(self) -> str:
+        return self.log.read_text()
+
+    def said(self) -> str:
+        return f"{self.name}: {self.output()[-2500:]}"
+
+    def id(self) -> str:
+        """How a worker signs what it does."""
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            found = re.search(r"worker_started worker=(\S+)", self.output())
+            if found:
+                return found[1]
+            assert self.popen.poll() is None, self.output()
+            time.sleep(0.05)
+        raise AssertionError(f"{self.name} never started\n{self.output()}")
+
+    def drain(self, seconds: float = 40) -> int:
+        self.popen.send_signal(signal.SIGTERM)
+        return self.popen.wait(timeout=seconds)
+
+
+@dataclass
+class Version:
+    """A tree of the code and what runs from it. Both versions share the environment's packages."""
+
+    tree: Path
+    data: Path
+    logs: Path
+    extra: dict[str, str]
+    processes: list[Process] = field(default_factory=list)
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        return child_environment(self.data, PYTHONPATH=str(self.tree), **self.extra)
+
+    def start(self, module: str) -> Process:
+        name = f"{self.tree.name}-{module}-{len(self.processes)}"
+        log = self.logs / f"{name}.log"
+        with log.open("wb") as output:
+            popen = subprocess.Popen(
+                [sys.executable, "-m", f"{module}.process"],
+                cwd=self.tree, env=self._environment, stdin=subprocess.DEVNULL,
+                stdout=output, stderr=output,
+            )  # fmt: skip
+        self.processes.append(Process(name, popen, log))
+        return self.processes[-1]
+
+    def cli(self, *words: str, **extra: str) -> subprocess.CompletedProcess[str]:
+        program = "from cli.main import main; main()"
+        return subprocess.run(
+            [sys.executable, "-c", program, *words],
+            cwd=self.tree, env={**self._environment, **extra}, capture_output=True, text=True,
+            check=False, timeout=60,
+        )  # fmt: skip
+
+    def stop(self) -> None:
+        for process in self.processes:
+            if process.popen.poll() is None:
+                process.popen.kill()
+                process.popen.wait()
