@@ -1,9 +1,9 @@
 """Connect to the control database as one process's role, and say clearly when that fails."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import psycopg
 from psycopg import errors as pg
@@ -148,15 +148,34 @@ _TRANSIENT = (
     pg.AdminShutdown,
     pg.CrashShutdown,
     pg.CannotConnectNow,
-    pg.SerializationFailure,
-    pg.DeadlockDetected,
-    pg.LockNotAvailable,
     pg.QueryCanceled,
     pg.TooManyConnections,
     pg.IdleInTransactionSessionTimeout,
     pg.DiskFull,
     pg.OutOfMemory,
 )
+
+
+#: The server has undone the transaction and would take the same one again: after a deadlock, behind
+#: a lock, or where the columns of a prepared statement have become more (an upgrade, 0A000).
+_ROLLED_BACK = (
+    pg.SerializationFailure,
+    pg.DeadlockDetected,
+    pg.LockNotAvailable,
+    pg.FeatureNotSupported,
+)
+ROLLED_BACK = "rolled_back"
+_T = TypeVar("_T")
+
+
+def again(work: Callable[[], _T]) -> _T:
+    """Do a transaction's worth of work, a second time if the server has undone it."""
+    try:
+        return work()
+    except TransientError as error:
+        if error.code != ROLLED_BACK:
+            raise
+    return work()
 
 
 def _explain(  # noqa: PLR0911 - one return per reason reads as a table
@@ -186,6 +205,11 @@ def _explain(  # noqa: PLR0911 - one return per reason reads as a table
             detail = error.diag.message_primary or "permission denied"
             return ConfigError(
                 f"{where}: {detail}; the login lacks a syncward_* role, or the change was unaudited"
+            )
+        case _ if isinstance(error, _ROLLED_BACK):
+            return TransientError(
+                f"{where}: undone by the server (SQLSTATE {error.sqlstate}); try again",
+                code=ROLLED_BACK,
             )
         case _ if isinstance(error, _TRANSIENT):
             return TransientError(

@@ -11,14 +11,12 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from psycopg.errors import DeadlockDetected, LockNotAvailable
 from sqlalchemy import Connection, Engine, create_engine, text
-from sqlalchemy.exc import DBAPIError
 
 from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
 from schemas.errors import ConfigError, TransientError
 from storage import audit
-from storage.engine import explained, parse_url
+from storage.engine import ROLLED_BACK, explained, parse_url
 from storage.roles import create_roles
 
 _HERE = Path(__file__).parent / "migrations"
@@ -63,10 +61,7 @@ def upgrade(url: str, principal: Principal) -> tuple[str | None, str]:
             try:
                 return _upgrade(engine, principal), head()
             except TransientError as error:
-                locked = isinstance(error.__cause__, DBAPIError) and isinstance(
-                    error.__cause__.orig, (LockNotAvailable, DeadlockDetected)
-                )
-                if not locked or tries == TRIES:
+                if error.code != ROLLED_BACK or tries == TRIES:
                     raise
                 sleep(TRY_AGAIN_S)
         raise AssertionError("unreachable: the last try returns or raises")

@@ -24,7 +24,7 @@ from schemas.settings import Settings
 from schemas.streams import Mode
 from storage import claims, restored, work
 from storage.claims import ClaimRefusal
-from storage.engine import transaction
+from storage.engine import again, transaction
 from storage.work import Work
 from workers import answers, metrics, outcomes
 from workers.control import RunControl
@@ -78,7 +78,7 @@ def execute(job: Job, deps: Dependencies) -> None:
     What happens to the run is its outcome, in Postgres, and raises nothing. UnknownRun and a
     control database that is away do raise: then nothing was decided, and the run comes again.
     """
-    claimed = _claim(job, deps)
+    claimed = again(lambda: _claim(job, deps))
     if claimed is None:
         return
     claim, taken = claimed
@@ -250,9 +250,13 @@ def _finish(attempt: Attempt, outcome: Outcome, *, seconds: float) -> None:
     """Write the end of the attempt; a run that somebody else owns by now is theirs to end."""
     claim, deps = attempt.claim, attempt.deps
     attempt.run_log.info(outcomes.ending(outcome, seconds))
-    try:
+
+    def end() -> None:
         with deps.logs.taken(claim.run_id) as lines, transaction(deps.engine) as tx:
             claims.finish(tx, claim, outcome, deps.principal, lines=lines)
+
+    try:
+        again(end)
     except LeaseLost:
         attempt.run_log.warning("the lease was lost; another attempt goes on")
         return

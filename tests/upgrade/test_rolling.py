@@ -9,11 +9,15 @@ from threading import Event, Thread
 import psycopg
 import pytest
 from psycopg import sql
+from pydantic import ValidationError
 
 from embedded.valkey import Server
+from scheduler import ticks
+from schemas.runs import RunState
 from storage import revision
 from tests.upgrade.versions import ROOT, Version, unpack_previous
 from tests.world import Control, Pair, World
+from workers import run_sync
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(170)]
 
@@ -171,25 +175,39 @@ def rolling(empty, pair, valkey, tmp_path, previous_tree):
     made.close()
 
 
-def ledger(control: Control) -> dict[str, object]:
-    """What must all be nothing at the end."""
+LOST = "body::jsonb ->> 'reason' = 'lost_lease'"
+WORKER = "(body::jsonb -> 'detail' ->> 'worker')"
+
+
+def ledger(control: Control, old: list[str]) -> dict[str, object]:
+    """What must all be nothing at the end.
+
+    The version before may lose a lease to the upgrade itself: its prepared statements of all
+    columns break when a column is added, and only this version tries again (the test below).
+    """
     questions = {
         "failed": "SELECT run_id, state, error FROM runs WHERE state <> 'succeeded'",
-        "attempts raised": "SELECT run_id, attempt FROM runs WHERE attempt <> 1",
-        "leases lost": "SELECT body FROM audit.event WHERE body::jsonb ->> 'reason' = 'lost_lease'",
+        "attempts raised": "SELECT run_id, attempt FROM runs r WHERE attempt <> 1 + (SELECT "
+        "count(*) FROM audit.event e WHERE e.target_id = r.run_id "
+        f"AND {LOST} AND {WORKER} = ANY(:old))",
+        "leases lost": f"SELECT body FROM audit.event WHERE {LOST} AND {WORKER} <> ALL(:old)",
         "lost slots": "SELECT s.* FROM slots s WHERE s.outcome <> 'skipped' AND NOT EXISTS "
         "(SELECT FROM runs r WHERE r.run_id = s.run_id) AND NOT EXISTS (SELECT FROM active_runs a "
         "WHERE s.run_id IN (a.run_id, a.again_run_id))",
         "slots left out": "SELECT * FROM (SELECT connection_id, scheduled_for - lag(scheduled_for) "
         "OVER (PARTITION BY connection_id ORDER BY scheduled_for) AS gap FROM slots) AS g "
-        "WHERE gap > interval '1 s'",
+        "WHERE gap >= interval '2 s'",
         "ended twice": "SELECT run_id FROM runs GROUP BY run_id HAVING count(*) > 1",
         "started more often than handed back": "SELECT target_id FROM audit.event "
         "WHERE action IN ('run.started', 'run.requeued') GROUP BY target_id HAVING "
         "count(*) FILTER (WHERE action = 'run.started') > 1 + count(*) FILTER "
-        "(WHERE action = 'run.requeued' AND body::jsonb ->> 'reason' = 'draining')",
+        f"(WHERE action = 'run.requeued' AND (body::jsonb ->> 'reason' = 'draining' OR ({LOST} AND "
+        f"{WORKER} = ANY(:old))))",
     }
-    found = {name: control.all(query) for name, query in questions.items()}
+    found = {
+        name: control.all(query, **({"old": old} if ":old" in query else {}))
+        for name, query in questions.items()
+    }
     return {name: rows for name, rows in found.items() if rows}
 
 
@@ -228,7 +246,7 @@ def test_a_rolling_upgrade_under_load_fails_loses_and_doubles_nothing(rolling, r
     rolling.settle()
     assert [another.drain(), new_scheduler.drain()] == [0, 0]
 
-    wrong = ledger(control)
+    wrong = ledger(control, [first, second])
     assert not wrong, "\n".join([str(wrong), *(p.said() for p in [*old.processes, *new.processes])])
     assert all(rolling.world.pair.same(f"t{n}") for n in range(CONNECTIONS))
     assert control.one("SELECT count(*) FROM runs") >= 6 * rounds
@@ -263,3 +281,34 @@ def test_an_upgrade_lets_go_of_its_locks_while_a_run_holds_what_it_needs(rolling
     upgrade.join(timeout=60)
     assert control.one("SELECT version_num FROM alembic_version") == revision.wanted()
     assert 0.2 < max(waits) < 3, "it waited behind the upgrade, and not for long"
+
+
+def test_a_column_added_under_a_running_worker_costs_no_attempt(world):
+    """Its prepared statements break then, once each; the server says so before it does anything."""
+    world.pair.source("CREATE TABLE t (id int PRIMARY KEY)", "INSERT INTO t VALUES (1)")
+    world.apply({"public.t": SPEC})
+    for _ in range(8):  # psycopg prepares a statement when it comes for the sixth time
+        assert world.sync()[0].state is RunState.SUCCEEDED
+    asked = world.enqueue()
+    (job,) = world.dispatch()
+    for table in ("active_runs", "schedules", "connections"):
+        world.control.act(f"ALTER TABLE {table} ADD COLUMN of_the_next_version int")
+    run_sync.execute(job, world.deps)
+    run = world.run(asked.run_id)
+    assert (run.state, run.attempt) == (RunState.SUCCEEDED, 1)
+
+
+def test_a_run_with_options_of_a_newer_version_is_left_for_others(world):
+    world.pair.source("CREATE TABLE t (id int PRIMARY KEY)")
+    world.apply({"public.t": SPEC})
+    asked = world.enqueue()
+    world.control.act("""UPDATE active_runs SET options = '{"only_after": "2030-01-01"}'""")
+    (job,) = world.dispatch()
+    with pytest.raises(ValidationError):  # to ignore it would do more than was asked for
+        run_sync.execute(job, world.deps)
+    world.control.act("UPDATE active_runs SET dispatch_deadline = now() - interval '1 s'")
+    ticks.reap_tick(world.scheduler)
+    world.control.act("UPDATE active_runs SET options = '{}'")  # what a newer worker understands
+    world.step()
+    run = world.run(asked.run_id)
+    assert (run.state, run.attempt) == (RunState.SUCCEEDED, 1)
