@@ -52,7 +52,8 @@ class _Process:
 def run(settings: Settings) -> None:
     """Work until SIGTERM or SIGINT, then drain: hand runs back without counting an attempt.
 
-    Exit code 1 if a run could not be handed back in time; it goes on when its lease has expired.
+    Exit code 1 if a run could not be handed back in time, or the control database did not hear of
+    the end: such runs go on when their leases have expired.
     """
     process = _build(settings)
     if not revision.require(process.deps.engine):
@@ -64,9 +65,7 @@ def run(settings: Settings) -> None:
     logger.info("worker_started", extra={"worker": process.deps.worker_id})
     while not stop.wait(1.0):
         RUNNING.set(process.deps.heartbeat.running)
-    left = _drain(process, settings)
-    if left:
-        logger.warning("runs_left", extra={"runs": left, "worker": process.deps.worker_id})
+    if not _drain(process, settings):
         sys.exit(EXIT_LEFT)
 
 
@@ -140,11 +139,11 @@ def _dramatiq(
     return worker
 
 
-def _drain(process: _Process, settings: Settings) -> int:
+def _drain(process: _Process, settings: Settings) -> bool:
     """Stop taking jobs, tell running runs to hand themselves back, leave within the grace.
 
-    Return how many runs could not be handed back. Whatever hangs (a database that does not answer,
-    a thread inside a server call) is left behind when the grace is over: leases end it.
+    Say whether everything was handed back and said goodbye to. Whatever hangs (a database that
+    does not answer, a thread inside a server call) is left behind after that: leases end it.
     """
     process.draining.set()
     grace = settings.drain_grace.total_seconds()
@@ -159,7 +158,9 @@ def _drain(process: _Process, settings: Settings) -> int:
     deadline = monotonic() + grace
     while process.deps.heartbeat.running and monotonic() < deadline:
         sleep(0.05)
-    left = process.deps.heartbeat.running
+    orderly = not process.deps.heartbeat.running
+    if not orderly:
+        logger.warning("runs_left", extra={"runs": process.deps.heartbeat.running})
     process.worker.stop(timeout=2_000)
     try:
         with transaction(process.deps.engine) as tx:
@@ -167,9 +168,11 @@ def _drain(process: _Process, settings: Settings) -> int:
         process.deps.logs.stop()
     except SyncwardError as error:  # forgotten by the reaper instead
         logger.warning("not_signed_off", extra={"reason": error.public})
+        orderly = False
     process.deps.heartbeat.stop()
+    last.cancel()
     logger.info("worker_stopped", extra={"worker": process.deps.worker_id})
-    return left
+    return orderly
 
 
 def _leave_at_once() -> None:

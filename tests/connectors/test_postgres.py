@@ -2,7 +2,9 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Barrier
 from uuid import uuid4
 
 import psycopg
@@ -262,6 +264,34 @@ def test_a_zombie_cannot_write_and_leaves_nothing(engine):
     assert engine.pair.rows("destination", "SELECT id FROM acme.z") == [(1,)]
     source.close()
     zombie.close()
+
+
+def test_first_loads_into_one_new_schema_do_not_wait_for_each_other(engine):
+    engine.pair.source("CREATE TABLE a (id int PRIMARY KEY)", "CREATE TABLE b (id int PRIMARY KEY)")
+    ends = [engine.open() for _ in "ab"]
+    streams = [StreamSpec(name=f"public.{t}", mode="merge", key=("id",)) for t in "ab"]
+    requests = [engine.request(stream) for stream in streams]
+    for (_, destination), request in zip(ends, requests, strict=True):
+        destination.claim_stream(request)
+    arrived = Barrier(2, timeout=20)
+
+    def meet(chunks):
+        arrived.wait()  # both are inside their transactions now
+        yield from chunks
+
+    def load(number: int) -> None:
+        (source, destination), stream = ends[number], streams[number]
+        with source.extract(stream, None) as batches:
+            (batch,) = batches
+            batch.chunks = meet(batch.chunks)
+            destination.load(requests[number], batch)
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(load, n) for n in range(2)]:
+            done.result(timeout=60)
+    for source, destination in ends:
+        source.close()
+        destination.close()
 
 
 def test_a_destination_ahead_of_the_control_database_awaits_approval(engine):
