@@ -91,7 +91,7 @@ class Supervisor:
         finally:
             self.stop()
 
-    def stop(self, grace_s: float = 25.0) -> None:
+    def stop(self, grace_s: float = 30.0) -> None:
         """Ask all children to drain; kill what has not ended within the grace."""
         living = [c.process for c in self.children if c.process is not None]
         for process in living:
