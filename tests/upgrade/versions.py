@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from cli.supervisor import child_environment
+from storage import revision
 
 ROOT = Path(__file__).parent.parent.parent
 PREVIOUS = Path(__file__).parent / "previous"
@@ -41,6 +43,24 @@ def unpack_previous(place: Path) -> Path:
         pytest.skip(reason)
     with tarfile.open(fileobj=BytesIO(done.stdout)) as archive:
         archive.extractall(place, filter="data")
+    return place
+
+
+def make_next(place: Path) -> Path:
+    """Copy this tree and give it one more migration, which adds a column to every busy table."""
+    names = "cli connectors crypto embedded scheduler schemas storage workers"
+    for package in names.split():
+        shutil.copytree(ROOT / package, place / package)
+    number = int(revision.wanted())
+    versions = place / "storage" / "migrations" / "versions"
+    tables = ("active_runs", "schedules", "leases", "connections", "streams", "cursors", "runs")
+    adds = "\n".join(f"ALTER TABLE {table} ADD COLUMN of_next int;" for table in tables)
+    newest = next(versions.glob(f"{number:04d}_*.py"))
+    (versions / f"{number + 1:04d}_next.sql").write_text(adds)
+    script = newest.read_text()
+    for name, old in (("down_revision", number - 1), ("revision", number)):
+        script = script.replace(f'\n{name} = "{old:04d}"', f'\n{name} = "{old + 1:04d}"')
+    (versions / f"{number + 1:04d}_next.py").write_text(script)
     return place
 
 
