@@ -35,7 +35,9 @@ def amnesty(tx: Connection, lease: timedelta) -> bool:
     )
 
 
-def expired_leases(tx: Connection, principal: Principal) -> int:
+def expired_leases(
+    tx: Connection, principal: Principal, lost_leases_max: int = LOST_LEASES_MAX
+) -> int:
     """Take runs from workers that went silent: back to the queue, or failed after too many."""
     leases = tx.execute(
         text(
@@ -45,10 +47,10 @@ def expired_leases(tx: Connection, principal: Principal) -> int:
         ),
         {"limit": REAP_BATCH},
     ).all()
-    return sum(_take(tx, lease, principal) for lease in leases)
+    return sum(_take(tx, lease, principal, lost_leases_max) for lease in leases)
 
 
-def _take(tx: Connection, lease: Row[Any], principal: Principal) -> bool:
+def _take(tx: Connection, lease: Row[Any], principal: Principal, lost_leases_max: int) -> bool:
     lock_schedule(tx, lease.subject_id)
     gone = tx.execute(
         text("DELETE FROM leases WHERE token = :token AND expires_at < clock_timestamp()"),
@@ -64,7 +66,7 @@ def _take(tx: Connection, lease: Row[Any], principal: Principal) -> bool:
         return False
     if run.cancel_requested_at is not None:
         _end(tx, run, RunState.CANCELLED, principal, code="cancelled", error="Cancelled.")
-    elif run.lost_leases + 1 >= LOST_LEASES_MAX:
+    elif run.lost_leases + 1 >= lost_leases_max:
         text_ = (
             f"The worker was lost {run.lost_leases + 1} times without progress; the connection is "
             "paused. Look at the workers' memory and logs, then: syncward connection resume"

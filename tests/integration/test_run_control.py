@@ -1,6 +1,7 @@
 """Run control on real Postgres: claims, fences, retries, losses, triggers, caps."""
 
 import threading
+from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID, uuid4
 
@@ -152,6 +153,20 @@ def test_three_lost_leases_without_progress_pause_the_connection(shop):
         ("paused", "lost_leases")
     ]
     assert "connection.paused" in shop.events()
+
+
+def test_the_number_of_lost_leases_that_pause_is_a_setting(shop):
+    more = shop.scheduler.settings.model_copy(update={"lost_leases_max": 5})
+    scheduler = replace(shop.scheduler, settings=more)
+    asked = shop.enqueue()
+    for lost in range(5):
+        assert state(shop, asked.run_id) is RunState.QUEUED, f"after {lost} lost leases"
+        shop.control.act("UPDATE active_runs SET not_before = now()")
+        (job,) = shop.dispatch()
+        assert isinstance(shop.claim(job), Claim)
+        shop.expire_leases()
+        ticks.reap_tick(scheduler)
+    assert shop.run(asked.run_id).error_code == "lost_leases"
 
 
 def test_progress_resets_the_count_of_lost_leases(shop):
