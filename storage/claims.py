@@ -335,5 +335,9 @@ def _put_back(tx: Connection, held: Claim, outcome: Outcome, principal: Principa
     ).one_or_none()
     if row is None:
         raise LeaseLost(f"run {held.run_id}: another worker owns it")
+    if row.cancel_requested_at is not None:  # a drain or a failure came first: nobody waits for it
+        tx.execute(text("DELETE FROM active_runs WHERE run_id = :run"), {"run": held.run_id})
+        end(tx, row, RunState.CANCELLED, principal, error_code="cancelled", error="Cancelled.")
+        return
     free_account(tx, held.account_id, has_work=True)
     audit.append(tx, run_event(action, row, principal, reason=outcome.error_code or outcome.kind))

@@ -248,6 +248,26 @@ def test_a_cancelled_run_whose_worker_died_ends_cancelled(shop):
     assert state(shop, claim.run_id) is RunState.CANCELLED
 
 
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        Outcome(OutcomeKind.HANDED_BACK, "draining"),
+        Outcome(OutcomeKind.RETRY, "transient", "x", timedelta(seconds=0)),
+        Outcome(OutcomeKind.AWAITING_APPROVAL, "guard", "too many deletes"),
+    ],
+    ids=lambda outcome: str(outcome.kind),
+)
+def test_a_cancel_that_an_attempt_did_not_hear_still_ends_the_run(shop, outcome):
+    claim = claimed(shop)
+    again = shop.enqueue()
+    with shop.cli.inside() as (tx, _, _name):
+        runs.cancel(tx, claim.run_id, OPERATOR)
+    finish(shop, claim, outcome)
+    assert state(shop, claim.run_id) is RunState.CANCELLED
+    assert state(shop, again.run_id) is RunState.QUEUED, "what was asked for meanwhile begins"
+    assert len(shop.dispatch()) == 1
+
+
 def test_a_test_run_that_no_worker_takes_fails_with_a_next_step(shop):
     from schemas.runs import RunKind, RunOptions
     from storage import resources
