@@ -19,7 +19,7 @@ from schemas.limits import (
 )
 from schemas.runs import Priority, RunState
 from storage import audit
-from storage.endings import end, free_account, lock_schedule, run_event
+from storage.endings import end, free_account, run_event
 from storage.runs import wake_account
 
 
@@ -38,11 +38,16 @@ def amnesty(tx: Connection, lease: timedelta) -> bool:
 def expired_leases(
     tx: Connection, principal: Principal, lost_leases_max: int = LOST_LEASES_MAX
 ) -> int:
-    """Take runs from workers that went silent: back to the queue, or failed after too many."""
+    """Take runs from workers that went silent: back to the queue, or failed after too many.
+
+    A run whose schedule somebody holds is left for the next tick: a process that froze inside a
+    transaction must not keep the runs of all others from being recovered.
+    """
     leases = tx.execute(
         text(
-            "SELECT l.run_id, l.token, a.subject_id FROM leases l "
-            "JOIN active_runs a ON a.run_id = l.run_id "
+            "SELECT l.run_id, l.token, a.subject_id, s.connection_id IS NOT NULL AS scheduled "
+            "FROM leases l JOIN active_runs a ON a.run_id = l.run_id "
+            "LEFT JOIN schedules s ON s.connection_id = a.subject_id "
             "WHERE l.expires_at < clock_timestamp() LIMIT :limit"
         ),
         {"limit": REAP_BATCH},
@@ -51,7 +56,8 @@ def expired_leases(
 
 
 def _take(tx: Connection, lease: Row[Any], principal: Principal, lost_leases_max: int) -> bool:
-    lock_schedule(tx, lease.subject_id)
+    if not _lock(tx, lease):
+        return False
     gone = tx.execute(
         text("DELETE FROM leases WHERE token = :token AND expires_at < clock_timestamp()"),
         {"token": lease.token},
@@ -75,6 +81,17 @@ def _take(tx: Connection, lease: Row[Any], principal: Principal, lost_leases_max
     else:
         _requeue_lost(tx, run, principal)
     return True
+
+
+def _lock(tx: Connection, lease: Row[Any]) -> bool:
+    """Lock the schedule, first in the order, unless somebody holds it: then False."""
+    if not lease.scheduled:
+        return True
+    schedule = tx.execute(
+        text("SELECT FROM schedules WHERE connection_id = :id FOR NO KEY UPDATE SKIP LOCKED"),
+        {"id": lease.subject_id},
+    )
+    return schedule.one_or_none() is not None
 
 
 def _requeue_lost(tx: Connection, run: Row[Any], principal: Principal) -> None:

@@ -11,10 +11,12 @@ from scheduler import ticks
 from schemas.errors import Conflict, LeaseLost
 from schemas.jobs import Job
 from schemas.records import StreamResult
-from schemas.runs import Claim, Outcome, OutcomeKind, RunState
-from storage import claims, connections, dispatch, runs
+from schemas.runs import Claim, Outcome, OutcomeKind, RunKind, RunOptions, RunState
+from storage import claims, connections, dispatch, resources, runs
 from storage.claims import ClaimRefusal
+from storage.endings import lock_schedule
 from storage.engine import transaction
+from storage.runs import Subject
 from tests.world import OPERATOR
 from workers import run_sync
 
@@ -155,6 +157,31 @@ def test_three_lost_leases_without_progress_pause_the_connection(shop):
     assert "connection.paused" in shop.events()
 
 
+def test_a_frozen_transaction_does_not_keep_others_from_being_recovered(shop):
+    """A worker stopped between two statements holds its rows; the other runs go on meanwhile."""
+    frozen, lost = claimed(shop), unscheduled(shop)
+    shop.expire_leases()
+    with transaction(shop.deps.engine) as tx:
+        lock_schedule(tx, frozen.subject_id)
+        assert ticks.reap_tick(shop.scheduler) == 1
+        assert state(shop, lost.run_id) is RunState.QUEUED
+        assert state(shop, frozen.run_id) is RunState.RUNNING
+    assert ticks.reap_tick(shop.scheduler) == 1
+    assert state(shop, frozen.run_id) is RunState.QUEUED
+
+
+def unscheduled(shop) -> Claim:
+    """A second claimed run: a discovery of the source."""
+    with shop.cli.inside() as (tx, account, _name):
+        found = resources.get(tx, "shop")
+        subject = Subject(found.resource_id, account.account_id, found.resource_id)
+        runs.enqueue(tx, subject, RunKind.DISCOVER, RunOptions(), OPERATOR)
+    (job,) = shop.dispatch()
+    claim = shop.claim(job)
+    assert isinstance(claim, Claim)
+    return claim
+
+
 def test_the_number_of_lost_leases_that_pause_is_a_setting(shop):
     more = shop.scheduler.settings.model_copy(update={"lost_leases_max": 5})
     scheduler = replace(shop.scheduler, settings=more)
@@ -269,10 +296,6 @@ def test_a_cancel_that_an_attempt_did_not_hear_still_ends_the_run(shop, outcome)
 
 
 def test_a_test_run_that_no_worker_takes_fails_with_a_next_step(shop):
-    from schemas.runs import RunKind, RunOptions
-    from storage import resources
-    from storage.runs import Subject
-
     with shop.cli.inside() as (tx, account, _name):
         found = resources.get(tx, "shop")
         asked = runs.enqueue(
