@@ -1,6 +1,7 @@
 """Run control on real Postgres: claims, fences, retries, losses, triggers, caps."""
 
 import threading
+import time
 from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID, uuid4
@@ -404,6 +405,26 @@ def test_a_run_that_ends_while_the_dispatcher_looks_is_not_forgotten(shop):
     assert shop.control.all("SELECT at_cap FROM account_queues") == [(True,)], "as it was seen"
     ticks.reap_tick(shop.scheduler)
     assert shop.control.all("SELECT at_cap, has_work FROM account_queues") == [(False, True)]
+
+
+def test_two_first_loads_into_one_new_schema_both_succeed(shop):
+    with shop.pair.connect("destination", autocommit=False) as other:  # as another first load would
+        other.execute("SELECT pg_advisory_xact_lock(hashtext('_syncward.schema'))")
+        other.execute("CREATE SCHEMA acme AUTHORIZATION writer")
+        asked = shop.enqueue()
+        worker = threading.Thread(target=shop.step)
+        worker.start()
+        waiting = (
+            "SELECT 1 FROM pg_stat_activity WHERE application_name = 'syncward:destination' "
+            "AND datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        deadline = time.monotonic() + 30
+        while not shop.pair.rows("destination", waiting):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    worker.join()
+    run = shop.run(asked.run_id)
+    assert (run.state, run.error) == (RunState.SUCCEEDED, None)
 
 
 def test_a_stuck_run_is_asked_to_stop(shop):
