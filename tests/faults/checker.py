@@ -9,6 +9,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from typing import Any
 from urllib.parse import quote
 from uuid import UUID
 
@@ -27,30 +28,30 @@ _LABEL = re.compile(r'\w+="((?:[^"\\]|\\.)*)"')
 
 
 def i1_every_slot_has_one_ledger_row(history: History, facts: Facts) -> list[str]:
-    """Each slot of a schedule's window is in the ledger exactly once, and nothing else is."""
-    kept: dict[UUID, list[datetime]] = defaultdict(list)
+    """Each slot of a schedule's window is in the ledger exactly once, with a row or counted by the
+    row after it (`missed`), and nothing else is."""
+    kept: dict[UUID, list[Any]] = defaultdict(list)
     for slot in history.slots:
-        kept[slot.connection_id].append(slot.scheduled_for)
+        kept[slot.connection_id].append(slot)
     bad = []
     for schedule in history.schedules:
         if schedule.connection_id not in facts.windows:
             continue
-        begin, end = facts.windows[schedule.connection_id]
-        every = timedelta(seconds=schedule.interval_s)
-        k = (begin - schedule.anchor_at) // every + 1
-        wanted = {begin} if begin < end else set()
-        while (at := schedule.anchor_at + k * every) < end:
-            wanted.add(at)
-            k += 1
-        there = Counter(at for at in kept[schedule.connection_id] if begin <= at < end)
-        bad += [
-            f"{schedule.connection_id}: slot {at} is not in the ledger"
-            for at in wanted - set(there)
-        ]
-        bad += [f"{schedule.connection_id}: {at} is no slot" for at in set(there) - wanted]
-        bad += [
-            f"{schedule.connection_id}: slot {at} {n} times" for at, n in there.items() if n > 1
-        ]
+        name, every = schedule.connection_id, timedelta(seconds=schedule.interval_s)
+        expected, end = facts.windows[name]
+        for slot in kept[name]:
+            if not expected - every / 2 <= slot.scheduled_for < end - every / 2:
+                if facts.windows[name][0] <= slot.scheduled_for < end:
+                    bad.append(f"{name}: slot {slot.scheduled_for} is there twice, or is none")
+                continue
+            passed = round((slot.scheduled_for - expected) / every)
+            if passed != slot.missed:
+                bad.append(
+                    f"{name}: {passed} slots before {slot.scheduled_for}, {slot.missed} kept"
+                )
+            expected = slot.scheduled_for + every
+        if round((end - expected) / every):
+            bad.append(f"{name}: the ledger ends before {expected}, the window at {end}")
     return bad
 
 

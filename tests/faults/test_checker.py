@@ -410,7 +410,9 @@ STORIES = {
         "I1", slots_pass_while_no_scheduler_runs, a_ledger
     ),
     "an ended run leaves no history": Story(
-        "I2", a_run_comes_and_goes, no_sql((r"INSERT INTO runs \([\s\S]*", "SELECT 1"))
+        "I2",
+        a_run_comes_and_goes,
+        no_sql((r"kept AS \(INSERT INTO runs[\s\S]*? FROM gone g\), ", "")),
     ),
     "a commit does not ask where the cursor stands": Story(
         "I3", a_load_is_repeated_because_its_answer_was_lost, the_cursor_in_the_destinations_commit
@@ -444,9 +446,8 @@ STORIES = {
         a_zombie_ends_the_run_that_was_taken_from_it,
         no_sql(
             (
-                r"(DELETE FROM active_runs WHERE run_id = \S+) AND lease_token = \S+ "
-                r"AND state = 'running'",
-                r"\1",
+                r"(WHERE run_id = \S+) AND lease_token = \S+ (RETURNING active_runs\.\*)",
+                r"\1 \2",
             )
         ),
     ),
@@ -476,7 +477,12 @@ STORIES = {
     "an end leaves its lease": Story(
         "I15",
         a_run_comes_and_goes,
-        no_sql((r"WITH unleased AS \(DELETE FROM leases WHERE token = \S+\) DELETE", "DELETE")),
+        no_sql(
+            (
+                r"unleased AS \(DELETE FROM leases WHERE token = \S+ RETURNING 1\)",
+                "unleased AS (SELECT 1)",
+            )
+        ),
     ),
     "a label takes any value": Story("I16", metrics_are_scraped, the_closed_set_of_codes),
     "an unanswered dispatch is taken back too late": Story(

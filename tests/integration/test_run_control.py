@@ -407,6 +407,19 @@ def test_a_run_that_ends_while_the_dispatcher_looks_is_not_forgotten(shop):
     assert shop.control.all("SELECT at_cap, has_work FROM account_queues") == [(False, True)]
 
 
+def test_slots_stand_on_the_databases_clock_from_the_first_one_on(shop):
+    """The first slot from one clock and the next from another come twice, or an hour late."""
+    shop.apply(STREAMS, schedule="{every: 10s}")
+    grid = "SELECT mod(extract(epoch FROM next_due_at - anchor_at)::numeric, 10) FROM schedules"
+    assert shop.control.one(grid) == 0
+    with shop.cli.inside() as (tx, account, _name):
+        found = connections.get(tx, "shop-to-lake")
+        connections.pause(tx, account, found, OPERATOR)
+        at = connections.now(tx) + timedelta(seconds=10)
+        assert connections.resume(tx, account, found, next_due_at=at, principal=OPERATOR)
+    assert shop.control.one(grid) == 0
+
+
 def test_two_first_loads_into_one_new_schema_both_succeed(shop):
     with shop.pair.connect("destination", autocommit=False) as other:  # as another first load would
         other.execute("SELECT pg_advisory_xact_lock(hashtext('_syncward.schema'))")
