@@ -1,16 +1,17 @@
 """What the chaos run attacks: servers, processes, accounts with connections, rows that change."""
 
 import json
-import os
 import re
 import secrets
 import subprocess
 import sys
 import time
+import urllib.request
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
 from threading import Event, Thread
@@ -34,7 +35,7 @@ from schemas.start import EXIT_REFUSED
 from storage import accounts, connections, migrate, runs
 from storage.roles import create_login
 from tests.faults import recording
-from tests.faults.history import Stream
+from tests.faults.history import Outage, Stream
 from tests.world import Control, Pair
 
 OPERATOR = Principal("operator", "chaos")
@@ -52,7 +53,10 @@ _STARTED = re.compile(r"worker_started worker=(\S+)")
 CONNECTIONS = {
     "items": ("{every: 2s}", {"{a}_items": "{mode: merge, key: [id], cursor: xmin}"}),
     "log": ("{every: 3s}", {"{a}_log": "{mode: append, cursor: xmin}"}),
-    "wide": ("manual", {"{a}_wide": "{mode: replace, key: [id]}"}),
+    "wide": (
+        "manual",
+        {"{a}_wide": "{mode: replace, key: [id]}", "{a}_slow": "{mode: replace, key: [id]}"},
+    ),
     "both": (
         "manual",
         {
@@ -61,6 +65,11 @@ CONNECTIONS = {
         },
     ),
 }
+#: A view that takes its time in the middle of a copy, so that faults meet runs.
+SLOW = (
+    "CREATE VIEW {a}_slow AS SELECT id, v, n FROM {a}_right "
+    "WHERE id % 100 <> 0 OR pg_sleep(0.3) IS NOT NULL"
+)
 #: table -> how many rows at first, and how wide.
 TABLES = {"items": (2_000, 20), "log": (500, 20), "left": (500, 20), "right": (500, 20)}
 WIDE = (9_000, 900)  # of the first account: over 8 MB, so that there is a middle to be killed in
@@ -191,6 +200,7 @@ class Arena:
                         f"INSERT INTO {account}_{table} (v, n) "
                         f"SELECT rpad('v' || g, {width}, 'x'), 0 FROM generate_series(1, {rows}) g"
                     )
+                shop.execute(SLOW.format(a=account))
             shop.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader")
 
     def _make_accounts(self) -> None:
@@ -305,6 +315,27 @@ class Arena:
                 process.wait()
                 self.failed.append(RuntimeError(f"process {process.pid} did not end on SIGTERM"))
 
+    def watch_schedulers(self, outages: list[Outage]) -> None:
+        """Write down when no scheduler answered: killed, frozen, or still starting."""
+        self._thread(lambda: self._watch(outages))
+
+    def _watch(self, outages: list[Outage]) -> None:
+        seen = now()
+        while not self._stop.wait(0.2):
+            if any(answers(port) for port in self.ports[: self.schedulers]):
+                at = now()
+                if at - seen > timedelta(seconds=1):
+                    outages.append(Outage(seen, at + timedelta(seconds=1)))  # until its first tick
+                seen = at
+
+    def wait_until_up(self) -> None:
+        """Wait until every process of ours answers."""
+        deadline = time.monotonic() + 120
+        while not all(answers(port) for port in self.ports):
+            if time.monotonic() > deadline or self.failed:
+                raise RuntimeError(f"not every process came up: {self.failed}")
+            time.sleep(0.1)
+
     # ── people and applications ──────────────────────────────────────────────────────────────
 
     def change_rows(self, random: Random, quiet: Event) -> None:
@@ -355,16 +386,21 @@ class Arena:
                 account, short = name.split("/")
                 for stream in CONNECTIONS[short][1]:
                     table = stream.format(a=account)
-                    here = shop.execute(f"SELECT id, v, n FROM {table} ORDER BY id, n").fetchall()
-                    there = lake.execute(
-                        f"SELECT id, v, n FROM {account}.{table} ORDER BY id, n"
-                    ).fetchall()
+                    rows = table.replace("_slow", "_right")  # the same rows, without its sleep
+                    here = shop.execute(f"SELECT id, v, n FROM {rows}").fetchall()
+                    there = lake.execute(f"SELECT id, v, n FROM {account}.{table}").fetchall()
                     found.append(
                         Stream(connection, table, _minus(here, there), _minus(there, here))
                     )
         return found
 
     def close(self) -> None:
+        """End whatever is left, servers last."""
+        self._stop.set()
+        for program in self.programs:
+            if program.process is not None:
+                program.process.kill()
+                program.process.wait()
         self.control.dispose()
         self.pair.close()
         self.valkey.stop()
@@ -372,9 +408,16 @@ class Arena:
         self.base.stop()
 
 
-def _minus(some: list[tuple[Any, ...]], others: list[tuple[Any, ...]]) -> int:
-    from collections import Counter
+def answers(port: int) -> bool:
+    """Say whether a process serves its metrics; one that is frozen does not."""
+    try:
+        with urllib.request.urlopen(f"http://{HOST}:{port}/metrics", timeout=1) as answer:
+            return bool(answer.read())
+    except OSError:
+        return False
 
+
+def _minus(some: list[tuple[Any, ...]], others: list[tuple[Any, ...]]) -> int:
     return sum((Counter(some) - Counter(others)).values())
 
 
@@ -396,11 +439,3 @@ def _change_once(shop: psycopg.Connection[Any], random: Random) -> None:
 
 def now() -> datetime:
     return datetime.now(UTC)
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True

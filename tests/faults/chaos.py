@@ -5,6 +5,7 @@ N seconds of faults are over. docs/faults.md says what is done and what is check
 """
 
 import argparse
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from random import Random
 from threading import Event
@@ -43,15 +44,15 @@ HEADLINES = {
 class Report:
     """What one seed came to."""
 
+    root: Path
     seed: int
     seconds: float
     faults: Counter[str]
     runs: int
     states: Counter[str]
-    attempts: int
     leases_lost: int
     drained_after: timedelta | None
-    recovered: int
+    evidence: dict[str, int]
     violations: dict[str, list[str]] = field(default_factory=dict)
 
     def lines(self) -> Iterator[str]:
@@ -62,9 +63,12 @@ class Report:
         states = ", ".join(f"{n} {state}" for state, n in self.states.items())
         yield f"seed {self.seed}: {self.faults.total()} faults in {self.seconds:.0f} s ({made})"
         yield (
-            f"  {self.runs} runs finished ({states}) in {self.attempts} attempts; "
+            f"  {self.runs} runs finished ({states}) ; "
             f"{self.leases_lost} leases lost; drained {drained} after the last fault"
         )
+        yield "  judged: " + ", ".join(f"{n} {what}" for what, n in self.evidence.items())
+        if self.violations:
+            yield f"  everything is kept in {self.root}"
         for name, bad in self.violations.items():
             yield f"  {name} VIOLATED {len(bad)} times: " + "; ".join(bad[:5])
 
@@ -77,9 +81,9 @@ def run(root: Path, seed: int, seconds: float, *, tablespace: Path | None = None
     nemesis = Nemesis(arena, random, facts)
     try:
         arena.start()
-        begins = dict(arena.control.all(
-            "SELECT connection_id, next_due_at FROM schedules WHERE kind = 'interval'"))  # fmt: skip
+        begins = dict(arena.control.all(_FIRST_SLOTS))
         arena.run_programs()
+        arena.watch_schedulers(facts.outages)
         _finish_all(arena)
         with arena.pair.connect("destination") as lake:
             recording.record_commits(lake)
@@ -97,18 +101,17 @@ def run(root: Path, seed: int, seconds: float, *, tablespace: Path | None = None
         arena.stop_programs()
         return _judge(arena, nemesis, facts, seconds)
     finally:
-        nemesis.heal()
-        for program in arena.programs:
-            with suppress(Exception):
-                if program.process is not None:
-                    program.process.kill()
+        nemesis.let_go()
         arena.close()
+
+
+_FIRST_SLOTS = "SELECT connection_id, next_due_at FROM schedules WHERE kind = 'interval'"
 
 
 def _facts() -> Facts:
     return Facts(
         lease=timedelta(seconds=LEASE_S), dispatch_deadline=DISPATCH_DEADLINE, runs_max=RUNS_MAX,
-        slack=timedelta(seconds=3),
+        slack=timedelta(seconds=5),
     )  # fmt: skip
 
 
@@ -132,7 +135,7 @@ def _cut_waits(arena: Arena) -> None:
         )
 
 
-def _end_schedules(arena: Arena) -> dict[UUID, object]:
+def _end_schedules(arena: Arena) -> dict[UUID, datetime]:
     """Let no further slot come; return the first slot of each that was not claimed any more."""
     return dict(arena.control.all(
         "WITH old AS (SELECT connection_id, next_due_at FROM schedules "
@@ -196,14 +199,13 @@ def _judge(arena: Arena, nemesis: Nemesis, facts: Facts, seconds: float) -> Repo
         violations = checker.check(history, facts)
         if arena.failed:
             violations["arena"] = [repr(error) for error in arena.failed]
-        started = [e for e in history.events if e.action == "run.started"]
         lost = [
             e for e in history.events if e.action == "run.requeued" and e.reason == "lost_lease"
         ]
         return Report(
-            arena.seed, seconds, nemesis.made, len(history.runs),
-            Counter(run.state for run in history.runs), len(started), len(lost),
-            facts.drained_after, len(facts.kills), violations,
+            arena.root, arena.seed, seconds, nemesis.made, len(history.runs),
+            Counter(run.state for run in history.runs), len(lost), facts.drained_after,
+            checker.evidence(history, facts), violations,
         )  # fmt: skip
 
 
@@ -252,7 +254,7 @@ def small_disk(root: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(mount)], check=True)
 
 
-def seed_run(seed: int, seconds: float, *, real_disk: bool) -> Report:
+def one_seed(seed: int, seconds: float, *, real_disk: bool) -> Report:
     """One seed in a directory of its own, which goes away if all is well."""
     root = Path(tempfile.mkdtemp(prefix=f"chaos-{seed}-"))
     if real_disk:
@@ -260,6 +262,8 @@ def seed_run(seed: int, seconds: float, *, real_disk: bool) -> Report:
             report = run(root, seed, seconds, tablespace=place)
     else:
         report = run(root, seed, seconds)
+    if not report.violations:
+        shutil.rmtree(root, ignore_errors=True)
     return report
 
 
@@ -274,7 +278,7 @@ def main() -> int:
     left = chosen.seconds
     while left > 0:
         each = min(left, chosen.each)
-        report = seed_run(chosen.seed + len(reports), each, real_disk=chosen.real_disk)
+        report = one_seed(chosen.seed + len(reports), each, real_disk=chosen.real_disk)
         reports.append(report)
         print("\n".join(report.lines()), flush=True)
         left -= each

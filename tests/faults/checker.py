@@ -7,8 +7,8 @@ Each is one function from what is there (and what the run wrote down) to a list 
 import base64
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
 from uuid import UUID
@@ -173,7 +173,7 @@ def i7_only_the_owner_writes(history: History, _: Facts) -> list[str]:
                 holder = None
     drawn = {(e.target_id, e.detail["fence"]) for e in history.events if e.action == "run.started"}
     bad += [
-        f"{commit.connection_id} {commit.stream}: run {commit.run_id} wrote under fence {commit.fence}"
+        f"{commit.connection_id} {commit.stream}: {commit.run_id} wrote with fence {commit.fence}"
         for commit in history.commits
         if (commit.run_id, commit.fence) not in drawn
     ]
@@ -203,7 +203,7 @@ def i8_everything_drains(history: History, facts: Facts) -> list[str]:
 
 def i9_killed_runs_are_recovered_in_time(history: History, facts: Facts) -> list[str]:
     """What a killed worker held goes on within its lease and two ticks (plus outages): p99."""
-    times = sorted(_recoveries(history, facts))
+    times = sorted(recoveries(history, facts))
     if not times:
         return []
     p99 = times[max(0, -(-len(times) * 99 // 100) - 1)]
@@ -213,7 +213,8 @@ def i9_killed_runs_are_recovered_in_time(history: History, facts: Facts) -> list
     )
 
 
-def _recoveries(history: History, facts: Facts) -> Iterator[timedelta]:
+def recoveries(history: History, facts: Facts) -> Iterator[timedelta]:
+    """How long each run of a killed worker stood still, outages left out."""
     for kill in facts.kills:
         for events in history.of_runs.values():
             for started, released in holds(events):
@@ -222,7 +223,7 @@ def _recoveries(history: History, facts: Facts) -> Iterator[timedelta]:
                     yield end - kill.at - facts.disturbed(kill.at, end)
 
 
-def holds(events: list[Event]) -> Iterator[tuple[Event, Event | None]]:
+def holds(events: Sequence[Event]) -> Iterator[tuple[Event, Event | None]]:
     """Pair each start of a run with what released it, if anything did."""
     started: Event | None = None
     for event in events:
@@ -292,6 +293,16 @@ _FINAL = frozenset(state for state, moves in MOVES.items() if not moves)
 
 def i13_equal_backlogs_are_served_equally(history: History, facts: Facts) -> list[str]:
     """Jain's index over accounts of equal weight, counted while all of them had runs waiting."""
+    served = turns(history, facts)
+    total = served.total()
+    if not facts.equals or total < facts.turns_min * len(facts.equals):
+        return []  # too few turns under contention to say anything
+    index = total**2 / (len(facts.equals) * sum(n**2 for n in served.values()))
+    return [f"Jain's index {index:.3f}: {served}"] if index < JAIN_MIN else []
+
+
+def turns(history: History, facts: Facts) -> Counter[UUID | None]:
+    """Count each account's dispatches in transactions that left all accounts a backlog."""
     waiting: dict[UUID | None, set[UUID]] = defaultdict(set)
     served: Counter[UUID | None] = Counter()
     by_transaction: dict[int, list[Event]] = defaultdict(list)
@@ -307,11 +318,7 @@ def i13_equal_backlogs_are_served_equally(history: History, facts: Facts) -> lis
                 waiting[event.account_id].discard(event.target_id)
         if before and all(waiting[account] for account in facts.equals):
             served.update(e.account_id for e in sent if e.account_id in facts.equals)
-    total = sum(served.values())
-    if not facts.equals or total < facts.turns_min * len(facts.equals):
-        return []  # too few turns under contention to say anything
-    index = total**2 / (len(facts.equals) * sum(n**2 for n in served.values()))
-    return [f"Jain's index {index:.3f}: {served}"] if index < JAIN_MIN else []
+    return served
 
 
 def i14_no_secret_leaves(history: History, facts: Facts) -> list[str]:
@@ -349,8 +356,9 @@ def i15_nothing_is_left_behind(history: History, _: Facts) -> list[str]:
     ]
     sessions = (
         "SELECT a.application_name, a.state, (SELECT count(*) FROM pg_locks l WHERE l.pid = a.pid "
-        "AND l.locktype <> 'virtualxid') FROM pg_stat_activity a WHERE datname = current_database() "
-        "AND application_name LIKE 'syncward%' AND pid <> pg_backend_pid()"
+        "AND l.locktype <> 'virtualxid') FROM pg_stat_activity a "
+        "WHERE datname = current_database() AND application_name LIKE 'syncward%' "
+        "AND pid <> pg_backend_pid()"
     )
     for server in (history.control, *history.destinations):
         bad += [
@@ -433,3 +441,20 @@ def check(history: History, facts: Facts) -> dict[str, list[str]]:
     """Return what is violated, by invariant; nothing if all hold."""
     found = {name: invariant(history, facts) for name, invariant in INVARIANTS.items()}
     return {name: bad for name, bad in found.items() if bad}
+
+
+def evidence(history: History, facts: Facts) -> dict[str, int]:
+    """Count what there was to judge: an invariant over nothing says nothing."""
+    actions = Counter(event.action for event in history.events)
+    return {
+        "slots": len(history.slots),
+        "runs": len(history.runs),
+        "starts": actions["run.started"],
+        "dispatches": actions["run.dispatched"],
+        "commits of rows": len(history.commits),
+        "moves": len(history.moves),
+        "cancels of running runs": actions["run.cancel_requested"],
+        "recoveries after a kill": len(list(recoveries(history, facts))),
+        "drains": sum(e.reason in HANDED_BACK for e in history.events),
+        "turns under contention": turns(history, facts).total(),
+    }

@@ -103,10 +103,13 @@ class History:
             "FROM audit.event ORDER BY seq"
         )
         return [
-            Event(*row[:6], body.get("reason"), body["principal"], body.get("detail", {}))
+            Event(
+                row.seq, row.xid, row.at, row.account_id, row.action, row.target_id,
+                body.get("reason"), body["principal"], body.get("detail", {}),
+            )
             for row in found
             for body in (json.loads(row.body),)
-        ]
+        ]  # fmt: skip
 
     @cached_property
     def of_runs(self) -> dict[UUID, list[Event]]:

@@ -24,10 +24,10 @@ from tests.faults.arena import LEASE_S, OPERATOR, Arena, Program, now
 from tests.faults.history import Facts, Kill, Outage
 from workers.enqueue import JobQueue, open_client
 
-#: A killed scheduler is back by then: restart, imports, first tick (a loaded machine).
-SCHEDULER_BACK = timedelta(seconds=6)
 #: After the database came back the reaper waits so long before it takes a lease from anybody.
 AMNESTY = timedelta(seconds=1.5 * LEASE_S + 1)
+#: Looks for a run to hit before a fault takes what there is.
+WAIT_FOR_PREY = 40
 #: Bytes that a file of the destination may have while its disk is "full": more than a WAL segment.
 FILE_LIMIT = 16 * 1024 * 1024
 
@@ -42,7 +42,6 @@ class Nemesis:
     made: Counter[str] = field(default_factory=Counter)
     _timers: list[Timer] = field(default_factory=list)
     _stopped: set[int] = field(default_factory=set)
-    _down: dict[str, tuple[datetime, datetime]] = field(default_factory=dict)
     _filler: Path | None = None
 
     def strike(self) -> None:
@@ -56,7 +55,14 @@ class Nemesis:
             pass  # a server that another fault has just taken down
 
     def heal(self) -> None:
-        """Undo everything that lasts: from here on nothing is wrong any more."""
+        """Undo everything that lasts, until everything is up: from here on nothing is wrong."""
+        self.let_go()
+        for server in (self.arena.base, self.arena.data, self.arena.valkey):
+            server.start(server.port)
+        self.arena.wait_until_up()
+
+    def let_go(self) -> None:
+        """Resume what is frozen, free what is full."""
         for timer in self._timers:
             timer.cancel()
         for pid in list(self._stopped):
@@ -64,8 +70,6 @@ class Nemesis:
         self.free_disk()
         for program in self.arena.programs:
             program.log_is_full = False
-        for server in (self.arena.base, self.arena.data, self.arena.valkey):
-            server.start(server.port)
 
     # ── helpers of the faults ────────────────────────────────────────────────────────────────
 
@@ -80,12 +84,16 @@ class Nemesis:
         return self.random.choice(found) if found else None
 
     def busy_worker(self) -> Program | None:
-        """A worker that holds a run now, so that the fault hits the middle of something."""
-        with psycopg.connect(self.arena.control.admin_url) as link:
-            held = {row[0] for row in link.execute("SELECT worker_id FROM leases").fetchall()}
-        busy = [p for p in self.arena.of("workers") if p.pid and p.worker_id() in held]
-        busy = [p for p in busy if p.pid not in self._stopped]
-        return self.random.choice(busy) if busy else self.living("workers")
+        """A worker that holds a run, so that the fault hits the middle of something; or any."""
+        names = {p.worker_id(): p for p in self.arena.of("workers") if p.pid}
+        with psycopg.connect(self.arena.control.admin_url, autocommit=True) as link:
+            for _look in range(WAIT_FOR_PREY):
+                held = [row[0] for row in link.execute("SELECT worker_id FROM leases").fetchall()]
+                busy = [names[w] for w in held if w in names and names[w].pid not in self._stopped]
+                if busy:
+                    return self.random.choice(busy)
+                time.sleep(0.02)
+        return self.living("workers")
 
     def freeze(self, program: Program) -> float:
         """SIGSTOP for longer than a lease."""
@@ -100,14 +108,6 @@ class Nemesis:
         self._stopped.discard(pid)
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
-
-    def scheduler_down(self, name: str, until: datetime) -> None:
-        """Write down the time in which no scheduler at all was there."""
-        begin = now()
-        others = [end for other, (_, end) in self._down.items() if other != name and end > begin]
-        self._down[name] = (begin, until)
-        if len(others) >= self.arena.schedulers - 1:
-            self.facts.outages.append(Outage(begin, min([until, *others])))
 
     def outage(self, begin: datetime, after: timedelta) -> None:
         self.facts.outages.append(Outage(begin, now() + after))
@@ -152,7 +152,6 @@ def _kill_scheduler(nemesis: Nemesis) -> bool:
     program = nemesis.living("scheduler")
     if program is None or program.pid is None:
         return False
-    nemesis.scheduler_down(program.name, now() + SCHEDULER_BACK)
     os.kill(program.pid, signal.SIGKILL)
     return True
 
@@ -171,7 +170,6 @@ def _freeze_scheduler(nemesis: Nemesis) -> bool:
         return False
     seconds = nemesis.freeze(program)  # it may hold locks that the other one waits for
     nemesis.outage(now(), timedelta(seconds=seconds))
-    nemesis.scheduler_down(program.name, now() + timedelta(seconds=seconds))
     return True
 
 
@@ -257,12 +255,17 @@ _TERMINATE = (
 
 
 def _cancel_run(nemesis: Nemesis) -> bool:
-    with psycopg.connect(nemesis.arena.control.admin_url) as link:
-        rows = link.execute(
-            "SELECT a.run_id, n.name FROM active_runs a JOIN accounts n ON n.id = a.account_id "
-            "ORDER BY (a.state = 'running') DESC, random() LIMIT 1"
-        ).fetchall()
-    for run, account in rows:
+    with psycopg.connect(nemesis.arena.control.admin_url, autocommit=True) as link:
+        rows: list[tuple[UUID, str, str]] = []
+        for _look in range(WAIT_FOR_PREY):
+            rows = link.execute(
+                "SELECT a.run_id, n.name, a.state FROM active_runs a JOIN accounts n "
+                "ON n.id = a.account_id ORDER BY (a.state = 'running') DESC, random() LIMIT 1"
+            ).fetchall()
+            if rows and rows[0][2] == "running":
+                break
+            time.sleep(0.02)
+    for run, account, _state in rows:
         with nemesis.arena.clis[account].inside() as (tx, _, _name):
             runs.cancel(tx, run, OPERATOR)
     return bool(rows)
@@ -289,8 +292,7 @@ def _fill_log(nemesis: Nemesis) -> bool:
         return False
     program.log_is_full = True
     if program.name.startswith("scheduler"):
-        nemesis.scheduler_down(program.name, now() + SCHEDULER_BACK)
-    os.kill(program.pid, signal.SIGKILL)
+        os.kill(program.pid, signal.SIGKILL)
     nemesis.later(3.0, lambda: setattr(program, "log_is_full", False))
     return True
 

@@ -16,9 +16,11 @@ CREATE TABLE recorded.moves (
 CREATE FUNCTION recorded.move() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
   IF TG_OP = 'DELETE' THEN
-    INSERT INTO recorded.moves (run_id, subject_id, before) VALUES (OLD.run_id, OLD.subject_id, OLD.state);
+    INSERT INTO recorded.moves (run_id, subject_id, before)
+    VALUES (OLD.run_id, OLD.subject_id, OLD.state);
   ELSIF TG_OP = 'INSERT' THEN
-    INSERT INTO recorded.moves (run_id, subject_id, after) VALUES (NEW.run_id, NEW.subject_id, NEW.state);
+    INSERT INTO recorded.moves (run_id, subject_id, after)
+    VALUES (NEW.run_id, NEW.subject_id, NEW.state);
   ELSIF OLD.state <> NEW.state THEN
     INSERT INTO recorded.moves (run_id, subject_id, before, after)
     VALUES (NEW.run_id, NEW.subject_id, OLD.state, NEW.state);

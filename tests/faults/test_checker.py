@@ -9,7 +9,7 @@ of ours could do that.
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from random import Random
@@ -28,7 +28,7 @@ from schemas.errors import ConfigError, LeaseLost, SyncwardError
 from schemas.records import LoadRequest
 from schemas.runs import Claim, Outcome, OutcomeKind, RunKind, RunOptions, RunState
 from schemas.streams import StreamSpec
-from storage import accounts, claims, connections, due, runs
+from storage import accounts, claims, due, runs
 from storage.engine import transaction
 from storage.runs import Subject
 from tests.faults import checker, recording
@@ -43,7 +43,7 @@ STREAMS = {
     "public.log": "{mode: append, cursor: xmin}",
     "public.whole": "{mode: replace}",
 }
-ROW_SECRET = "4111-1111-a-customers-own-number"
+ROW_VALUE = "4111-1111-a-customers-own-number"
 SECOND = timedelta(seconds=1)
 
 
@@ -85,7 +85,7 @@ def rewritten(shop, *changes: tuple[str, str]) -> Iterator[None]:
 
     def change(_c, _cursor, statement, parameters, _context, _many):
         for pattern, replacement in changes:
-            statement, n = re.subn(pattern, replacement, statement)  # noqa: PLW2901 - step by step
+            statement, n = re.subn(pattern, replacement, statement)
             met[pattern] += n
         return statement, parameters
 
@@ -181,11 +181,11 @@ def a_run_comes_and_goes(shop, _: Facts) -> None:
 
 
 def a_load_is_repeated_because_its_answer_was_lost(shop, _: Facts) -> None:
-    def twice(attempt, request, source, destination):
+    def twice(_attempt, request, source, destination):
         known = destination.claim_stream(request)
         if known.result is not None:
             return known.result
-        name = request.stream.name
+        name, result = request.stream.name, None
         expected = destination._expected[name]
         for _time in range(2):
             destination._expected[name] = expected
@@ -315,11 +315,11 @@ def three_accounts_have_a_backlog(shop, facts: Facts) -> None:
 
 
 def a_row_is_refused_by_the_destination(shop, facts: Facts) -> None:
-    facts.secrets = {"a customer's number": ROW_SECRET}
+    facts.secrets = {"a customer's number": ROW_VALUE}
     table = f"dup{shop.control.one('SELECT count(*) FROM runs')}"
     shop.pair.source(
         f"CREATE TABLE {table} (v text)",
-        f"INSERT INTO {table} SELECT '{ROW_SECRET}' FROM generate_series(1, 2)",
+        f"INSERT INTO {table} SELECT '{ROW_VALUE}' FROM generate_series(1, 2)",
     )
     shop.apply({**STREAMS, f"public.{table}": "{mode: merge, key: [v]}"})
     run, _ = shop.sync()
@@ -345,26 +345,26 @@ def a_message_is_lost(shop, facts: Facts) -> None:
 # ── the guards: what is taken away ───────────────────────────────────────────────────────────
 
 
-def a_ledger(shop, patch):
+def a_ledger(_shop, patch):
     return patched(patch, due, "_ledger", lambda _tx, _slots: None)
 
 
-def the_cursor_in_the_destinations_commit(shop, patch):
+def the_cursor_in_the_destinations_commit(_shop, patch):
     text = pg_state._COMMIT.replace("\n  AND cursor IS NOT DISTINCT FROM %(expected)s", "")
     return patched(patch, pg_state, "_COMMIT", text)
 
 
-def the_fence_in_the_destinations_commit(shop, patch):
+def the_fence_in_the_destinations_commit(_shop, patch):
     text = pg_state._COMMIT.replace(" AND fence = %(fence)s", "")
     text = text.replace("SET cursor", "SET fence = %(fence)s, cursor")
     return patched(patch, pg_state, "_COMMIT", text)
 
 
-def waking_the_account(shop, patch):
+def waking_the_account(_shop, patch):
     return patched(patch, runs, "wake_account", lambda _tx, *_ids: None)
 
 
-def cancel_in_the_heartbeat(shop, patch):
+def cancel_in_the_heartbeat(_shop, patch):
     text = claims._BEAT.replace("a.cancel_requested_at IS NOT NULL", "false")
     return patched(patch, claims, "_BEAT", text)
 
@@ -380,12 +380,12 @@ def the_audit_trigger(shop, patch):
         yield
 
 
-def our_words_for_a_drivers_errors(shop, patch):
+def our_words_for_a_drivers_errors(_shop, patch):
     return patched(patch, postgres, "_explain", lambda error, _config: ConfigError(str(error)))
 
 
 @contextmanager
-def the_closed_set_of_codes(shop, patch):
+def the_closed_set_of_codes(_shop, patch):
     def leaking(work, claim, control, run_log):
         outcome = honest(work, claim, control, run_log)
         codes.append(str(claim.run_id))
@@ -402,7 +402,7 @@ def the_closed_set_of_codes(shop, patch):
 class Story(NamedTuple):
     invariant: str
     play: Callable[..., None]
-    guard: Callable[..., object]
+    guard: Callable[..., AbstractContextManager[None]]
 
 
 STORIES = {
