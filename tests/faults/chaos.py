@@ -31,6 +31,9 @@ from tests.faults.nemesis import Nemesis
 
 PATIENCE_S = 120.0
 TMPFS_MB = 160
+#: How a run may fail here: it was unlucky too often. Nothing that is done asks a person to act, so
+#: any other code was misjudged.
+TIMES_FAULT = {"transient", "disk_full", "cancelled_there", "lost_leases"}
 #: An outcome -> what those who read the summary call it.
 HEADLINES = {
     "lost": ("I1", "I2"),
@@ -197,6 +200,13 @@ def _judge(arena: Arena, nemesis: Nemesis, facts: Facts, seconds: float) -> Repo
         history = History(control, [lake], arena.streams())
         facts.drain_bound = facts.lease + facts.dispatch_deadline + facts.slack + _longest(history)
         violations = checker.check(history, facts)
+        misjudged = [
+            f"run {run.run_id}: {run.error_code}: {run.error}"
+            for run in history.runs
+            if run.state == "failed" and run.error_code not in TIMES_FAULT
+        ]
+        if misjudged:
+            violations["errors"] = misjudged
         if arena.failed:
             violations["arena"] = [repr(error) for error in arena.failed]
         lost = [
@@ -204,7 +214,8 @@ def _judge(arena: Arena, nemesis: Nemesis, facts: Facts, seconds: float) -> Repo
         ]
         return Report(
             arena.root, arena.seed, seconds, nemesis.made, len(history.runs),
-            Counter(run.state for run in history.runs), len(lost), facts.drained_after,
+            Counter(run.error_code if run.state == "failed" else run.state for run in history.runs),
+            len(lost), facts.drained_after,
             checker.evidence(history, facts), violations,
         )  # fmt: skip
 
