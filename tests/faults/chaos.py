@@ -6,6 +6,7 @@ N seconds of faults are over. docs/faults.md says what is done and what is check
 
 import argparse
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -285,6 +286,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="the first seed")
     parser.add_argument("--real-disk", action="store_true", help="fill a real disk; needs root")
     chosen = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGINT):  # also when started in the background
+        signal.signal(number, lambda *_: sys.exit("stopped"))
     reports: list[Report] = []
     left = chosen.seconds
     while left > 0:
