@@ -5,7 +5,7 @@ WORKERS ?= 2
 LOCK := UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1 $(BIN)/uv pip compile -q --universal --no-header --no-annotate --generate-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down test unit test-full check format bench migration lock clean
+.PHONY: help setup demo up down test unit test-full chaos check format bench migration lock clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ unit: .venv/.ok ## Tests without I/O
 
 test-full: .venv/.ok ## Every test, also slow ones and those that need apt or root
 	@$(BIN)/pytest -n $(WORKERS) --dist loadgroup
+
+chaos: .venv/.ok ## An hour of faults on real processes, then the checker (SECONDS=3600 SEED=1)
+	@$(BIN)/python -m tests.faults.chaos --seconds $(or $(SECONDS),3600) --seed $(or $(SEED),1) $(if $(filter 0,$(shell id -u)),--real-disk)
 
 bench: .venv/.ok ## Compare with psql by hand on this machine
 	@$(BIN)/python -m benchmarks.pg_to_pg

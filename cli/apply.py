@@ -1,7 +1,6 @@
 """`syncward diff` and `syncward apply`: a document, and making the instance like it."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -11,7 +10,7 @@ from cli.changes import Applying, Change
 from cli.context import Cli, command
 from cli.document import load
 from cli.show import plain
-from storage import accounts
+from storage import accounts, connections
 
 
 @click.group()
@@ -53,7 +52,7 @@ def make_so(cli: Cli, path: Path, *, write: bool) -> list[Change]:
             tx=tx,
             account=account,
             base=path.parent,
-            now=datetime.now(UTC),
+            now=connections.now(tx),
             write=write,
             keyring=keyring,
         )

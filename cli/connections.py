@@ -1,6 +1,5 @@
 """`syncward connection`: what moves from where to where, and when."""
 
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -28,14 +27,13 @@ def create(cli: Cli, name: str, path: Path) -> None:
     """Create a connection from one entry of a document (see `apply`)."""
     spec = connection_from_file(path, cli.split(name)[1])
     with cli.inside(name) as (tx, account, short):
-        now = datetime.now(UTC)
         connections.create(
             tx,
             account,
             spec,
             source=resources.get(tx, spec.source),
             destination=resources.get(tx, spec.destination),
-            next_due_at=next_slot(spec.schedule, account.plan, now),
+            next_due_at=next_slot(spec.schedule, account.plan, connections.now(tx)),
             principal=cli.principal,
         )
     cli.answer({"created": short}, lambda: f"connection {short} created ({spec.schedule})")
@@ -122,7 +120,7 @@ def resume(cli: Cli, name: str) -> None:
             tx,
             account,
             found,
-            next_due_at=next_slot(found.spec.schedule, account.plan, datetime.now(UTC)),
+            next_due_at=next_slot(found.spec.schedule, account.plan, connections.now(tx)),
             principal=cli.principal,
         )
     cli.answer(

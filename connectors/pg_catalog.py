@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from psycopg import sql
+
 from connectors.postgres import Connection, PostgresConfig
 from schemas.errors import ConfigError
 from schemas.records import Column, StreamShape
@@ -90,3 +92,24 @@ def describe(conn: Connection, config: PostgresConfig, schema: str, table: str) 
             "list what there is with: syncward resource discover"
         )
     return found
+
+
+def ensure_schema(conn: Connection, name: str) -> None:
+    """Make a schema where it is missing, in a short transaction of its own, before any load.
+
+    Two first loads into one new schema would both make it, and one would fail; inside the load
+    the second would wait until all rows of the first are there.
+    """
+    if _has_schema(conn, name):
+        return
+    with conn.transaction():
+        conn.execute("SELECT pg_advisory_xact_lock(hashtext('_syncward.schema'))")
+        # Looked up in the table again: the name cache of this session still says that it is
+        # missing, and CREATE SCHEMA IF NOT EXISTS believes the cache.
+        if not _has_schema(conn, name):
+            conn.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(name)))
+
+
+def _has_schema(conn: Connection, name: str) -> bool:
+    row = conn.execute("SELECT FROM pg_namespace WHERE nspname = %s", (name,)).fetchone()
+    return row is not None

@@ -12,14 +12,20 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
+from connectors.pg_catalog import ensure_schema
 from connectors.postgres import Connection, PostgresConfig
 from schemas.errors import ConfigError, LeaseLost, TransientError
 from schemas.records import Cursor, LoadRequest, StreamResult, ahead
 
 SCHEMA = "_syncward"
 
+#: Asked of the catalog's table: the session's name cache may be older than the lock.
+_HAS_TABLE = """
+SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = '_syncward' AND c.relname = 'state'
+"""
 _CREATE = """
-CREATE TABLE IF NOT EXISTS _syncward.state (
+CREATE TABLE _syncward.state (
   connection_id uuid NOT NULL,
   stream text NOT NULL,
   fence bigint NOT NULL DEFAULT 0,
@@ -85,10 +91,11 @@ def ensure(conn: Connection, config: PostgresConfig) -> None:
             f"GRANT CREATE ON DATABASE {config.database} TO {config.user}; "
             f"GRANT TEMP ON DATABASE {config.database} TO {config.user};"
         )
+    ensure_schema(conn, SCHEMA)
     with conn.transaction():
         conn.execute("SELECT pg_advisory_xact_lock(hashtext('_syncward.state'))")
-        conn.execute("CREATE SCHEMA IF NOT EXISTS _syncward")
-        conn.execute(_CREATE)
+        if conn.execute(_HAS_TABLE).fetchone() is None:
+            conn.execute(_CREATE)
 
 
 def claim(conn: Connection, request: LoadRequest) -> StateRow:

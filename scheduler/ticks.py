@@ -102,9 +102,10 @@ def reap_tick(scheduler: Scheduler) -> int:
     """Recover what workers, Redis or time have lost; return how many runs moved."""
     moved = 0
     with transaction(scheduler.engine) as tx:
-        cut_off = scheduler.sight.was_blind(scheduler.settings.lease)
-        if not cut_off and not reap.amnesty(tx, scheduler.settings.lease):
-            moved += reap.expired_leases(tx, scheduler.principal)
+        settings = scheduler.settings
+        cut_off = scheduler.sight.was_blind(settings.lease)
+        if not cut_off and not reap.amnesty(tx, settings.lease):
+            moved += reap.expired_leases(tx, scheduler.principal, settings.lost_leases_max)
     metrics.LEASES_EXPIRED.inc(moved)
     with transaction(scheduler.engine) as tx:
         reap.wake_ready(tx)

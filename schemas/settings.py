@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from schemas.limits import LOST_LEASES_MAX
 from schemas.streams import parse_duration
 
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
@@ -57,6 +58,12 @@ class Settings(BaseSettings):
     stuck_after: Duration = Field(
         timedelta(minutes=15),
         description="No rows for so long is reported; twice as long cancels the run.",
+    )
+    lost_leases_max: int = Field(
+        LOST_LEASES_MAX,
+        ge=1,
+        le=100,
+        description="Lost leases without progress that fail a run and pause its connection.",
     )
     drain_grace: Duration = Field(
         timedelta(seconds=20),

@@ -94,6 +94,12 @@ def subject(connection: Connection) -> Subject:
     )
 
 
+def now(tx: Tx) -> datetime:
+    """Return the database's time of this transaction, from which schedules are anchored."""
+    at: datetime = tx.execute(text("SELECT now()")).scalar_one()
+    return at
+
+
 def create(
     tx: Tx,
     account: Account,
@@ -245,7 +251,7 @@ def update(
             "kind = :kind, interval_s = :interval_s, cron = :cron, zone = :zone, "
             "jitter_s = :jitter_s, catch_up = :catch_up, overlap = :overlap, "
             "version = version + 1, "
-            "anchor_at = CASE WHEN :reanchor THEN clock_timestamp() ELSE anchor_at END, "
+            "anchor_at = CASE WHEN :reanchor THEN now() ELSE anchor_at END, "
             "next_due_at = CASE WHEN :reanchor THEN :next ELSE next_due_at END "
             "WHERE connection_id = :id"
         ),
@@ -313,7 +319,7 @@ def resume(
     moved = tx.execute(
         text(
             "UPDATE schedules SET state = 'active', state_reason = NULL, failures = 0, "
-            "next_due_at = :next WHERE connection_id = :id AND state = 'paused'"
+            "anchor_at = now(), next_due_at = :next WHERE connection_id = :id AND state = 'paused'"
         ),
         {
             "id": connection.connection_id,

@@ -19,7 +19,7 @@ from schemas.limits import (
 )
 from schemas.runs import Priority, RunState
 from storage import audit
-from storage.endings import end, free_account, lock_schedule, run_event
+from storage.endings import end, free_account, run_event
 from storage.runs import wake_account
 
 
@@ -35,21 +35,29 @@ def amnesty(tx: Connection, lease: timedelta) -> bool:
     )
 
 
-def expired_leases(tx: Connection, principal: Principal) -> int:
-    """Take runs from workers that went silent: back to the queue, or failed after too many."""
+def expired_leases(
+    tx: Connection, principal: Principal, lost_leases_max: int = LOST_LEASES_MAX
+) -> int:
+    """Take runs from workers that went silent: back to the queue, or failed after too many.
+
+    A run whose schedule somebody holds is left for the next tick: a process that froze inside a
+    transaction must not keep the runs of all others from being recovered.
+    """
     leases = tx.execute(
         text(
-            "SELECT l.run_id, l.token, a.subject_id FROM leases l "
-            "JOIN active_runs a ON a.run_id = l.run_id "
+            "SELECT l.run_id, l.token, a.subject_id, s.connection_id IS NOT NULL AS scheduled "
+            "FROM leases l JOIN active_runs a ON a.run_id = l.run_id "
+            "LEFT JOIN schedules s ON s.connection_id = a.subject_id "
             "WHERE l.expires_at < clock_timestamp() LIMIT :limit"
         ),
         {"limit": REAP_BATCH},
     ).all()
-    return sum(_take(tx, lease, principal) for lease in leases)
+    return sum(_take(tx, lease, principal, lost_leases_max) for lease in leases)
 
 
-def _take(tx: Connection, lease: Row[Any], principal: Principal) -> bool:
-    lock_schedule(tx, lease.subject_id)
+def _take(tx: Connection, lease: Row[Any], principal: Principal, lost_leases_max: int) -> bool:
+    if not _lock(tx, lease):
+        return False
     gone = tx.execute(
         text("DELETE FROM leases WHERE token = :token AND expires_at < clock_timestamp()"),
         {"token": lease.token},
@@ -64,7 +72,7 @@ def _take(tx: Connection, lease: Row[Any], principal: Principal) -> bool:
         return False
     if run.cancel_requested_at is not None:
         _end(tx, run, RunState.CANCELLED, principal, code="cancelled", error="Cancelled.")
-    elif run.lost_leases + 1 >= LOST_LEASES_MAX:
+    elif run.lost_leases + 1 >= lost_leases_max:
         text_ = (
             f"The worker was lost {run.lost_leases + 1} times without progress; the connection is "
             "paused. Look at the workers' memory and logs, then: syncward connection resume"
@@ -73,6 +81,17 @@ def _take(tx: Connection, lease: Row[Any], principal: Principal) -> bool:
     else:
         _requeue_lost(tx, run, principal)
     return True
+
+
+def _lock(tx: Connection, lease: Row[Any]) -> bool:
+    """Lock the schedule, first in the order, unless somebody holds it: then False."""
+    if not lease.scheduled:
+        return True
+    schedule = tx.execute(
+        text("SELECT FROM schedules WHERE connection_id = :id FOR NO KEY UPDATE SKIP LOCKED"),
+        {"id": lease.subject_id},
+    )
+    return schedule.one_or_none() is not None
 
 
 def _requeue_lost(tx: Connection, run: Row[Any], principal: Principal) -> None:

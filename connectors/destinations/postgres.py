@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from connectors import pg_discover, pg_load, pg_state
+from connectors.pg_catalog import ensure_schema
 from connectors.pg_load import Load
 from connectors.pg_state import StateRow
 from connectors.postgres import SECRET_FIELDS, Connection, PostgresConfig, connect, translated
@@ -56,6 +57,8 @@ class PostgresDestination:
         with translated(self._config):
             self._ensure()
             state = pg_state.claim(self._conn, request)
+            if not state.resumable:  # nothing is there yet, or it goes elsewhere now
+                ensure_schema(self._conn, request.target_schema)
         self._states[request.stream.name] = state
         self._expected[request.stream.name] = state.cursor
         cursor = state.cursor if state.resumable else None

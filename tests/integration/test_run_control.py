@@ -1,6 +1,8 @@
 """Run control on real Postgres: claims, fences, retries, losses, triggers, caps."""
 
 import threading
+import time
+from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID, uuid4
 
@@ -10,10 +12,12 @@ from scheduler import ticks
 from schemas.errors import Conflict, LeaseLost
 from schemas.jobs import Job
 from schemas.records import StreamResult
-from schemas.runs import Claim, Outcome, OutcomeKind, RunState
-from storage import claims, connections, dispatch, runs
+from schemas.runs import Claim, Outcome, OutcomeKind, RunKind, RunOptions, RunState
+from storage import claims, connections, dispatch, resources, runs
 from storage.claims import ClaimRefusal
+from storage.endings import lock_schedule
 from storage.engine import transaction
+from storage.runs import Subject
 from tests.world import OPERATOR
 from workers import run_sync
 
@@ -154,6 +158,45 @@ def test_three_lost_leases_without_progress_pause_the_connection(shop):
     assert "connection.paused" in shop.events()
 
 
+def test_a_frozen_transaction_does_not_keep_others_from_being_recovered(shop):
+    """A worker stopped between two statements holds its rows; the other runs go on meanwhile."""
+    frozen, lost = claimed(shop), unscheduled(shop)
+    shop.expire_leases()
+    with transaction(shop.deps.engine) as tx:
+        lock_schedule(tx, frozen.subject_id)
+        assert ticks.reap_tick(shop.scheduler) == 1
+        assert state(shop, lost.run_id) is RunState.QUEUED
+        assert state(shop, frozen.run_id) is RunState.RUNNING
+    assert ticks.reap_tick(shop.scheduler) == 1
+    assert state(shop, frozen.run_id) is RunState.QUEUED
+
+
+def unscheduled(shop) -> Claim:
+    """A second claimed run: a discovery of the source."""
+    with shop.cli.inside() as (tx, account, _name):
+        found = resources.get(tx, "shop")
+        subject = Subject(found.resource_id, account.account_id, found.resource_id)
+        runs.enqueue(tx, subject, RunKind.DISCOVER, RunOptions(), OPERATOR)
+    (job,) = shop.dispatch()
+    claim = shop.claim(job)
+    assert isinstance(claim, Claim)
+    return claim
+
+
+def test_the_number_of_lost_leases_that_pause_is_a_setting(shop):
+    more = shop.scheduler.settings.model_copy(update={"lost_leases_max": 5})
+    scheduler = replace(shop.scheduler, settings=more)
+    asked = shop.enqueue()
+    for lost in range(5):
+        assert state(shop, asked.run_id) is RunState.QUEUED, f"after {lost} lost leases"
+        shop.control.act("UPDATE active_runs SET not_before = now()")
+        (job,) = shop.dispatch()
+        assert isinstance(shop.claim(job), Claim)
+        shop.expire_leases()
+        ticks.reap_tick(scheduler)
+    assert shop.run(asked.run_id).error_code == "lost_leases"
+
+
 def test_progress_resets_the_count_of_lost_leases(shop):
     claim = claimed(shop)
     shop.control.act("UPDATE active_runs SET lost_leases = 2, attempts_without_progress = 4")
@@ -233,11 +276,27 @@ def test_a_cancelled_run_whose_worker_died_ends_cancelled(shop):
     assert state(shop, claim.run_id) is RunState.CANCELLED
 
 
-def test_a_test_run_that_no_worker_takes_fails_with_a_next_step(shop):
-    from schemas.runs import RunKind, RunOptions
-    from storage import resources
-    from storage.runs import Subject
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        Outcome(OutcomeKind.HANDED_BACK, "draining"),
+        Outcome(OutcomeKind.RETRY, "transient", "x", timedelta(seconds=0)),
+        Outcome(OutcomeKind.AWAITING_APPROVAL, "guard", "too many deletes"),
+    ],
+    ids=lambda outcome: str(outcome.kind),
+)
+def test_a_cancel_that_an_attempt_did_not_hear_still_ends_the_run(shop, outcome):
+    claim = claimed(shop)
+    again = shop.enqueue()
+    with shop.cli.inside() as (tx, _, _name):
+        runs.cancel(tx, claim.run_id, OPERATOR)
+    finish(shop, claim, outcome)
+    assert state(shop, claim.run_id) is RunState.CANCELLED
+    assert state(shop, again.run_id) is RunState.QUEUED, "what was asked for meanwhile begins"
+    assert len(shop.dispatch()) == 1
 
+
+def test_a_test_run_that_no_worker_takes_fails_with_a_next_step(shop):
     with shop.cli.inside() as (tx, account, _name):
         found = resources.get(tx, "shop")
         asked = runs.enqueue(
@@ -346,6 +405,39 @@ def test_a_run_that_ends_while_the_dispatcher_looks_is_not_forgotten(shop):
     assert shop.control.all("SELECT at_cap FROM account_queues") == [(True,)], "as it was seen"
     ticks.reap_tick(shop.scheduler)
     assert shop.control.all("SELECT at_cap, has_work FROM account_queues") == [(False, True)]
+
+
+def test_slots_stand_on_the_databases_clock_from_the_first_one_on(shop):
+    """The first slot from one clock and the next from another come twice, or an hour late."""
+    shop.apply(STREAMS, schedule="{every: 10s}")
+    grid = "SELECT mod(extract(epoch FROM next_due_at - anchor_at)::numeric, 10) FROM schedules"
+    assert shop.control.one(grid) == 0
+    with shop.cli.inside() as (tx, account, _name):
+        found = connections.get(tx, "shop-to-lake")
+        connections.pause(tx, account, found, OPERATOR)
+        at = connections.now(tx) + timedelta(seconds=10)
+        assert connections.resume(tx, account, found, next_due_at=at, principal=OPERATOR)
+    assert shop.control.one(grid) == 0
+
+
+def test_two_first_loads_into_one_new_schema_both_succeed(shop):
+    with shop.pair.connect("destination", autocommit=False) as other:  # as another first load would
+        other.execute("SELECT pg_advisory_xact_lock(hashtext('_syncward.schema'))")
+        other.execute("CREATE SCHEMA acme AUTHORIZATION writer")
+        asked = shop.enqueue()
+        worker = threading.Thread(target=shop.step)
+        worker.start()
+        waiting = (
+            "SELECT 1 FROM pg_stat_activity WHERE application_name = 'syncward:destination' "
+            "AND datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        deadline = time.monotonic() + 30
+        while not shop.pair.rows("destination", waiting):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    worker.join()
+    run = shop.run(asked.run_id)
+    assert (run.state, run.error) == (RunState.SUCCEEDED, None)
 
 
 def test_a_stuck_run_is_asked_to_stop(shop):
