@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import takewhile
 from time import CLOCK_BOOTTIME, clock_gettime
 from typing import Protocol
 
@@ -77,15 +78,14 @@ def dispatch_tick(scheduler: Scheduler) -> int:
     """Send what fits to the queue; return how many jobs were sent.
 
     Nothing is marked while Redis does not answer, so that `queued` tells the truth. A crash or an
-    error after the commit costs at most the dispatch deadline, then the reaper puts it back.
+    error after the commit costs at most the dispatch deadline, then the reaper puts it back. After
+    one job that Redis does not take, none of the others waits for its timeout.
     """
     if not scheduler.queue.alive():
         return 0
     with transaction(scheduler.engine) as tx:
         jobs = _mark(tx, scheduler) if dispatch.lock(tx) else []
-    for job in jobs:
-        scheduler.queue.send(job)
-    return len(jobs)
+    return sum(1 for _ in takewhile(scheduler.queue.send, jobs))
 
 
 def _mark(tx: Connection, scheduler: Scheduler) -> list[Job]:

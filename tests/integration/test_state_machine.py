@@ -31,7 +31,7 @@ from scheduler import ticks
 from schemas.errors import LeaseLost
 from schemas.jobs import Job
 from schemas.records import StreamResult
-from schemas.runs import MOVES, Claim, Outcome, OutcomeKind, RunKind, RunOptions, RunState
+from schemas.runs import MOVES, Claim, Outcome, OutcomeKind, RunKind, RunOptions
 from storage import accounts, claims, connections, resources, runs
 from storage.claims import Beat, ClaimRefusal, WorkerState
 from storage.engine import open_link, run_script, transaction
@@ -239,6 +239,8 @@ class RunControlMachine(RuleBasedStateMachine):
 
     @rule(one=held)
     def checkpoint(self, one: Held) -> None:
+        if one.claim.kind is not RunKind.SYNC:
+            return  # has no streams
         result = StreamResult(stream="public.t", state="succeeded", mode="merge")
         try:
             with transaction(self.world.deps.engine) as tx:
@@ -252,7 +254,7 @@ class RunControlMachine(RuleBasedStateMachine):
     @rule(one=held)
     def a_lease_expires(self, one: Held) -> None:
         self._sql(
-            "UPDATE leases SET expires_at = clock_timestamp() - interval '1 s' WHERE token = :token",
+            "UPDATE leases SET expires_at = now() - interval '1 s' WHERE token = :token",
             token=one.claim.token,
         )
         ticks.reap_tick(self.world.scheduler)
@@ -292,8 +294,8 @@ class RunControlMachine(RuleBasedStateMachine):
             self._resume(name)
         with self.world.cli.inside() as (tx, account, _name):
             accounts.resume(tx, account, OPERATOR)
-        for one in self.claims:
-            self._finish(one, OutcomeKind.SUCCEEDED)
+        for held in self.claims:
+            self._finish(held, OutcomeKind.SUCCEEDED)
         for _ in range(20):
             self._decide(approved=True)
             self._waits_end()

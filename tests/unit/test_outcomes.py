@@ -1,6 +1,7 @@
 """How attempts end: success is default-deny, errors say who can act."""
 
 from datetime import timedelta
+from threading import Event
 from uuid import uuid4
 
 import pytest
@@ -120,9 +121,10 @@ def test_a_signal_is_the_reason_whatever_the_cancelled_call_raised():
 
 
 def test_a_signal_ends_calls_registered_before_and_after_it():
-    control, ended = RunControl(claim()), []
-    control.on_signal(lambda: ended.append("before"))
+    control, ended, first = RunControl(claim()), [], Event()
+    control.on_signal(lambda: (ended.append("before"), first.set()))
     control.signal(LeaseLost("gone"))
+    assert first.wait(10), "the call was not ended"
     control.signal(RunCancelled("too late"))
     control.on_signal(lambda: ended.append("after"))
     assert ended == ["before", "after"]
