@@ -319,7 +319,7 @@ _PUT_BACK = {
 
 
 def _put_back(tx: Connection, held: Claim, outcome: Outcome, principal: Principal) -> bool:
-    """Move a run of ours back; False, with nothing done, if it is not ours or is to be cancelled."""
+    """Move a run of ours back; False, with nothing done, if it is not ours or to be cancelled."""
     assignments, action = _PUT_BACK[outcome.kind]
     row = tx.execute(
         text(

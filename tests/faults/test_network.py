@@ -1,4 +1,4 @@
-"""Networks that misbehave: black holes, answers that vanish, half-open and trickling connections."""
+"""Networks that misbehave: black holes, lost answers, half-open and trickling connections."""
 
 import time
 from contextlib import ExitStack, suppress
@@ -6,22 +6,15 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from threading import Thread
 
-import dramatiq
 import pytest
 
-from embedded.valkey import Server
 from scheduler import ticks
 from schemas.errors import SyncwardError, TransientError
-from schemas.jobs import QUEUE
-from schemas.limits import DISPATCH_DEADLINE
-from schemas.runs import Rule, RunKind, RunOptions, RunState
-from storage import explain, resources, runs
-from storage.runs import Subject
+from schemas.runs import RunState
+from storage import runs
 from tests.faults.proxy import Proxy
-from tests.faults.test_processes import Fleet
 from tests.world import OPERATOR, Control, World
-from workers import actors, run_sync
-from workers.enqueue import JobQueue, open_broker, open_client
+from workers import run_sync
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(150)]
 

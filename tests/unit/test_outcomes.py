@@ -1,7 +1,7 @@
 """How attempts end: success is default-deny, errors say who can act."""
 
 from datetime import timedelta
-from threading import Event
+from queue import Queue
 from uuid import uuid4
 
 import pytest
@@ -121,13 +121,15 @@ def test_a_signal_is_the_reason_whatever_the_cancelled_call_raised():
 
 
 def test_a_signal_ends_calls_registered_before_and_after_it():
-    control, ended, first = RunControl(claim()), [], Event()
-    control.on_signal(lambda: (ended.append("before"), first.set()))
+    control = RunControl(claim())
+    ended: Queue[str] = Queue()
+    control.on_signal(lambda: ended.put("before"))
     control.signal(LeaseLost("gone"))
-    assert first.wait(10), "the call was not ended"
+    assert ended.get(timeout=10) == "before"
     control.signal(RunCancelled("too late"))
-    control.on_signal(lambda: ended.append("after"))
-    assert ended == ["before", "after"]
+    control.on_signal(lambda: ended.put("after"))
+    assert ended.get(timeout=10) == "after"
+    assert ended.empty(), "the first reason stays"
     with pytest.raises(LeaseLost):
         control.check()
 
