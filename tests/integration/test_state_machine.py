@@ -369,8 +369,8 @@ class RunControlMachine(RuleBasedStateMachine):
         self.world.control.act(statement, **values)
 
 
-@pytest.fixture
-def machine(world: World) -> Iterator[type[RunControlMachine]]:
+def several_connections(world: World) -> None:
+    """Apply three connections over the pair, one with each way to treat a slot that overlaps."""
     streams = ["    streams:", "      public.t: {mode: merge, key: [id], cursor: xmin}"]
     path = world.document({})
     lines = path.read_text().splitlines()
@@ -385,6 +385,11 @@ def machine(world: World) -> Iterator[type[RunControlMachine]]:
     path.write_text("\n".join(lines))
     world.account()
     make_so(world.cli, path, write=True)
+
+
+@pytest.fixture
+def machine(world: World) -> Iterator[type[RunControlMachine]]:
+    several_connections(world)
     world.control.act("UPDATE account_queues SET runs_max = :n", n=ACCOUNT_CAP)
     world.control.act("UPDATE resource_queues SET runs_max = :n", n=RESOURCE_CAP)
     with world.control.admin_engine().begin() as tx:
