@@ -107,11 +107,12 @@ def reap_tick(scheduler: Scheduler) -> int:
             moved += reap.expired_leases(tx, scheduler.principal)
     metrics.LEASES_EXPIRED.inc(moved)
     with transaction(scheduler.engine) as tx:
-        reap.wake_ready(tx)
-        reap.wake_capped(tx)
+        moved += reap.cancel_stuck(tx, scheduler.settings.stuck_after, scheduler.principal)
         moved += reap.undelivered(tx, scheduler.principal)
         moved += reap.overdue(tx, scheduler.principal)
-        moved += reap.cancel_stuck(tx, scheduler.settings.stuck_after, scheduler.principal)
+    with transaction(scheduler.engine) as tx:  # many accounts: after what locks runs
+        reap.wake_ready(tx)
+        reap.wake_capped(tx)
     return moved
 
 

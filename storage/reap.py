@@ -19,7 +19,7 @@ from schemas.limits import (
 )
 from schemas.runs import Priority, RunState
 from storage import audit
-from storage.endings import end, free_account, lock_schedule, run_event
+from storage.endings import end, free_account, run_event
 from storage.runs import wake_account
 
 
@@ -45,11 +45,22 @@ def expired_leases(tx: Connection, principal: Principal) -> int:
         ),
         {"limit": REAP_BATCH},
     ).all()
+    _lock_schedules(tx, [lease.subject_id for lease in leases])
     return sum(_take(tx, lease, principal) for lease in leases)
 
 
+def _lock_schedules(tx: Connection, subjects: Sequence[UUID]) -> None:
+    """Take the first locks of all runs before the later ones of any: else we wait in a circle."""
+    tx.execute(
+        text(
+            "SELECT FROM schedules WHERE connection_id = ANY(:ids) ORDER BY connection_id "
+            "FOR NO KEY UPDATE"
+        ),
+        {"ids": subjects},
+    )
+
+
 def _take(tx: Connection, lease: Row[Any], principal: Principal) -> bool:
-    lock_schedule(tx, lease.subject_id)
     gone = tx.execute(
         text("DELETE FROM leases WHERE token = :token AND expires_at < clock_timestamp()"),
         {"token": lease.token},
@@ -158,9 +169,11 @@ def cancel_stuck(tx: Connection, stuck_after: timedelta, principal: Principal) -
     """Ask runs to stop that have moved no row for twice the allowed time."""
     rows = tx.execute(
         text(
-            "UPDATE active_runs a SET cancel_requested_at = clock_timestamp(), cancel_by = 'stuck' "
-            "FROM leases l WHERE l.run_id = a.run_id AND a.cancel_requested_at IS NULL "
-            "AND l.progress_at < clock_timestamp() - 2 * CAST(:stuck AS interval) RETURNING a.*"
+            "UPDATE active_runs SET cancel_requested_at = clock_timestamp(), cancel_by = 'stuck' "
+            "WHERE run_id IN (SELECT a.run_id FROM active_runs a JOIN leases l USING (run_id) "
+            "WHERE a.cancel_requested_at IS NULL "
+            "AND l.progress_at < clock_timestamp() - 2 * CAST(:stuck AS interval) "
+            "FOR UPDATE OF a SKIP LOCKED) RETURNING *"
         ),
         {"stuck": stuck_after},
     ).all()

@@ -98,11 +98,13 @@ POINTS = (
     Point("reap_lease", "before", f"{REAP}:_requeue_lost", "lease deleted"),
     Point("reap_lease", "after", f"{REAP}:_requeue_lost", "run queued again"),
     Point("reap_lease", "after", f"{REAP}:expired_leases", "nothing committed"),
-    Point("reap_lease", "before", f"{REAP}:wake_ready", "leases committed"),
-    Point("reap_job", "before", f"{REAP}:undelivered", "accounts woken"),
+    Point("reap_lease", "before", f"{REAP}:cancel_stuck", "expired leases committed"),
+    Point("reap_job", "before", f"{REAP}:cancel_stuck", "nothing done yet"),
+    Point("reap_job", "before", f"{REAP}:undelivered", "between two statements"),
     Point("reap_job", "after", f"{REAP}:undelivered", "queued again, not committed"),
-    Point("reap_job", "before", f"{REAP}:overdue", "between two statements"),
-    Point("reap_job", "before", f"{REAP}:cancel_stuck", "before the last statement"),
+    Point("reap_job", "before", f"{REAP}:overdue", "before the last statement"),
+    Point("reap_job", "before", f"{REAP}:wake_ready", "queued again, accounts not woken"),
+    Point("reap_job", "before", f"{REAP}:wake_capped", "accounts woken, not committed"),
     Point("reap_job", "after", "scheduler.ticks:reap_tick", "committed"),
 )
 
