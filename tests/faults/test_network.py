@@ -148,9 +148,9 @@ def test_a_lost_answer_to_the_destinations_commit_doubles_nothing(far, first):
     ("role", "mode", "request_"),
     [
         ("source", "hole", b"COPY (SELECT"),
-        ("source", "trickle", b"COPY (SELECT"),
         ("destination", "mute", CURSOR),
-        ("destination", "half_open", b"FROM STDIN"),
+        pytest.param("source", "trickle", b"COPY (SELECT", marks=pytest.mark.full),
+        pytest.param("destination", "half_open", b"FROM STDIN", marks=pytest.mark.full),
     ],
 )
 def test_cancel_reaches_a_run_whose_server_is_silent(far, role, mode, request_):
@@ -191,7 +191,7 @@ def test_a_cut_connection_is_a_retry_and_doubles_nothing(far, role):
 # ── the control database ────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("mode", ["hole", "half_open"])
+@pytest.mark.parametrize("mode", ["hole", pytest.param("half_open", marks=pytest.mark.full)])
 def test_a_worker_stops_before_its_lease_ends_when_the_control_database_is_silent(far, mode):
     """Even inside a statement at the destination: here it waits for a lock that nobody releases."""
     world = far.world

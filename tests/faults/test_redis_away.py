@@ -91,7 +91,6 @@ def test_a_silent_redis_costs_a_tick_one_timeout_however_many_jobs_wait(shop, pr
     assert seconds(ticks.dispatch_tick, shop.scheduler) < TIMEOUT_S + SLACK_S, "three jobs waited"
     marked = "SELECT count(*) FROM active_runs WHERE state = 'dispatched'"
     assert shop.control.one(marked) == 3
-    assert seconds(ticks.dispatch_tick, shop.scheduler) < TIMEOUT_S + SLACK_S
     assert seconds(ticks.due_tick, shop.scheduler) < SLACK_S
     assert seconds(ticks.reap_tick, shop.scheduler) < SLACK_S
 
