@@ -78,9 +78,9 @@ POINTS = (
     Point("execute", "after", f"{DESTINATION}.load", "both committed at the destination", nth=2),
     # the end
     Point("execute", "before", f"{RUN}:_finish", "outcome known"),
-    Point("execute", "after", "storage.logs:append", "log written, not committed"),
+    Point("execute", "after", "storage.logs:append_own", "log written, not committed"),
     Point("execute", "before", f"{CLAIMS}:finish", "not finished"),
-    Point("execute", "before", f"{CLAIMS}:end", "live row deleted"),
+    Point("execute", "before", f"{CLAIMS}:end", "last stream recorded"),
     Point("execute", "after", f"{CLAIMS}:finish", "finished, not committed"),
     Point("execute", "after", f"{RUN}:_finish", "finish committed"),
     Point("execute", "after", f"{RUN}:execute", "job not acknowledged"),

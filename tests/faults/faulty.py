@@ -20,6 +20,7 @@ import workers.heartbeat
 import workers.run_sync
 from connectors.destinations.postgres import PostgresDestination
 from schemas.errors import TransientError
+from storage import claims
 from storage.engine import transaction
 from tests.faults.crash_points import POINTS
 
@@ -85,7 +86,7 @@ def install(faults: Faults, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in sorted({p.function for p in POINTS if p.function.startswith("storage.")}):
         target = name.replace(":", ".")
         monkeypatch.setattr(target, faults.wrap(name, _resolve(target), TransientError))
-    beat = faults.wrap("heartbeat", workers.heartbeat.heartbeat, psycopg.OperationalError)
+    beat = faults.wrap("heartbeat", claims.heartbeat, psycopg.OperationalError)
     monkeypatch.setattr(workers.heartbeat, "heartbeat", beat)
     load = faults.wrap("load", PostgresDestination.load, TransientError)
     monkeypatch.setattr(PostgresDestination, "load", load)
