@@ -11,7 +11,7 @@ import pytest
 from scheduler import ticks
 from schemas.errors import SyncwardError, TransientError
 from schemas.runs import RunState
-from storage import runs
+from storage import runs, silence
 from tests.faults.proxy import Proxy
 from tests.world import OPERATOR, Control, World
 from workers import run_sync
@@ -228,6 +228,19 @@ def test_a_heartbeat_that_gets_no_answer_hangs_up_and_the_next_one_renews(far):
     before = far.world.control.one(seen)
     proxy.set("pass")
     until(lambda: far.world.control.one(seen) != before, "it did not come back by itself")
+
+
+def test_a_tick_that_gets_no_answer_fails_and_comes_again(far, monkeypatch):
+    monkeypatch.setattr(silence, "SILENT_AFTER_S", 2.0)  # a minute is long for a test
+    scheduler, proxy = far.world.scheduler, far.proxies["control"]
+    ticks.due_tick(scheduler)
+    proxy.set("hole")
+    began = time.monotonic()
+    with pytest.raises(TransientError):
+        ticks.due_tick(scheduler)
+    assert time.monotonic() - began < 15, "two looks at the longest, and some for a busy machine"
+    proxy.set("pass")
+    assert ticks.due_tick(scheduler) == 0
 
 
 @pytest.mark.parametrize("words", [(b"INSERT INTO leases", b"COMMIT"), (b"INSERT INTO runs",)])
