@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from scheduler import ticks
 from scheduler.dispatch import pick
 from scheduler.due import decide
-from schemas.errors import LeaseLost
+from schemas.errors import Conflict, LeaseLost
 from schemas.jobs import Job
 from schemas.limits import DISPATCH_DEADLINE
 from schemas.records import StreamResult
@@ -309,6 +309,20 @@ def test_a_slot_that_meets_the_end_of_the_run_is_taken_by_the_next_tick(shop):
         assert ticks.due_tick(shop.scheduler) == 0, "it does not wait"
     assert ticks.due_tick(shop.scheduler) == 1
     assert shop.control.all("SELECT outcome FROM slots") == [("queued",)]
+
+
+def test_a_connection_of_which_a_run_is_just_being_queued_is_not_deleted(shop):
+    def delete() -> None:
+        with shop.cli.inside() as (tx, account, _name):
+            found = connections.get(tx, NAMES[0])
+            connections.delete(tx, account, found, OPERATOR)
+
+    with shop.cli.inside() as (tx, _, _name):
+        found = connections.subject(connections.get(tx, NAMES[0]))
+        runs.enqueue(tx, found, RunKind.SYNC, RunOptions(), OPERATOR)
+        deleting = Other(shop, delete)
+        deleting.waits()
+    assert isinstance(deleting.done(), Conflict)
 
 
 # ── operators ───────────────────────────────────────────────────────────────────────────────────
