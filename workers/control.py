@@ -11,7 +11,7 @@ from schemas.runs import Claim
 from storage.claims import Beat
 
 
-def _clock() -> float:
+def clock() -> float:
     """Return seconds that go on while the machine sleeps, so that a lease ends then, too."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
@@ -28,7 +28,7 @@ class RunControl:
     the registered `cancel` functions end that call.
     """
 
-    def __init__(self, claim: Claim) -> None:
+    def __init__(self, claim: Claim, asked_at: float | None = None) -> None:
         self.claim = claim
         self._lock = Lock()
         self._cancels: list[Callable[[], None]] = []
@@ -36,7 +36,7 @@ class RunControl:
         self._stream: str | None = None
         self._rows = 0
         self._bytes = 0
-        self._renewed_at = _clock()
+        self._renewed_at = clock() if asked_at is None else asked_at
 
     def check(self) -> None:
         """Raise what this run was told; also LeaseLost when no renewal got through in time."""
@@ -46,12 +46,12 @@ class RunControl:
 
     def fence(self) -> None:
         """Stop this run if no renewal got through in time; safe to call from another thread."""
-        if _clock() - self._renewed_at > 0.8 * self.claim.lease.total_seconds():
+        if clock() - self._renewed_at > 0.8 * self.claim.lease.total_seconds():
             self.signal(LeaseLost(f"run {self.claim.run_id}: no heartbeat got through"))
 
-    def renewed(self) -> None:
-        """Note a successful renewal of the lease."""
-        self._renewed_at = _clock()
+    def renewed(self, asked_at: float) -> None:
+        """Note a renewal of the lease: it counts from when we asked, for answers may take long."""
+        self._renewed_at = asked_at
 
     def signal(self, reason: LeaseLost | RunCancelled | Draining | TransientError) -> None:
         """Tell the run to stop and end what it is waiting for. The first reason stays.

@@ -16,7 +16,7 @@ import psycopg
 from schemas.errors import Draining, LeaseLost, RunCancelled, SyncwardError, TransientError
 from schemas.runs import Claim
 from storage.claims import WorkerState, heartbeat
-from workers.control import RunControl
+from workers.control import RunControl, clock
 from workers.metrics import LEASES_LOST
 
 logger = logging.getLogger(__name__)
@@ -64,9 +64,9 @@ class Heartbeat:
         self.drop_link()
 
     @contextmanager
-    def hold(self, claim: Claim) -> Iterator[RunControl]:
-        """Renew this claim's lease for as long as the block runs."""
-        control = RunControl(claim)
+    def hold(self, claim: Claim, asked_at: float | None = None) -> Iterator[RunControl]:
+        """Renew this claim's lease, which was asked for at `asked_at`, while the block runs."""
+        control = RunControl(claim, asked_at)
         with self._lock:
             self._held[claim.token] = control
         try:
@@ -86,7 +86,7 @@ class Heartbeat:
 
     def beat(self) -> None:
         """Renew now. A failure costs this beat; runs stop by themselves before the lease ends."""
-        controls = self._controls()
+        controls, asked_at = self._controls(), clock()
         self._beat_began = monotonic()
         try:
             if self._link is None:
@@ -100,16 +100,16 @@ class Heartbeat:
         finally:
             self._beat_began = None
         for control in controls:
-            self._tell(control, cancelled)
+            self._tell(control, cancelled, asked_at)
 
-    def _tell(self, control: RunControl, cancelled: dict[UUID, bool]) -> None:
+    def _tell(self, control: RunControl, cancelled: dict[UUID, bool], asked_at: float) -> None:
         run_id, token = control.claim.run_id, control.claim.token
         if token not in cancelled:
             if token in self._held:  # else it finished while the beat was on its way
                 LEASES_LOST.inc()
                 control.signal(LeaseLost(f"run {run_id}: another worker owns it"))
             return
-        control.renewed()
+        control.renewed(asked_at)
         if cancelled[token]:
             control.signal(RunCancelled("Cancelled."))
         deadline = control.claim.deadline

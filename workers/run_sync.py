@@ -19,7 +19,7 @@ from storage.claims import ClaimRefusal
 from storage.engine import transaction
 from storage.work import Work
 from workers import answers, metrics, outcomes
-from workers.control import RunControl
+from workers.control import RunControl, clock
 from workers.ends import open_destination, open_source
 from workers.heartbeat import Heartbeat
 from workers.run_log import LogWriter, RunLog
@@ -70,13 +70,14 @@ def execute(job: Job, deps: Dependencies) -> None:
     What happens to the run is its outcome, in Postgres, and raises nothing. UnknownRun and a
     control database that is away do raise: then nothing was decided, and the run comes again.
     """
+    asked_at = clock()  # the lease counts from the question, however long the answer takes
     claimed = _claim(job, deps)
     if claimed is None:
         return
     claim, taken = claimed
     run_log = RunLog(deps.logs, claim.run_id, claim.account_id)
     started = monotonic()
-    with deps.heartbeat.hold(claim) as control:
+    with deps.heartbeat.hold(claim, asked_at) as control:
         attempt = Attempt(claim, control, run_log, deps, taken)
         outcome = outcomes.of_attempt(lambda: _work(attempt), attempt.claim, control, run_log)
         _finish(attempt, outcome, seconds=monotonic() - started)

@@ -70,8 +70,8 @@ def _beat(world: World) -> None:
 class _Stopping(RunControl):
     """Of a worker that is told to stop as soon as it holds a run."""
 
-    def __init__(self, claim: Claim) -> None:
-        super().__init__(claim)
+    def __init__(self, claim: Claim, asked_at: float | None = None) -> None:
+        super().__init__(claim, asked_at)
         self.signal(Draining("The worker is stopping."))
 
 

@@ -7,14 +7,17 @@ from datetime import timedelta
 from threading import Thread
 
 import pytest
+from sqlalchemy import text
 
 from scheduler import ticks
 from schemas.errors import SyncwardError, TransientError
-from schemas.runs import RunState
-from storage import runs, silence
+from schemas.runs import Claim, RunState
+from storage import claims, runs, silence
+from storage.engine import transaction
 from tests.faults.proxy import Proxy
 from tests.world import OPERATOR, Control, World
 from workers import run_sync
+from workers.control import clock
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(150)]
 
@@ -217,6 +220,30 @@ def test_a_worker_stops_before_its_lease_ends_when_the_control_database_is_silen
     far.converge()
     assert world.run(asked.run_id).state is RunState.SUCCEEDED
     assert far.same()
+
+
+def test_a_renewal_whose_answer_takes_long_counts_from_when_it_was_asked_for(far):
+    """Postgres sets the end of the lease when it begins; here the answer waits for a row lock."""
+    world = far.world
+    world.deps.heartbeat.stop()
+    world.enqueue()
+    (job,) = world.dispatch()
+    with transaction(world.deps.engine) as tx:
+        lease = timedelta(seconds=8)
+        claim = claims.claim(tx, job, "w1", lease, world.deps.principal)
+    assert isinstance(claim, Claim)
+    with world.deps.heartbeat.hold(claim) as control:
+        with world.control.admin_engine().begin() as tx:
+            tx.execute(text("SELECT FROM leases FOR UPDATE"))
+            beat = Thread(target=world.deps.heartbeat.beat)
+            beat.start()
+            time.sleep(2.5)
+        beat.join()
+        left = world.control.one("SELECT expires_at - clock_timestamp() FROM leases")
+        assert isinstance(left, timedelta)
+        stops_in = 0.8 * lease.total_seconds() - (clock() - control._renewed_at)
+    assert left < timedelta(seconds=6), "else this proves nothing"
+    assert stops_in < left.total_seconds(), "it would go on when the lease has ended"
 
 
 def test_a_heartbeat_that_gets_no_answer_hangs_up_and_the_next_one_renews(far):
