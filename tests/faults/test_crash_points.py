@@ -129,7 +129,9 @@ def _dies(world: World, point: Point, act: Callable[[World], None]) -> int:
             own = replace(
                 world,
                 control=control,
-                scheduler=replace(world.scheduler, engine=control.engine("scheduler")),
+                scheduler=replace(
+                    world.scheduler, engine=control.engine("scheduler"), sight=ticks.Sight()
+                ),
                 deps=World._deps(control, world.cli.settings, worker_file),
             )
             arm(point, die)
