@@ -1,7 +1,10 @@
 """What both Postgres roles share: configuration, connecting, and errors in our words."""
 
+import os
+import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from time import monotonic, sleep
 from typing import Any, Literal
 
 import psycopg
@@ -10,6 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from connectors.net import validate_host
 from schemas.errors import ConfigError, CredentialsError, SyncwardError, TransientError
+
+#: Seconds a server has for a request to cancel, and the session to come back after it.
+CANCEL_S = 3.0
+HANG_UP_AFTER_S = 2.0
 
 SECRET_FIELDS = ("password",)
 
@@ -86,6 +93,34 @@ def connect(
             autocommit=True,
             prepare_threshold=None,
         )
+
+
+class Line:
+    """The socket beneath a session: lets another thread end a wait for a server that is silent."""
+
+    def __init__(self, conn: Connection) -> None:
+        self._conn = conn
+        self._socket = socket.socket(fileno=os.dup(conn.fileno()))
+
+    def cancel(self) -> None:
+        """End what the server does for this session; hang up if that does not end the wait."""
+        with suppress(psycopg.Error):
+            self._conn.cancel_safe(timeout=CANCEL_S)
+        until = monotonic() + HANG_UP_AFTER_S
+        while self._waits():
+            if monotonic() > until:
+                with suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
+                return
+            sleep(0.02)
+
+    def _waits(self) -> bool:
+        return self._conn.info.transaction_status == psycopg.pq.TransactionStatus.ACTIVE
+
+    def close(self) -> None:
+        """Close the session; the server rolls back what was open."""
+        self._conn.close()
+        self._socket.close()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import takewhile
 from time import CLOCK_BOOTTIME, clock_gettime
 from typing import Protocol
 
@@ -77,15 +78,14 @@ def dispatch_tick(scheduler: Scheduler) -> int:
     """Send what fits to the queue; return how many jobs were sent.
 
     Nothing is marked while Redis does not answer, so that `queued` tells the truth. A crash or an
-    error after the commit costs at most the dispatch deadline, then the reaper puts it back.
+    error after the commit costs at most the dispatch deadline, then the reaper puts it back. After
+    one job that Redis does not take, none of the others waits for its timeout.
     """
     if not scheduler.queue.alive():
         return 0
     with transaction(scheduler.engine) as tx:
         jobs = _mark(tx, scheduler) if dispatch.lock(tx) else []
-    for job in jobs:
-        scheduler.queue.send(job)
-    return len(jobs)
+    return sum(1 for _ in takewhile(scheduler.queue.send, jobs))
 
 
 def _mark(tx: Connection, scheduler: Scheduler) -> list[Job]:
@@ -108,11 +108,12 @@ def reap_tick(scheduler: Scheduler) -> int:
             moved += reap.expired_leases(tx, scheduler.principal, settings.lost_leases_max)
     metrics.LEASES_EXPIRED.inc(moved)
     with transaction(scheduler.engine) as tx:
-        reap.wake_ready(tx)
-        reap.wake_capped(tx)
+        moved += reap.cancel_stuck(tx, scheduler.settings.stuck_after, scheduler.principal)
         moved += reap.undelivered(tx, scheduler.principal)
         moved += reap.overdue(tx, scheduler.principal)
-        moved += reap.cancel_stuck(tx, scheduler.settings.stuck_after, scheduler.principal)
+    with transaction(scheduler.engine) as tx:  # many accounts: after what locks runs
+        reap.wake_ready(tx)
+        reap.wake_capped(tx)
     return moved
 
 

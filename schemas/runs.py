@@ -30,8 +30,10 @@ class RunState(StrEnum):
 #: The only moves there are (drawn in docs/states.md). Storage makes each of them with
 #: `UPDATE … WHERE state = …`; a CHECK keeps live and final states in their own tables.
 MOVES: dict[RunState, frozenset[RunState]] = {
-    RunState.QUEUED: frozenset({RunState.DISPATCHED, RunState.CANCELLED}),
-    RunState.DISPATCHED: frozenset({RunState.RUNNING, RunState.QUEUED, RunState.CANCELLED}),
+    RunState.QUEUED: frozenset({RunState.DISPATCHED, RunState.FAILED, RunState.CANCELLED}),
+    RunState.DISPATCHED: frozenset(
+        {RunState.RUNNING, RunState.QUEUED, RunState.FAILED, RunState.CANCELLED}
+    ),
     RunState.RUNNING: frozenset(
         {
             RunState.SUCCEEDED,

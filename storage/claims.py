@@ -271,8 +271,10 @@ def finish(
         outcome = Outcome(OutcomeKind.CANCELLED, "cancelled", "Cancelled.")
     if outcome.kind not in _FINAL:
         tx.execute(text("DELETE FROM leases WHERE token = :token"), {"token": held.token})
-        _put_back(tx, held, outcome, principal)
-        return
+        if _put_back(tx, held, outcome, principal):
+            return
+        # Somebody asked it to stop meanwhile: no worker may claim it again, so it ends here.
+        outcome = Outcome(OutcomeKind.CANCELLED, "cancelled", "Cancelled.")
     row = end(
         tx,
         held.run_id,
@@ -329,13 +331,14 @@ _PUT_BACK = {
 }
 
 
-def _put_back(tx: Connection, held: Claim, outcome: Outcome, principal: Principal) -> None:
+def _put_back(tx: Connection, held: Claim, outcome: Outcome, principal: Principal) -> bool:
+    """Move a run of ours back; False, with nothing done, if it is not ours or to be cancelled."""
     assignments, action = _PUT_BACK[outcome.kind]
     row = tx.execute(
         text(
             f"UPDATE active_runs SET {assignments}, worker_id = NULL, error_code = :code, "  # noqa: S608 - constants of this module
             "error = :error WHERE run_id = :run AND lease_token = :token AND state = 'running' "
-            "RETURNING *"
+            "AND cancel_requested_at IS NULL RETURNING *"
         ).bindparams(
             **({"delay": outcome.retry_after} if outcome.kind is OutcomeKind.RETRY else {})
         ),
@@ -347,6 +350,7 @@ def _put_back(tx: Connection, held: Claim, outcome: Outcome, principal: Principa
         },
     ).one_or_none()
     if row is None:
-        raise LeaseLost(f"run {held.run_id}: another worker owns it")
+        return False
     free_account(tx, held.account_id, has_work=True)
     audit.append(tx, run_event(action, row, principal, reason=outcome.error_code or outcome.kind))
+    return True

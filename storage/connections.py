@@ -17,7 +17,7 @@ from schemas.ids import new_id
 from schemas.schedules import CatchUp, Overlap, Schedule
 from schemas.streams import StreamSpec
 from storage import audit
-from storage.endings import free_account
+from storage.endings import free_account, lock_schedule
 from storage.runs import Subject
 
 _SELECT = """
@@ -337,6 +337,7 @@ def resume(
 
 def delete(tx: Tx, account: Account, connection: Connection, principal: Principal) -> None:
     """Delete a connection whose runs have ended. Loaded data and its state stay where they are."""
+    lock_schedule(tx, connection.connection_id)  # else a run could begin between our two statements
     live = tx.execute(
         text("SELECT run_id FROM active_runs WHERE subject_id = :id"),
         {"id": connection.connection_id},

@@ -74,7 +74,8 @@ def _due(row: Row[Any]) -> DueSchedule:
     )
 
 
-#: A live run absorbs the slot: waiting ones run it anyway, running ones are followed by one more.
+#: A live run absorbs the slot: waiting ones run it anyway, running ones are followed by one more,
+#: and so are those that have begun and wait again, for their first streams may be loaded already.
 _QUEUE = """
 INSERT INTO active_runs (subject_id, run_id, account_id, kind, source_id, destination_id, state,
                          trigger, scheduled_for, priority)
@@ -88,9 +89,9 @@ ON CONFLICT (subject_id) DO {on_conflict}
 RETURNING subject_id, run_id, again_run_id, (xmax = 0) AS inserted
 """
 _ABSORB = """UPDATE SET
-  again_run_id = CASE WHEN active_runs.state = 'queued' AND active_runs.attempt = 0
+  again_run_id = CASE WHEN active_runs.state = 'queued' AND active_runs.started_at IS NULL
     THEN active_runs.again_run_id ELSE coalesce(active_runs.again_run_id, excluded.run_id) END,
-  again_trigger = CASE WHEN active_runs.state = 'queued' AND active_runs.attempt = 0
+  again_trigger = CASE WHEN active_runs.state = 'queued' AND active_runs.started_at IS NULL
     THEN active_runs.again_trigger ELSE coalesce(active_runs.again_trigger, 'again') END"""
 _ON_CONFLICT = {
     Overlap.BUFFER_ONE: _ABSORB,

@@ -13,6 +13,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from schemas.errors import ConfigError, SyncwardError, TransientError
+from storage.silence import WATCH
 
 Process = Literal["migrator", "scheduler", "worker", "operator"]
 
@@ -74,6 +75,8 @@ def open_engine(url: str, process: Process, *, pool_size: int = 5) -> Engine:
             "options": _options(process, timeout_ms),
         },
     )
+    if process != "migrator":  # migrations may take their time
+        WATCH.over(engine)  # first: the question of `_refuse_dead` may stay unanswered, too
     event.listen(engine, "checkin", _note_use)
     event.listen(engine, "checkout", _refuse_dead)
     return engine

@@ -52,12 +52,24 @@ def expired_leases(
         ),
         {"limit": REAP_BATCH},
     ).all()
-    return sum(_take(tx, lease, principal, lost_leases_max) for lease in leases)
+    locked = _lock_schedules(tx, [lease.subject_id for lease in leases if lease.scheduled])
+    ours = [lease for lease in leases if not lease.scheduled or lease.subject_id in locked]
+    return sum(_take(tx, lease, principal, lost_leases_max) for lease in ours)
+
+
+def _lock_schedules(tx: Connection, subjects: Sequence[UUID]) -> set[UUID]:
+    """Take the first locks of all runs before the later ones of any; return those not held."""
+    found = tx.execute(
+        text(
+            "SELECT connection_id FROM schedules WHERE connection_id = ANY(:ids) "
+            "ORDER BY connection_id FOR NO KEY UPDATE SKIP LOCKED"
+        ),
+        {"ids": subjects},
+    )
+    return set(found.scalars())
 
 
 def _take(tx: Connection, lease: Row[Any], principal: Principal, lost_leases_max: int) -> bool:
-    if not _lock(tx, lease):
-        return False
     gone = tx.execute(
         text("DELETE FROM leases WHERE token = :token AND expires_at < clock_timestamp()"),
         {"token": lease.token},
@@ -81,17 +93,6 @@ def _take(tx: Connection, lease: Row[Any], principal: Principal, lost_leases_max
     else:
         _requeue_lost(tx, run, principal)
     return True
-
-
-def _lock(tx: Connection, lease: Row[Any]) -> bool:
-    """Lock the schedule, first in the order, unless somebody holds it: then False."""
-    if not lease.scheduled:
-        return True
-    schedule = tx.execute(
-        text("SELECT FROM schedules WHERE connection_id = :id FOR NO KEY UPDATE SKIP LOCKED"),
-        {"id": lease.subject_id},
-    )
-    return schedule.one_or_none() is not None
 
 
 def _requeue_lost(tx: Connection, run: Row[Any], principal: Principal) -> None:
@@ -177,9 +178,11 @@ def cancel_stuck(tx: Connection, stuck_after: timedelta, principal: Principal) -
     """Ask runs to stop that have moved no row for twice the allowed time."""
     rows = tx.execute(
         text(
-            "UPDATE active_runs a SET cancel_requested_at = clock_timestamp(), cancel_by = 'stuck' "
-            "FROM leases l WHERE l.run_id = a.run_id AND a.cancel_requested_at IS NULL "
-            "AND l.progress_at < clock_timestamp() - 2 * CAST(:stuck AS interval) RETURNING a.*"
+            "UPDATE active_runs SET cancel_requested_at = clock_timestamp(), cancel_by = 'stuck' "
+            "WHERE run_id IN (SELECT a.run_id FROM active_runs a JOIN leases l USING (run_id) "
+            "WHERE a.cancel_requested_at IS NULL "
+            "AND l.progress_at < clock_timestamp() - 2 * CAST(:stuck AS interval) "
+            "FOR UPDATE OF a SKIP LOCKED) RETURNING *"
         ),
         {"stuck": stuck_after},
     ).all()

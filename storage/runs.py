@@ -110,7 +110,7 @@ def _join_live(
             f"a {live.kind} of this resource is just running; try again when it has ended"
         )
     audit.append(tx, run_event(AuditAction.RUN_MERGED, live, principal, reason="manual"))
-    if live.state == RunState.QUEUED and live.attempt == 0:
+    if live.state == RunState.QUEUED and live.started_at is None:  # it has read nothing yet
         merged = RunOptions.model_validate(live.options).merged(options)
         tx.execute(
             text(

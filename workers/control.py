@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from threading import Lock
+from threading import Lock, Thread
 
 from schemas.errors import Draining, LeaseLost, RunCancelled, TransientError
 from schemas.records import Batch
@@ -11,9 +11,14 @@ from schemas.runs import Claim
 from storage.claims import Beat
 
 
-def _clock() -> float:
+def clock() -> float:
     """Return seconds that go on while the machine sleeps, so that a lease ends then, too."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _quietly(cancel: Callable[[], None]) -> None:
+    with suppress(Exception):  # a connection that is gone needs no cancelling
+        cancel()
 
 
 class RunControl:
@@ -23,7 +28,7 @@ class RunControl:
     the registered `cancel` functions end that call.
     """
 
-    def __init__(self, claim: Claim) -> None:
+    def __init__(self, claim: Claim, asked_at: float | None = None) -> None:
         self.claim = claim
         self._lock = Lock()
         self._cancels: list[Callable[[], None]] = []
@@ -31,29 +36,35 @@ class RunControl:
         self._stream: str | None = None
         self._rows = 0
         self._bytes = 0
-        self._renewed_at = _clock()
+        self._renewed_at = clock() if asked_at is None else asked_at
 
     def check(self) -> None:
         """Raise what this run was told; also LeaseLost when no renewal got through in time."""
-        if _clock() - self._renewed_at > 0.8 * self.claim.lease.total_seconds():
-            self.signal(LeaseLost(f"run {self.claim.run_id}: no heartbeat got through"))
+        self.fence()
         if self._signal is not None:
             raise self._signal
 
-    def renewed(self) -> None:
-        """Note a successful renewal of the lease."""
-        self._renewed_at = _clock()
+    def fence(self) -> None:
+        """Stop this run if no renewal got through in time; safe to call from another thread."""
+        if clock() - self._renewed_at > 0.8 * self.claim.lease.total_seconds():
+            self.signal(LeaseLost(f"run {self.claim.run_id}: no heartbeat got through"))
+
+    def renewed(self, asked_at: float) -> None:
+        """Note a renewal of the lease: it counts from when we asked, for answers may take long."""
+        self._renewed_at = asked_at
 
     def signal(self, reason: LeaseLost | RunCancelled | Draining | TransientError) -> None:
-        """Tell the run to stop and end what it is waiting for. The first reason stays."""
+        """Tell the run to stop and end what it is waiting for. The first reason stays.
+
+        A server that is silent lets itself be waited for: whoever signals goes on meanwhile.
+        """
         with self._lock:
             if self._signal is not None:
                 return
             self._signal = reason
             cancels = list(self._cancels)
         for cancel in cancels:
-            with suppress(Exception):  # a connection that is gone needs no cancelling
-                cancel()
+            Thread(target=_quietly, args=(cancel,), name="cancel", daemon=True).start()
 
     @property
     def signalled(self) -> bool:
@@ -65,8 +76,7 @@ class RunControl:
             self._cancels.append(cancel)
             late = self._signal is not None
         if late:
-            with suppress(Exception):  # as above
-                cancel()
+            _quietly(cancel)
 
     def beat(self) -> Beat:
         """Return what the next heartbeat says about this run."""

@@ -1,10 +1,13 @@
 """One thread per worker that renews all leases at once, on a connection of its own."""
 
 import logging
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from socket import SHUT_RDWR, socket
 from threading import Event, Lock, Thread
+from time import monotonic
 from typing import Any
 from uuid import UUID
 
@@ -13,10 +16,16 @@ import psycopg
 from schemas.errors import Draining, LeaseLost, RunCancelled, SyncwardError, TransientError
 from schemas.runs import Claim
 from storage.claims import WorkerState, heartbeat
-from workers.control import RunControl
+from workers.control import RunControl, clock
 from workers.metrics import LEASES_LOST
 
 logger = logging.getLogger(__name__)
+
+
+#: How often runs are compared with the clock: a fraction of the shortest lease that makes sense.
+FENCE_EVERY_S = 0.25
+#: A beat may take two intervals, but so long at least: the server itself gives up after 5 s.
+BEAT_AT_LEAST_S = 2.0
 
 
 class Heartbeat:
@@ -37,24 +46,28 @@ class Heartbeat:
         self._stopping = False
         self._leaving: Draining | None = None
         self._link: psycopg.Connection[tuple[Any, ...]] | None = None
+        self._beat_began: float | None = None
         self._thread = Thread(target=self._loop, name="heartbeat", daemon=True)
+        self._fence = Thread(target=self._fence_loop, name="fence", daemon=True)
 
     def start(self) -> None:
         """Beat once, so that the dispatcher knows this worker, then go on in a thread."""
         self.beat()
         self._thread.start()
+        self._fence.start()
 
     def stop(self) -> None:
         """End the thread and its connection."""
         self._stopping = True
         self._wake.set()
         self._thread.join(timeout=10)
+        self._fence.join(timeout=10)
         self.drop_link()
 
     @contextmanager
-    def hold(self, claim: Claim) -> Iterator[RunControl]:
-        """Renew this claim's lease for as long as the block runs."""
-        control = RunControl(claim)
+    def hold(self, claim: Claim, asked_at: float | None = None) -> Iterator[RunControl]:
+        """Renew this claim's lease, which was asked for at `asked_at`, while the block runs."""
+        control = RunControl(claim, asked_at)
         with self._lock:
             self._held[claim.token] = control
             leaving = self._leaving
@@ -79,7 +92,8 @@ class Heartbeat:
 
     def beat(self) -> None:
         """Renew now. A failure costs this beat; runs stop by themselves before the lease ends."""
-        controls = self._controls()
+        controls, asked_at = self._controls(), clock()
+        self._beat_began = monotonic()
         try:
             if self._link is None:
                 self._link = self._open_link()
@@ -89,17 +103,19 @@ class Heartbeat:
             logger.warning("heartbeat_failed")
             self.drop_link()
             return
+        finally:
+            self._beat_began = None
         for control in controls:
-            self._tell(control, cancelled)
+            self._tell(control, cancelled, asked_at)
 
-    def _tell(self, control: RunControl, cancelled: dict[UUID, bool]) -> None:
+    def _tell(self, control: RunControl, cancelled: dict[UUID, bool], asked_at: float) -> None:
         run_id, token = control.claim.run_id, control.claim.token
         if token not in cancelled:
             if token in self._held:  # else it finished while the beat was on its way
                 LEASES_LOST.inc()
                 control.signal(LeaseLost(f"run {run_id}: another worker owns it"))
             return
-        control.renewed()
+        control.renewed(asked_at)
         if cancelled[token]:
             control.signal(RunCancelled("Cancelled."))
         deadline = control.claim.deadline
@@ -116,8 +132,30 @@ class Heartbeat:
             if not self._stopping:
                 self.beat()
 
+    def _fence_loop(self) -> None:
+        """Stop runs whose lease is about to end, also while a beat waits for a silent database."""
+        while not self._stopping:
+            for control in self._controls():
+                control.fence()
+            self._hang_up_on_silence()
+            self._wake.wait(FENCE_EVERY_S)
+
+    def _hang_up_on_silence(self) -> None:
+        """End a beat that waits too long: a server may take what we say and never answer."""
+        began = self._beat_began
+        longest = max(2 * self._interval_s, BEAT_AT_LEAST_S)
+        with self._lock:
+            if self._link is None or began is None or monotonic() - began < longest:
+                return
+            with (
+                suppress(OSError, psycopg.Error),
+                socket(fileno=os.dup(self._link.fileno())) as line,
+            ):
+                line.shutdown(SHUT_RDWR)
+
     def drop_link(self) -> None:
         """Close the connection; the next beat opens another."""
-        if self._link is not None:
-            self._link.close()
-            self._link = None
+        with self._lock:
+            link, self._link = self._link, None
+            if link is not None:
+                link.close()

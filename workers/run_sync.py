@@ -27,7 +27,7 @@ from storage.claims import ClaimRefusal
 from storage.engine import again, transaction
 from storage.work import Work
 from workers import answers, metrics, outcomes
-from workers.control import RunControl
+from workers.control import RunControl, clock
 from workers.ends import open_destination, open_source
 from workers.heartbeat import Heartbeat
 from workers.run_log import LogWriter, RunLog
@@ -81,25 +81,27 @@ def execute(job: Job, deps: Dependencies) -> None:
     claimed = again(lambda: _claim(job, deps))
     if claimed is None:
         return
-    claim, taken = claimed
+    claim, taken, asked_at = claimed
     run_log = RunLog(deps.logs, claim.run_id, claim.account_id)
     started = monotonic()
-    with deps.heartbeat.hold(claim) as control:
+    with deps.heartbeat.hold(claim, asked_at) as control:
         attempt = Attempt(claim, control, run_log, deps, taken)
         outcome = outcomes.of_attempt(lambda: _work(attempt), attempt.claim, control, run_log)
         _finish(attempt, outcome, seconds=monotonic() - started)
 
 
-def _claim(job: Job, deps: Dependencies) -> tuple[Claim, Taken] | None:
+def _claim(job: Job, deps: Dependencies) -> tuple[Claim, Taken, float] | None:
     """Claim the run and, under its lease, take its subject with the sealed credentials.
 
     One commit for both: after it the lease is ours, and the audit stream says that we are about
-    to open these credentials. None if somebody else has the run or had it.
+    to open these credentials. None if somebody else has the run or had it. The lease counts from
+    the question, which comes last in the answer, however long the database took.
     """
+    asked_at = clock()
     with transaction(deps.engine) as tx:
         claim = claims.claim(tx, job, deps.worker_id, deps.settings.lease, deps.principal)
         if not isinstance(claim, ClaimRefusal):
-            return _counted(claim), work.take(tx, claim, deps.principal)
+            return _counted(claim), work.take(tx, claim, deps.principal), asked_at
     metrics.CLAIMS.labels(claim.value).inc()
     if claim is ClaimRefusal.UNKNOWN:
         raise UnknownRun(f"run {job.run_id}: no such run was ever asked for")

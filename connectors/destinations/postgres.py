@@ -9,7 +9,14 @@ from connectors import pg_discover, pg_load, pg_state
 from connectors.pg_catalog import ensure_schema
 from connectors.pg_load import Load
 from connectors.pg_state import StateRow
-from connectors.postgres import SECRET_FIELDS, Connection, PostgresConfig, connect, translated
+from connectors.postgres import (
+    SECRET_FIELDS,
+    Connection,
+    Line,
+    PostgresConfig,
+    connect,
+    translated,
+)
 from schemas.errors import ConfigError, SyncwardError
 from schemas.records import (
     Batch,
@@ -43,6 +50,7 @@ class PostgresDestination:
     def __init__(self, config: PostgresConfig, conn: Connection) -> None:
         self._config = config
         self._conn = conn
+        self._line = Line(conn)
         self._ready = False
         self._states: dict[str, StateRow] = {}
         self._expected: dict[str, Cursor | None] = {}
@@ -104,12 +112,12 @@ class PostgresDestination:
         return load
 
     def cancel(self) -> None:
-        """End whatever the server is doing for this session; for another thread."""
-        self._conn.cancel_safe(timeout=5)
+        """End whatever this session waits for; for another thread."""
+        self._line.cancel()
 
     def close(self) -> None:
         """Close the session; the server rolls back what was open."""
-        self._conn.close()
+        self._line.close()
 
 
 def _refuse_rows_of_others(load: Load) -> None:

@@ -10,7 +10,14 @@ from psycopg import sql
 from connectors import pg_discover, pg_window
 from connectors.pg_catalog import Relation, describe
 from connectors.pg_window import Window
-from connectors.postgres import SECRET_FIELDS, Connection, PostgresConfig, connect, translated
+from connectors.postgres import (
+    SECRET_FIELDS,
+    Connection,
+    Line,
+    PostgresConfig,
+    connect,
+    translated,
+)
 from schemas.records import Batch, Cursor, DiscoveredStream, ServerReport, StreamShape, WireFormat
 from schemas.streams import StreamSpec
 
@@ -45,6 +52,7 @@ class PostgresSource:
     def __init__(self, config: PostgresConfig, conn: Connection, *, zone: str) -> None:
         self._config = config
         self._conn = conn
+        self._line = Line(conn)
         self._zone = zone
 
     def test(self) -> ServerReport:
@@ -111,12 +119,12 @@ class PostgresSource:
         )
 
     def cancel(self) -> None:
-        """End whatever the server is doing for this session; for another thread."""
-        self._conn.cancel_safe(timeout=5)
+        """End whatever this session waits for; for another thread."""
+        self._line.cancel()
 
     def close(self) -> None:
         """Close the session; the server rolls back what was open."""
-        self._conn.close()
+        self._line.close()
 
 
 def _query(stream: StreamSpec, relation: Relation, window: Window) -> sql.Composed:

@@ -212,7 +212,7 @@ def a_zombie_commits_after_the_new_owner(shop, _: Facts) -> None:
     spec = StreamSpec(name="public.whole", mode="replace")
     request = LoadRequest(
         connection_id=claim.subject_id, run_id=claim.run_id, attempt=1, fence=claim.fence,
-        stream=spec, target_schema="acme", rewrite=False, approved=None,
+        stream=spec, target_schema="acme", rewrite=False,
     )  # fmt: skip
     source = registry.open_source(
         "postgres", shop.pair.config("source"), shop.pair.secret("source")

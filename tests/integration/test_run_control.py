@@ -129,6 +129,39 @@ def test_a_waiting_run_absorbs_a_second_request(shop):
     assert shop.control.one("SELECT options ->> 'full_refresh' FROM active_runs") == "true"
 
 
+def test_a_run_that_has_begun_does_not_absorb_a_request_when_it_waits_again(shop):
+    claim = claimed(shop)
+    finish(shop, claim, Outcome(OutcomeKind.HANDED_BACK, "draining"))
+    assert shop.control.one("SELECT attempt FROM active_runs") == 0
+    asked = shop.enqueue(full_refresh=True)
+    assert asked.how == "after_current", "a stream that it has loaded would not be read again"
+
+
+def test_a_slot_is_not_absorbed_by_a_run_that_has_begun(shop):
+    shop.apply(STREAMS, schedule="{every: 10s}")
+    claim = claimed(shop)
+    finish(shop, claim, Outcome(OutcomeKind.HANDED_BACK, "draining"))
+    shop.control.act("UPDATE schedules SET next_due_at = clock_timestamp()")
+    assert ticks.due_tick(shop.scheduler) == 1
+    (promised,) = shop.control.all("SELECT again_run_id FROM active_runs")[0]
+    assert shop.control.all("SELECT outcome, run_id FROM slots") == [("merged", promised)]
+
+
+@pytest.mark.parametrize(
+    "kind", [OutcomeKind.RETRY, OutcomeKind.HANDED_BACK, OutcomeKind.AWAITING_APPROVAL]
+)
+def test_a_run_that_was_asked_to_stop_ends_when_its_attempt_is_put_back(shop, kind):
+    claim = claimed(shop)
+    again = shop.enqueue()
+    with shop.cli.inside() as (tx, _, _name):
+        runs.cancel(tx, claim.run_id, OPERATOR)
+    after = timedelta(0) if kind is OutcomeKind.RETRY else None
+    finish(shop, claim, Outcome(kind, "x", "x", after))
+    assert state(shop, claim.run_id) is RunState.CANCELLED
+    assert shop.control.one("SELECT count(*) FROM leases") == 0
+    assert state(shop, again.run_id) is RunState.QUEUED
+
+
 def test_a_lost_lease_goes_back_to_the_queue_and_the_zombie_cannot_write(shop):
     claim = claimed(shop)
     shop.expire_leases()

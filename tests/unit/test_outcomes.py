@@ -1,6 +1,7 @@
 """How attempts end: success is default-deny, errors say who can act."""
 
 from datetime import timedelta
+from queue import Queue
 from uuid import uuid4
 
 import pytest
@@ -120,12 +121,15 @@ def test_a_signal_is_the_reason_whatever_the_cancelled_call_raised():
 
 
 def test_a_signal_ends_calls_registered_before_and_after_it():
-    control, ended = RunControl(claim()), []
-    control.on_signal(lambda: ended.append("before"))
+    control = RunControl(claim())
+    ended: Queue[str] = Queue()
+    control.on_signal(lambda: ended.put("before"))
     control.signal(LeaseLost("gone"))
+    assert ended.get(timeout=10) == "before"
     control.signal(RunCancelled("too late"))
-    control.on_signal(lambda: ended.append("after"))
-    assert ended == ["before", "after"]
+    control.on_signal(lambda: ended.put("after"))
+    assert ended.get(timeout=10) == "after"
+    assert ended.empty(), "the first reason stays"
     with pytest.raises(LeaseLost):
         control.check()
 
