@@ -30,9 +30,12 @@ ATTEMPTS_WITH_PROGRESS_MAX = 20
 RETRY_FIRST = timedelta(seconds=10)
 RETRY_FACTOR = 3
 RETRY_LONGEST = timedelta(minutes=30)
+#: Waits that another system asked for since the last progress; a longer one in all fails the run.
+DEFERRED_MAX = timedelta(hours=24)
+DEFERRAL_SHORTEST = timedelta(seconds=5)
 #: Lost leases since the last progress before the connection is paused: likely it kills workers.
 LOST_LEASES_MAX = 3
-#: Failed runs in a row before the connection is paused.
+#: Failed runs in a row before the connection is paused; `pause_after` of a connection decides.
 FAILURES_IN_A_ROW_MAX = 10
 
 #: `resource test` and `resource discover`: somebody is waiting at a prompt.

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 from schemas.errors import (
     ConfigError,
+    Deferral,
     Draining,
     GuardTripped,
     LeaseLost,
@@ -18,6 +19,8 @@ from schemas.errors import (
 from schemas.limits import (
     ATTEMPTS_MAX,
     ATTEMPTS_WITH_PROGRESS_MAX,
+    DEFERRAL_SHORTEST,
+    DEFERRED_MAX,
     RETRY_FACTOR,
     RETRY_FIRST,
     RETRY_LONGEST,
@@ -49,7 +52,9 @@ def _true_reason(error: Exception, control: RunControl) -> Exception:
     return error
 
 
-def of_error(error: Exception, claim: Claim, run_log: RunLog) -> Outcome:
+def of_error(  # noqa: PLR0911 - one return per class reads as a table
+    error: Exception, claim: Claim, run_log: RunLog
+) -> Outcome:
     """Classify by who can act: a person, time, an approver, or us."""
     match error:
         case RunCancelled():
@@ -62,9 +67,15 @@ def of_error(error: Exception, claim: Claim, run_log: RunLog) -> Outcome:
         case ConfigError():
             run_log.error(error.public)
             return Outcome(OutcomeKind.FAILED, error.code, error.public)
+        case Deferral():
+            run_log.warning(error.public)
+            return _defer(error, claim)
         case TransientError():
             run_log.warning(error.public)
             return _retry(error, claim)
+        case SyncwardError():  # classified by its code alone, e.g. rows_missing
+            run_log.error(error.public)
+            return Outcome(OutcomeKind.FAILED, error.code, error.public)
         case _:
             return _internal(error, run_log)
 
@@ -79,6 +90,19 @@ def _retry(error: TransientError, claim: Claim) -> Outcome:
         return Outcome(OutcomeKind.FAILED, error.code, error.public)
     delay = error.retry_after or backoff(claim.attempts_without_progress)
     return Outcome(OutcomeKind.RETRY, error.code, error.public, retry_after=delay)
+
+
+def _defer(error: Deferral, claim: Claim) -> Outcome:
+    """Come back when told to, unless that has been said for too long or somebody waits."""
+    told = max(error.retry_after or DEFERRAL_SHORTEST, DEFERRAL_SHORTEST)
+    if claim.deadline is not None:
+        return Outcome(OutcomeKind.FAILED, error.code, error.public)
+    if claim.deferred_for + told > DEFERRED_MAX:
+        hours = DEFERRED_MAX.total_seconds() / 3600
+        text = f"{error.public} It was told to wait for more than {hours:.0f} h in all."
+        return Outcome(OutcomeKind.FAILED, "deferred_too_long", text)
+    late = told * (1 + random.random() / 10)  # noqa: S311 - not all at once, and never too early
+    return Outcome(OutcomeKind.DEFERRED, error.code, error.public, retry_after=late)
 
 
 def backoff(attempts: int) -> timedelta:
@@ -145,8 +169,15 @@ def ending(outcome: Outcome, seconds: float) -> str:
     match outcome.kind:
         case OutcomeKind.RETRY:
             after = outcome.retry_after or timedelta(0)
-            return f"attempt ends after {seconds:.2f} s; tried again in {after.seconds} s"
+            return f"attempt ends after {seconds:.2f} s; tried again in {_whole(after)} s"
+        case OutcomeKind.DEFERRED:
+            after = outcome.retry_after or timedelta(0)
+            return f"told to come back in {_whole(after)} s; this counts as no attempt"
         case OutcomeKind.HANDED_BACK:
             return f"attempt handed back after {seconds:.2f} s; another worker goes on"
         case _:
             return f"{outcome.kind} after {seconds:.2f} s"
+
+
+def _whole(delay: timedelta) -> str:
+    return f"{delay.total_seconds():.0f}"

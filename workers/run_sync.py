@@ -8,7 +8,7 @@ from sqlalchemy import Engine
 
 from crypto.keyring import Keyring
 from schemas.audit import Principal
-from schemas.errors import ConfigError, LeaseLost, SyncwardError
+from schemas.errors import ConfigError, CredentialsError, LeaseLost, SyncwardError
 from schemas.jobs import Job
 from schemas.records import Destination, LoadRequest, Source, StreamResult
 from schemas.runs import Claim, Outcome, OutcomeKind, RunKind
@@ -164,6 +164,8 @@ def _stream(
     attempt.control.check()
     try:
         result = _move(attempt, request, source, destination)
+    except CredentialsError:
+        raise  # every stream would meet it; the connection is paused
     except ConfigError as error:
         attempt.run_log.error(error.public, name)
         return StreamResult(

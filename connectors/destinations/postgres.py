@@ -47,12 +47,12 @@ class PostgresDestination:
 
     def test(self) -> ServerReport:
         """Report the server and what this login lacks for writing."""
-        with translated(self._config):
+        with translated(self._config, "destination"):
             return pg_discover.report_destination(self._conn, self._config)
 
     def claim_stream(self, request: LoadRequest) -> StreamClaim:
         """Raise this run's fence; return where the stream resumes, or what this run has done."""
-        with translated(self._config):
+        with translated(self._config, "destination"):
             if not self._ready:
                 pg_state.ensure(self._conn, self._config)
                 self._ready = True
@@ -64,7 +64,7 @@ class PostgresDestination:
     def load(self, request: LoadRequest, batch: Batch) -> StreamResult:
         """Load a batch exactly once: all of it with its cursor, or nothing."""
         name, started = request.stream.name, monotonic()
-        with translated(self._config), self._conn.transaction():
+        with translated(self._config, "destination"), self._conn.transaction():
             counts = pg_load.run(self._plan(request, batch))
             result = _result(request, batch, counts, seconds=monotonic() - started)
             pg_state.commit(self._conn, request, result, expected=self._expected[name])

@@ -1,7 +1,7 @@
 """Postgres as a source: one snapshot, one window, rows relayed as COPY binary."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -27,7 +27,7 @@ def open_source(config: Mapping[str, Any], secrets: Mapping[str, str]) -> "Postg
     """Connect for reading; errors are ours and name the server."""
     checked = PostgresConfig.model_validate(dict(config))
     conn = connect(checked, secrets, role="source", session=_SESSION)
-    with translated(checked):
+    with translated(checked, "source"):
         return PostgresSource(checked, conn, zone=_pin_zone(conn))
 
 
@@ -49,18 +49,18 @@ class PostgresSource:
 
     def test(self) -> ServerReport:
         """Report the server and what this login lacks for exact reading."""
-        with translated(self._config):
+        with translated(self._config, "source"):
             return pg_discover.report_source(self._conn, self._config)
 
     def discover(self) -> Sequence[DiscoveredStream]:
         """List the tables and views this login can read."""
-        with translated(self._config):
+        with translated(self._config, "source"):
             return pg_discover.streams(self._conn)
 
     @contextmanager
     def extract(self, stream: StreamSpec, cursor: Cursor | None) -> Iterator[Iterator[Batch]]:
         """Open a snapshot and yield its one batch: the window from the cursor to a frozen bound."""
-        with translated(self._config):
+        with translated(self._config, "source"):
             relation = describe(self._conn, self._config, stream.schema_name, stream.table_name)
             category = None
             if stream.cursor not in {None, "xmin"}:
@@ -80,10 +80,11 @@ class PostgresSource:
         try:
             yield
         except BaseException:
-            if self._conn.info.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
-                self._conn.close()
-            else:
-                self._conn.execute("ROLLBACK")
+            with suppress(psycopg.Error):  # a lost session must not hide why it was lost
+                if self._conn.info.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
+                    self._conn.close()
+                else:
+                    self._conn.execute("ROLLBACK")
             raise
         self._conn.execute("COMMIT")
 
@@ -145,7 +146,7 @@ class _Copy:
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the stream in blocks; ends only if the server said that it was complete."""
-        with translated(self._config):
+        with translated(self._config, "source"):
             block = bytearray()
             with self._cursor.copy(self._query) as copy:
                 for message in copy:
