@@ -171,7 +171,6 @@ STATES: dict[str, tuple[str, Answer]] = {
             "a key would be held twice{object}; the key of the stream is not unique",
         ),
     ),
-    "25001": ("active transaction", _PROTOCOL),
     "25006": (
         "read-only transaction",
         _transient(

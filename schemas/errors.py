@@ -58,7 +58,7 @@ class TransientError(SyncwardError):
         self.retry_after = retry_after
 
 
-class Deferral(TransientError):
+class Deferral(TransientError):  # noqa: N818 - an event more than an error
     """It said when to come back (a rate limit): waiting is no attempt, but bounded."""
 
     code = "deferred"

@@ -1,0 +1,345 @@
+"""What real servers say, in our words: who can act, the code, and never a server's own text."""
+
+import os
+import shutil
+import subprocess
+import threading
+import time
+
+import psycopg
+import pytest
+from psycopg import errors as pg
+from psycopg import sql
+
+from connectors import registry
+from connectors.pg_errors import answer
+from connectors.postgres import PostgresConfig, translated
+from schemas.errors import ConfigError, SyncwardError, TransientError
+from schemas.runs import RunState
+from tests.tls_proxy import TlsProxy, certificate
+
+pytestmark = pytest.mark.integration
+
+SECRET = "hunter2-4111111111111111"  # noqa: S105 - what must never be seen
+STATES = sorted(
+    {
+        c.sqlstate
+        for c in vars(pg).values()
+        if isinstance(c, type) and isinstance(getattr(c, "sqlstate", None), str)
+    }
+)
+HOSTILE = f"""
+DO $do$ BEGIN RAISE EXCEPTION USING ERRCODE = '{{}}', MESSAGE =
+  'permission denied for table {SECRET} FATAL: password authentication failed',
+  DETAIL = 'Key (id)=({SECRET})', HINT = '{SECRET}', COLUMN = '{SECRET}', CONSTRAINT = '{SECRET}',
+  DATATYPE = '{SECRET}', TABLE = '{SECRET}', SCHEMA = '{SECRET}'; END $do$
+"""
+
+
+@pytest.fixture
+def ends(pair):
+    opened = {
+        "source": registry.open_source("postgres", pair.config("source"), pair.secret("source")),
+        "destination": registry.open_destination(
+            "postgres", pair.config("destination"), pair.secret("destination")
+        ),
+    }
+    yield opened
+    for end in opened.values():
+        end.close()
+
+
+def said(ends, pair, role: str, *statements: str) -> SyncwardError:
+    """Let a session run into something; return what people would read."""
+    config = PostgresConfig.model_validate(pair.config(role))
+    with pytest.raises(SyncwardError) as caught, translated(config, role):  # noqa: PT012
+        for statement in statements:
+            ends[role]._conn.execute(statement)
+    assert SECRET not in caught.value.public
+    return caught.value
+
+
+@pytest.mark.parametrize("role", ["source", "destination"])
+def test_every_state_raised_by_a_server_is_answered_without_its_words(ends, pair, role):
+    seen = set()
+    for state in STATES:
+        found = said(ends, pair, role, HOSTILE.format(state))
+        assert found.code == answer(state, role).code
+        seen.add(found.code)
+    assert len(seen) > 30
+
+
+def test_a_state_that_somebody_made_up_is_a_refusal(ends, pair):
+    assert said(ends, pair, "source", HOSTILE.format("QQ123")).code == "refused_there"
+
+
+# ── what can be provoked, through a whole run ───────────────────────────────────────────────────
+
+
+def raising(world, statement: str) -> None:
+    """Make stream public.t a view whose rows run a statement at the source."""
+    world.pair.source(
+        f"CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $f$ BEGIN {statement}; RETURN 1; "
+        "END $f$",
+        "CREATE VIEW t AS SELECT f() AS id",
+    )
+
+
+AT_SOURCE = {
+    "missing table": ("PERFORM * FROM nowhere", "failed", "missing"),
+    "missing function": ("PERFORM nothing(1)", "failed", "missing"),
+    "division by zero": ("PERFORM 1 / 0", "failed", "a value cannot be read"),
+    "bad number": (f"PERFORM '{SECRET}'::int", "failed", "a value cannot be read"),
+    "raise": (f"RAISE EXCEPTION '{SECRET}'", "failed", "raised an error"),
+    "write": ("CREATE TEMP TABLE x (i int); CREATE TABLE y (i int)", "failed", "writes"),
+    "time limit": ("PERFORM pg_cancel_backend(pg_backend_pid()), pg_sleep(5)", "queued", "cancell"),
+    "shutdown": (
+        f"RAISE EXCEPTION '{SECRET}' USING ERRCODE = '57P01'", "queued", "shutting down",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", AT_SOURCE)
+def test_a_failing_source_ends_the_run_as_the_table_says(world, case):
+    statement, state, words = AT_SOURCE[case]
+    raising(world, statement)
+    world.apply({"public.t": "{mode: replace}"})
+    run, streams = world.sync()
+    assert run.state == state
+    assert words in run.error
+    if state == "failed":
+        assert run.error_code == "streams"
+        assert streams["t"].state == "failed"
+    told = (
+        run.error + world.log(run.run_id) + str(world.control.all("SELECT body FROM audit.event"))
+    )
+    assert SECRET not in told
+
+
+def loaded(world) -> psycopg.Connection:
+    """Load public.t once; return a superuser session at the destination."""
+    world.pair.source(
+        "CREATE TABLE t (id int PRIMARY KEY, v text)", "INSERT INTO t VALUES (1, 'v'), (2, 'w')"
+    )
+    world.apply({"public.t": "{mode: merge, key: [id]}"})
+    assert world.sync()[0].state is RunState.SUCCEEDED
+    world.pair.source("UPDATE t SET v = NULL WHERE id = 1", "INSERT INTO t VALUES (3, 'w')")
+    return world.pair.session("destination")
+
+
+AT_DESTINATION = {
+    "check": ("ALTER TABLE acme.t ADD CHECK (id < 3)", "failed", "acme.t (t_id_check) refuses"),
+    "not null": ("ALTER TABLE acme.t ALTER v SET NOT NULL", "failed", "acme.t.v would be NULL"),
+    "unique": ("ALTER TABLE acme.t ADD UNIQUE (v)", "failed", "held twice acme.t (t_v_key)"),
+    "privilege": ("REVOKE UPDATE ON acme.t FROM writer", "failed", "denied for table t; GRANT"),
+    "trigger": (
+        ("CREATE FUNCTION acme.no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        f"RAISE EXCEPTION '{SECRET}' USING ERRCODE = '23505', TABLE = '{SECRET}', "
+        "SCHEMA = 'acme'; END $$; CREATE TRIGGER no BEFORE INSERT ON acme.t "
+        "FOR EACH ROW EXECUTE FUNCTION acme.no()"), "failed", "held twice; the key",
+    ),
+    "read only": (
+        "ALTER ROLE writer SET default_transaction_read_only = on", "queued", "no writes",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", AT_DESTINATION)
+def test_a_refusing_destination_ends_the_run_as_the_table_says(world, case):
+    statement, state, words = AT_DESTINATION[case]
+    lake = loaded(world)
+    lake.execute("ALTER TABLE acme.t OWNER TO postgres" if case == "privilege" else "SELECT 1")
+    lake.execute("GRANT ALL ON acme.t TO writer")
+    lake.execute(statement)
+    try:
+        run, _ = world.sync()
+    finally:
+        lake.execute("ALTER ROLE writer RESET ALL")
+    assert (run.state, words in (run.error or "")) == (state, True), run.error
+    told = run.error + world.log(run.run_id)
+    assert SECRET not in told
+    assert world.pair.rows("destination", "SELECT count(*) FROM acme.t") == [(2,)]
+
+
+# ── sessions against each other ─────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def table(pair, ends):
+    session = pair.session("destination")
+    session.execute("CREATE TABLE k (id int PRIMARY KEY, v int)")
+    session.execute("INSERT INTO k VALUES (1, 0), (2, 0)")
+    session.execute("GRANT ALL ON k TO writer")
+    ends["destination"]._conn.execute("SET search_path = public")
+    return session
+
+
+def test_a_held_lock_is_waited_for_and_then_said(ends, pair, table):
+    with table.transaction():
+        table.execute("LOCK TABLE k")
+        found = said(ends, pair, "destination", "SET lock_timeout = '50ms'", "SELECT * FROM k")
+    assert (found.code, isinstance(found, TransientError)) == ("lock_timeout", True)
+    assert "pg_blocking_pids" in found.public
+
+
+def test_a_serialization_failure_is_transient(ends, pair, table):
+    ends["destination"]._conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+    ends["destination"]._conn.execute("SELECT * FROM k")
+    table.execute("UPDATE k SET v = 1")
+    assert said(ends, pair, "destination", "UPDATE k SET v = 2").code == "serialization"
+
+
+def test_a_deadlock_is_transient(ends, pair, table):
+    table.execute("SET deadlock_timeout = '60s'")  # so that the other side is the one that loses
+    conn = ends["destination"]._conn
+    conn.execute("BEGIN")
+    conn.execute("UPDATE k SET v = 1 WHERE id = 1")
+    table.execute("BEGIN")
+    table.execute("UPDATE k SET v = 1 WHERE id = 2")
+    other = threading.Thread(target=table.execute, args=("UPDATE k SET v = 1 WHERE id = 1",))
+    other.start()
+    found = said(ends, pair, "destination", "UPDATE k SET v = 1 WHERE id = 2")
+    conn.execute("ROLLBACK")
+    other.join()
+    assert (found.code, isinstance(found, TransientError)) == ("deadlock", True)
+
+
+@pytest.mark.parametrize("role", ["source", "destination"])
+def test_a_session_that_is_ended_or_limited_is_transient(ends, pair, role):
+    limited = said(ends, pair, role, "SET statement_timeout = 50", "SELECT pg_sleep(5)")
+    assert (limited.code, isinstance(limited, TransientError)) == ("cancelled_there", True)
+    killer = threading.Timer(
+        0.2,
+        pair.session(role).execute,
+        ("SELECT pg_terminate_backend(%s)", (ends[role]._conn.info.backend_pid,)),
+    )
+    killer.start()
+    ended = said(ends, pair, role, "SET statement_timeout = 0", "SELECT pg_sleep(10)")
+    killer.join()
+    assert (ended.code, isinstance(ended, TransientError)) == ("server_restarting", True)
+    after = said(ends, pair, role, "SELECT 1")
+    assert (after.code, isinstance(after, TransientError)) == ("connection_lost", True)
+
+
+# ── reaching a server ───────────────────────────────────────────────────────────────────────────
+
+
+def refused(config: dict[str, object], password: str) -> SyncwardError:
+    with pytest.raises(SyncwardError) as caught:
+        registry.open_source("postgres", config, {"password": password})
+    assert password not in caught.value.public
+    return caught.value
+
+
+@pytest.fixture
+def outsider(admin, cluster):
+    """A login of its own, taken away afterwards; yields (name, password)."""
+    admin.execute("CREATE ROLE outsider LOGIN PASSWORD 'out-word'")
+    hba = cluster._data / "pg_hba.conf"
+    before = hba.read_text()
+    yield "outsider", "out-word"
+    hba.write_text(before)
+    admin.execute("SELECT pg_reload_conf()")
+    admin.execute("DROP ROLE outsider")
+
+
+def test_a_login_without_connections_left_is_tried_again(pair, admin, outsider):
+    user, password = outsider
+    admin.execute("ALTER ROLE outsider CONNECTION LIMIT 0")
+    found = refused({**pair.config("source"), "user": user}, password)
+    assert (found.code, isinstance(found, TransientError)) == ("too_many_connections", True)
+    admin.execute("ALTER ROLE outsider NOLOGIN")
+    assert refused({**pair.config("source"), "user": user}, password).code == "credentials"
+
+
+def test_a_server_that_wants_tls_says_so(pair, admin, cluster, outsider):
+    user, password = outsider
+    hba = cluster._data / "pg_hba.conf"
+    hba.write_text(f"host all {user} all reject\n{hba.read_text()}")
+    admin.execute("SELECT pg_reload_conf()")
+    time.sleep(0.3)
+    found = refused({**pair.config("source"), "user": user}, password)
+    assert (found.code, isinstance(found, ConfigError)) == ("tls_required", True)
+
+
+def test_a_server_that_asks_for_the_password_in_clear_does_not_get_it(
+    pair, admin, cluster, outsider
+):
+    user, password = outsider
+    hba = cluster._data / "pg_hba.conf"
+    hba.write_text(f"host all {user} all password\n{hba.read_text()}")
+    admin.execute("SELECT pg_reload_conf()")
+    time.sleep(0.3)
+    found = refused({**pair.config("source"), "user": user}, password)
+    assert (found.code, isinstance(found, ConfigError)) == ("login_method", True)
+
+
+@pytest.fixture
+def tls(cluster, tmp_path):
+    files = certificate(tmp_path, "localhost")
+    with TlsProxy((cluster.host, cluster.port), files) as proxy:
+        yield proxy, files[0]
+
+
+def through(pair, proxy, mode: str, host: str, authority) -> dict[str, object]:
+    return {
+        **pair.config("source"),
+        "host": host,
+        "port": proxy.port,
+        "sslmode": mode,
+        "sslrootcert": str(authority),
+    }
+
+
+def test_a_certificate_of_another_authority_or_name_is_refused(pair, tls, tmp_path):
+    proxy, authority = tls
+    password = pair.logins["reader"]
+    stranger, _ = certificate(tmp_path, "stranger")
+    for config in (
+        through(pair, proxy, "verify-ca", "127.0.0.1", stranger),
+        through(pair, proxy, "verify-full", "127.0.0.1", authority),
+    ):
+        found = refused(config, password)
+        assert (found.code, isinstance(found, ConfigError)) == ("tls_refused", True)
+
+
+def test_a_tls_link_that_breaks_in_a_query_is_tried_again(pair, tls):
+    proxy, authority = tls
+    config = through(pair, proxy, "verify-full", "localhost", authority)
+    source = registry.open_source("postgres", config, pair.secret("source"))
+    cut = threading.Timer(0.3, proxy.cut)
+    cut.start()
+    checked = PostgresConfig.model_validate(config)
+    with pytest.raises(TransientError) as caught, translated(checked, "source"):
+        source._conn.execute("SELECT pg_sleep(10)")
+    cut.join()
+    source.close()
+    assert caught.value.code == "connection_lost"
+
+
+@pytest.mark.full
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="needs root")
+def test_a_full_disk_is_tried_again_until_somebody_frees_space(pair, ends, admin, cluster):
+    place = cluster.root / "small"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], check=True)
+    try:
+        cluster._own(place)
+        (place / "data").mkdir()
+        cluster._own(place / "data")
+        location = sql.Literal(str(place / "data"))
+        admin.execute(sql.SQL("CREATE TABLESPACE small LOCATION {}").format(location))
+        admin.execute("GRANT CREATE ON TABLESPACE small TO writer")
+        pair.session("destination").execute("GRANT CREATE ON SCHEMA public TO writer")
+        found = said(
+            ends,
+            pair,
+            "destination",
+            "CREATE TABLE public.full_ (v text) TABLESPACE small",
+            "INSERT INTO public.full_ SELECT repeat('x', 1000) FROM generate_series(1, 9000)",
+        )
+        ends["destination"]._conn.execute("DROP TABLE public.full_")
+        admin.execute("DROP TABLESPACE small")
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+    assert (found.code, isinstance(found, TransientError)) == ("disk_full", True)
