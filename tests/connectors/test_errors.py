@@ -5,17 +5,18 @@ import shutil
 import subprocess
 import threading
 import time
+from typing import Any
 
-import psycopg
 import pytest
 from psycopg import errors as pg
 from psycopg import sql
 
 from connectors import registry
-from connectors.pg_errors import answer
+from connectors.pg_errors import Role, answer
 from connectors.postgres import PostgresConfig, translated
 from schemas.errors import ConfigError, SyncwardError, TransientError
 from schemas.runs import RunState
+from storage import runs
 from tests.tls_proxy import TlsProxy, certificate
 
 pytestmark = pytest.mark.integration
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.integration
 SECRET = "hunter2-4111111111111111"  # noqa: S105 - what must never be seen
 STATES = sorted(
     {
-        c.sqlstate
+        str(getattr(c, "sqlstate", None))
         for c in vars(pg).values()
         if isinstance(c, type) and isinstance(getattr(c, "sqlstate", None), str)
     }
@@ -38,7 +39,7 @@ DO $do$ BEGIN RAISE EXCEPTION USING ERRCODE = '{{}}', MESSAGE =
 
 @pytest.fixture
 def ends(pair):
-    opened = {
+    opened: dict[str, Any] = {
         "source": registry.open_source("postgres", pair.config("source"), pair.secret("source")),
         "destination": registry.open_destination(
             "postgres", pair.config("destination"), pair.secret("destination")
@@ -49,7 +50,7 @@ def ends(pair):
         end.close()
 
 
-def said(ends, pair, role: str, *statements: str) -> SyncwardError:
+def said(ends, pair, role: Role, *statements: str) -> SyncwardError:
     """Let a session run into something; return what people would read."""
     config = PostgresConfig.model_validate(pair.config(role))
     with pytest.raises(SyncwardError) as caught, translated(config, role):  # noqa: PT012
@@ -75,90 +76,99 @@ def test_a_state_that_somebody_made_up_is_a_refusal(ends, pair):
 
 # ── what can be provoked, through a whole run ───────────────────────────────────────────────────
 
-
-def raising(world, statement: str) -> None:
-    """Make stream public.t a view whose rows run a statement at the source."""
-    world.pair.source(
-        f"CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $f$ BEGIN {statement}; RETURN 1; "
-        "END $f$",
-        "CREATE VIEW t AS SELECT f() AS id",
-    )
-
-
-AT_SOURCE = {
-    "missing table": ("PERFORM * FROM nowhere", "failed", "missing"),
-    "missing function": ("PERFORM nothing(1)", "failed", "missing"),
-    "division by zero": ("PERFORM 1 / 0", "failed", "a value cannot be read"),
-    "bad number": (f"PERFORM '{SECRET}'::int", "failed", "a value cannot be read"),
-    "raise": (f"RAISE EXCEPTION '{SECRET}'", "failed", "raised an error"),
-    "write": ("CREATE TEMP TABLE x (i int); CREATE TABLE y (i int)", "failed", "writes"),
-    "time limit": ("PERFORM pg_cancel_backend(pg_backend_pid()), pg_sleep(5)", "queued", "cancell"),
-    "shutdown": (
-        f"RAISE EXCEPTION '{SECRET}' USING ERRCODE = '57P01'", "queued", "shutting down",
-    ),
-}  # fmt: skip
+AT_SOURCE = [
+    ("PERFORM * FROM nowhere", "failed", "missing"),
+    ("PERFORM nothing(1)", "failed", "missing"),
+    ("PERFORM 1 / 0", "failed", "a value cannot be read"),
+    (f"PERFORM '{SECRET}'::int", "failed", "a value cannot be read"),
+    (f"RAISE EXCEPTION '{SECRET}'", "failed", "raised an error"),
+    ("CREATE TABLE y (i int)", "failed", "writes"),
+    ("PERFORM pg_cancel_backend(pg_backend_pid()), pg_sleep(5)", "queued", "cancelled there"),
+    (f"RAISE EXCEPTION '{SECRET}' USING ERRCODE = '57P01'", "queued", "shutting down"),
+]
 
 
-@pytest.mark.parametrize("case", AT_SOURCE)
-def test_a_failing_source_ends_the_run_as_the_table_says(world, case):
-    statement, state, words = AT_SOURCE[case]
-    raising(world, statement)
+def test_a_failing_source_ends_the_run_as_the_table_says(world):
+    make = "CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $f$ BEGIN {}; RETURN 1; END $f$"
+    world.pair.source(make.format("NULL"), "CREATE VIEW t AS SELECT f() AS id")
     world.apply({"public.t": "{mode: replace}"})
-    run, streams = world.sync()
-    assert run.state == state
-    assert words in run.error
-    if state == "failed":
-        assert run.error_code == "streams"
-        assert streams["t"].state == "failed"
-    told = (
-        run.error + world.log(run.run_id) + str(world.control.all("SELECT body FROM audit.event"))
-    )
-    assert SECRET not in told
+    for statement, state, words in AT_SOURCE:
+        world.pair.source(make.format(statement))
+        run, streams = world.sync()
+        assert (run.state, words in run.error) == (state, True), run.error
+        if state == "failed":
+            assert run.error_code == "streams"
+            assert streams["t"].state == "failed"
+        events = str(world.control.all("SELECT body FROM audit.event"))
+        assert SECRET not in run.error + world.log(run.run_id) + events
+        with world.cli.inside() as (tx, _, _name):
+            if state == "queued":
+                runs.cancel(tx, run.run_id, world.cli.principal)
 
 
-def loaded(world) -> psycopg.Connection:
-    """Load public.t once; return a superuser session at the destination."""
+AT_DESTINATION = [
+    (
+        "ALTER TABLE acme.t ADD CONSTRAINT c CHECK (id < 3)",
+        "ALTER TABLE acme.t DROP CONSTRAINT c",
+        "failed",
+        "acme.t (c) refuses",
+    ),
+    (
+        "ALTER TABLE acme.t ALTER v SET NOT NULL",
+        "ALTER TABLE acme.t ALTER v DROP NOT NULL",
+        "failed",
+        "acme.t.v would be NULL",
+    ),
+    (
+        "ALTER TABLE acme.t ADD CONSTRAINT u UNIQUE (v)",
+        "ALTER TABLE acme.t DROP CONSTRAINT u",
+        "failed",
+        "held twice acme.t (u)",
+    ),
+    (
+        "REVOKE UPDATE ON acme.t FROM writer",
+        "GRANT UPDATE ON acme.t TO writer",
+        "failed",
+        "permission denied for table t; GRANT it",
+    ),
+    (
+        (
+            "CREATE FUNCTION acme.no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            f"RAISE EXCEPTION '{SECRET}' USING ERRCODE = '23505', TABLE = '{SECRET}', SCHEMA = 'acme'; "
+            "END $$; CREATE TRIGGER no BEFORE INSERT ON acme.t FOR EACH ROW EXECUTE FUNCTION acme.no()"
+        ),
+        "DROP FUNCTION acme.no() CASCADE",
+        "failed",
+        "held twice; the key",
+    ),
+    (
+        "ALTER ROLE writer SET default_transaction_read_only = on",
+        "ALTER ROLE writer RESET ALL",
+        "queued",
+        "no writes",
+    ),
+]
+
+
+def test_a_refusing_destination_ends_the_run_as_the_table_says(world):
     world.pair.source(
         "CREATE TABLE t (id int PRIMARY KEY, v text)", "INSERT INTO t VALUES (1, 'v'), (2, 'w')"
     )
     world.apply({"public.t": "{mode: merge, key: [id]}"})
     assert world.sync()[0].state is RunState.SUCCEEDED
-    world.pair.source("UPDATE t SET v = NULL WHERE id = 1", "INSERT INTO t VALUES (3, 'w')")
-    return world.pair.session("destination")
-
-
-AT_DESTINATION = {
-    "check": ("ALTER TABLE acme.t ADD CHECK (id < 3)", "failed", "acme.t (t_id_check) refuses"),
-    "not null": ("ALTER TABLE acme.t ALTER v SET NOT NULL", "failed", "acme.t.v would be NULL"),
-    "unique": ("ALTER TABLE acme.t ADD UNIQUE (v)", "failed", "held twice acme.t (t_v_key)"),
-    "privilege": ("REVOKE UPDATE ON acme.t FROM writer", "failed", "denied for table t; GRANT"),
-    "trigger": (
-        ("CREATE FUNCTION acme.no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
-        f"RAISE EXCEPTION '{SECRET}' USING ERRCODE = '23505', TABLE = '{SECRET}', "
-        "SCHEMA = 'acme'; END $$; CREATE TRIGGER no BEFORE INSERT ON acme.t "
-        "FOR EACH ROW EXECUTE FUNCTION acme.no()"), "failed", "held twice; the key",
-    ),
-    "read only": (
-        "ALTER ROLE writer SET default_transaction_read_only = on", "queued", "no writes",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", AT_DESTINATION)
-def test_a_refusing_destination_ends_the_run_as_the_table_says(world, case):
-    statement, state, words = AT_DESTINATION[case]
-    lake = loaded(world)
-    lake.execute("ALTER TABLE acme.t OWNER TO postgres" if case == "privilege" else "SELECT 1")
+    lake = world.pair.session("destination")
+    lake.execute("ALTER TABLE acme.t OWNER TO postgres")
     lake.execute("GRANT ALL ON acme.t TO writer")
-    lake.execute(statement)
-    try:
-        run, _ = world.sync()
-    finally:
-        lake.execute("ALTER ROLE writer RESET ALL")
-    assert (run.state, words in (run.error or "")) == (state, True), run.error
-    told = run.error + world.log(run.run_id)
-    assert SECRET not in told
-    assert world.pair.rows("destination", "SELECT count(*) FROM acme.t") == [(2,)]
+    world.pair.source("UPDATE t SET v = NULL WHERE id = 1", "INSERT INTO t VALUES (3, 'w')")
+    for statement, undo, state, words in AT_DESTINATION:
+        lake.execute(statement)
+        try:
+            run, _ = world.sync()
+        finally:
+            lake.execute(undo)
+        assert (run.state, words in (run.error or "")) == (state, True), run.error
+        assert SECRET not in run.error + world.log(run.run_id)
+        assert world.pair.rows("destination", "SELECT count(*) FROM acme.t") == [(2,)]
 
 
 # ── sessions against each other ─────────────────────────────────────────────────────────────────
@@ -306,7 +316,7 @@ def test_a_certificate_of_another_authority_or_name_is_refused(pair, tls, tmp_pa
 def test_a_tls_link_that_breaks_in_a_query_is_tried_again(pair, tls):
     proxy, authority = tls
     config = through(pair, proxy, "verify-full", "localhost", authority)
-    source = registry.open_source("postgres", config, pair.secret("source"))
+    source: Any = registry.open_source("postgres", config, pair.secret("source"))
     cut = threading.Timer(0.3, proxy.cut)
     cut.start()
     checked = PostgresConfig.model_validate(config)

@@ -21,7 +21,7 @@ OF_COMMANDS = {"not_found", "conflict", "start_refused", "unknown_run", "keyring
 
 KNOWN_STATES = sorted(
     {
-        c.sqlstate
+        str(getattr(c, "sqlstate", None))
         for c in vars(pg).values()
         if isinstance(c, type) and isinstance(getattr(c, "sqlstate", None), str)
     }
