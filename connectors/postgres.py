@@ -1,6 +1,8 @@
 """What both Postgres roles share: configuration, connecting, and errors in our words."""
 
+import os
 import re
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -89,6 +91,13 @@ def connect(
             autocommit=True,
             prepare_threshold=None,
         )
+
+
+def cut(conn: Connection) -> None:
+    """Shut the socket down, so that a thread that waits on it sees the end of the link."""
+    if not conn.closed:
+        with socket.socket(fileno=os.dup(conn.fileno())) as link:
+            link.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager

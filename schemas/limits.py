@@ -38,6 +38,15 @@ LOST_LEASES_MAX = 3
 #: Failed runs in a row before the connection is paused; `pause_after` of a connection decides.
 FAILURES_IN_A_ROW_MAX = 10
 
+#: A run that was told to stop, counted from then; with one heartbeat before it, all within 10 s:
+#: server calls are cancelled so often, after so long the links are cut, after so long the run's
+#: thread is given up.
+CANCEL_EVERY_S = 1.0
+CUT_AFTER_S = 4.0
+GIVE_UP_AFTER_S = 6.0
+#: Where nobody waits (drain, lost lease): a control database that is away makes threads wait, too.
+GIVE_UP_UNASKED_S = 60.0
+
 #: `resource test` and `resource discover`: somebody is waiting at a prompt.
 INTERACTIVE_DEADLINE = timedelta(seconds=30)
 #: A worker not heard of for so long is not counted on.

@@ -1,6 +1,7 @@
 """The worker process: `syncward worker`. Builds everything once, runs Dramatiq's worker, drains."""
 
 import logging
+import os
 import signal
 import socket
 from collections.abc import Sequence
@@ -34,6 +35,9 @@ logger = logging.getLogger(__name__)
 #: Milliseconds between two looks at an idle queue: a job waits so long at most, for ~1 % of a core.
 POLL_MS = 200
 
+#: Ended because a run's thread could not be; whoever supervises starts another worker.
+EXIT_HANGING = 70
+
 
 @dataclass(slots=True)
 class _Process:
@@ -53,9 +57,22 @@ def run(settings: Settings) -> None:
     process.deps.logs.start()
     process.worker.start()
     logger.info("worker_started", extra={"worker": process.deps.worker_id})
-    while not stop.wait(1.0):
-        RUNNING.set(process.deps.heartbeat.running)
+    heartbeat = process.deps.heartbeat
+    while not stop.wait(1.0) and not _must_leave(process):
+        RUNNING.set(heartbeat.running)
     _drain(process, settings)
+    if heartbeat.given_up:
+        logger.error("worker_left_hanging_runs", extra={"runs": heartbeat.given_up})
+        os._exit(EXIT_HANGING)  # a thread that hangs would keep the interpreter from ending
+
+
+def _must_leave(process: _Process) -> bool:
+    """Take no job any more once a thread hangs for good; leave when nothing else runs here."""
+    if process.deps.heartbeat.given_up and not process.draining.is_set():
+        process.draining.set()
+        for consumer in process.worker.consumers.values():
+            consumer.pause()
+    return bool(process.deps.heartbeat.given_up) and not process.deps.heartbeat.running
 
 
 def _build(settings: Settings) -> _Process:

@@ -41,6 +41,8 @@ def of_attempt(
         return work()
     except Exception as error:  # noqa: BLE001 - every way to end is an outcome
         return of_error(_true_reason(error, control), claim, run_log)
+    finally:
+        control.ended()
 
 
 def _true_reason(error: Exception, control: RunControl) -> Exception:

@@ -1,5 +1,6 @@
 """One run from claim to outcome. Read it top to bottom: this is what Syncward does."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from time import monotonic
@@ -10,6 +11,7 @@ from crypto.keyring import Keyring
 from schemas.audit import Principal
 from schemas.errors import ConfigError, CredentialsError, LeaseLost, SyncwardError
 from schemas.jobs import Job
+from schemas.limits import GIVE_UP_AFTER_S
 from schemas.records import Destination, LoadRequest, Source, StreamResult
 from schemas.runs import Claim, Outcome, OutcomeKind, RunKind
 from schemas.settings import Settings
@@ -23,6 +25,8 @@ from workers.control import RunControl
 from workers.ends import open_destination, open_source
 from workers.heartbeat import Heartbeat
 from workers.run_log import LogWriter, RunLog
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,7 @@ def execute(job: Job, deps: Dependencies) -> None:
     started = monotonic()
     with deps.heartbeat.hold(claim) as control:
         attempt = Attempt(claim, control, run_log, deps, taken)
+        control.on_give_up(lambda reason: _give_up(attempt, reason))
         outcome = outcomes.of_attempt(lambda: _work(attempt), attempt.claim, control, run_log)
         _finish(attempt, outcome, seconds=monotonic() - started)
 
@@ -206,6 +211,17 @@ def _move(
         raise RuntimeError(f"{spec.name}: the source ended without a batch")
     run_log.info(outcomes.sentence(result), spec.name)
     return result
+
+
+def _give_up(attempt: Attempt, reason: SyncwardError) -> None:
+    """End a run whose thread nothing ends. Its fence and lease keep it from writing any more."""
+    attempt.run_log.error("its thread hangs and cannot be ended; this worker stops")
+    logger.error("run_given_up", extra={"run": str(attempt.claim.run_id), "reason": reason.code})
+    try:
+        outcome = outcomes.of_error(reason, attempt.claim, attempt.run_log)
+        _finish(attempt, outcome, seconds=GIVE_UP_AFTER_S)
+    finally:
+        attempt.deps.heartbeat.give_up(attempt.claim)
 
 
 def _finish(attempt: Attempt, outcome: Outcome, *, seconds: float) -> None:

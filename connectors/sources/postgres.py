@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from threading import Lock
 from typing import Any
 
 import psycopg
@@ -10,7 +11,7 @@ from psycopg import sql
 from connectors import pg_discover, pg_window
 from connectors.pg_catalog import Relation, describe
 from connectors.pg_window import Window
-from connectors.postgres import SECRET_FIELDS, Connection, PostgresConfig, connect, translated
+from connectors.postgres import SECRET_FIELDS, Connection, PostgresConfig, connect, cut, translated
 from schemas.records import Batch, Cursor, DiscoveredStream, ServerReport, StreamShape, WireFormat
 from schemas.streams import StreamSpec
 
@@ -45,6 +46,7 @@ class PostgresSource:
     def __init__(self, config: PostgresConfig, conn: Connection, *, zone: str) -> None:
         self._config = config
         self._conn = conn
+        self._closing = Lock()  # a number of a closed socket may be another's by now
         self._zone = zone
 
     def test(self) -> ServerReport:
@@ -82,7 +84,7 @@ class PostgresSource:
         except BaseException:
             with suppress(psycopg.Error):  # a lost session must not hide why it was lost
                 if self._conn.info.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
-                    self._conn.close()
+                    self.close()
                 else:
                     self._conn.execute("ROLLBACK")
             raise
@@ -113,11 +115,17 @@ class PostgresSource:
 
     def cancel(self) -> None:
         """End whatever the server is doing for this session; for another thread."""
-        self._conn.cancel_safe(timeout=5)
+        self._conn.cancel_safe(timeout=2)
+
+    def cut(self) -> None:
+        """End the link under whatever waits on it; for another thread."""
+        with self._closing:
+            cut(self._conn)
 
     def close(self) -> None:
         """Close the session; the server rolls back what was open."""
-        self._conn.close()
+        with self._closing:
+            self._conn.close()
 
 
 def _query(stream: StreamSpec, relation: Relation, window: Window) -> sql.Composed:

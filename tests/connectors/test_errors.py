@@ -89,7 +89,10 @@ AT_SOURCE = [
 
 
 def test_a_failing_source_ends_the_run_as_the_table_says(world):
-    make = "CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $f$ BEGIN {}; RETURN 1; END $f$"
+    make = (
+        "CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $f$ BEGIN {}; RETURN 1; "
+        "END $f$"
+    )
     world.pair.source(make.format("NULL"), "CREATE VIEW t AS SELECT f() AS id")
     world.apply({"public.t": "{mode: replace}"})
     for statement, state, words in AT_SOURCE:
@@ -134,8 +137,9 @@ AT_DESTINATION = [
     (
         (
             "CREATE FUNCTION acme.no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
-            f"RAISE EXCEPTION '{SECRET}' USING ERRCODE = '23505', TABLE = '{SECRET}', SCHEMA = 'acme'; "
-            "END $$; CREATE TRIGGER no BEFORE INSERT ON acme.t FOR EACH ROW EXECUTE FUNCTION acme.no()"
+            f"RAISE EXCEPTION '{SECRET}' USING ERRCODE = '23505', TABLE = '{SECRET}', "
+            "SCHEMA = 'acme'; END $$; CREATE TRIGGER no BEFORE INSERT ON acme.t "
+            "FOR EACH ROW EXECUTE FUNCTION acme.no()"
         ),
         "DROP FUNCTION acme.no() CASCADE",
         "failed",

@@ -121,10 +121,10 @@ def test_a_signal_is_the_reason_whatever_the_cancelled_call_raised():
 
 def test_a_signal_ends_calls_registered_before_and_after_it():
     control, ended = RunControl(claim()), []
-    control.on_signal(lambda: ended.append("before"))
+    control.on_signal(lambda: ended.append("before"), lambda: None)
     control.signal(LeaseLost("gone"))
     control.signal(RunCancelled("too late"))
-    control.on_signal(lambda: ended.append("after"))
+    control.on_signal(lambda: ended.append("after"), lambda: None)
     assert ended == ["before", "after"]
     with pytest.raises(LeaseLost):
         control.check()
