@@ -4,6 +4,7 @@ import logging
 import random
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 
 from schemas.errors import (
@@ -36,11 +37,19 @@ logger = logging.getLogger(__name__)
 def of_attempt(
     work: Callable[[], Outcome], claim: Claim, control: RunControl, run_log: RunLog
 ) -> Outcome:
-    """Run the work and turn whatever it raises into an outcome. The one broad except there is."""
+    """Run the work and turn whatever it raises into an outcome. The one broad except there is.
+
+    Work that was finished when the signal came is kept, but a run that was told to stop is none
+    that succeeded.
+    """
+    done: tuple[StreamResult, ...] = ()
     try:
-        return work()
+        outcome = work()
+        done = outcome.streams
+        control.check()
+        return outcome
     except Exception as error:  # noqa: BLE001 - every way to end is an outcome
-        return of_error(_true_reason(error, control), claim, run_log)
+        return replace(of_error(_true_reason(error, control), claim, run_log), streams=done)
     finally:
         control.ended()
 
