@@ -47,9 +47,10 @@ def of_attempt(
         outcome = work()
         done = outcome.streams
         control.check()
-        return outcome
     except Exception as error:  # noqa: BLE001 - every way to end is an outcome
         return replace(of_error(_true_reason(error, control), claim, run_log), streams=done)
+    else:
+        return outcome
     finally:
         control.ended()
 

@@ -149,6 +149,7 @@ def test_work_that_succeeds_after_a_signal_is_not_a_success_of_a_run_that_was_to
 
     outcome = outcomes.of_attempt(work, control.claim, control, run_log)
     assert outcome.kind is OutcomeKind.CANCELLED
+    assert [s.state for s in outcome.streams] == ["succeeded"]
 
 
 @given(st.timedeltas(timedelta(0), timedelta(hours=30)), st.timedeltas(timedelta(0), DEFERRED_MAX))
