@@ -232,7 +232,8 @@ def _interferes(load: Load) -> bool:
         sql.SQL(
             "SELECT c.relhasrules OR row_security_active(c.oid) OR EXISTS ("
             "SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal "
-            "AND g.tgenabled <> 'D' AND g.tgtype & 2 = 2) FROM pg_class c WHERE c.oid = {}::regclass"
+            "AND g.tgenabled <> 'D' AND g.tgtype & 2 = 2) "
+            "FROM pg_class c WHERE c.oid = {}::regclass"
         ).format(sql.Literal(load.table.as_string(load.conn)))
     ).fetchone()
     return row is not None and bool(row[0])

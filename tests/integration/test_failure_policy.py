@@ -3,7 +3,10 @@
 from datetime import timedelta
 
 import pytest
+from psycopg import sql
 
+from cli.apply import make_so
+from scheduler import ticks
 from schemas.errors import ConfigError
 from schemas.limits import DEFERRED_MAX
 from schemas.records import StreamResult
@@ -40,6 +43,11 @@ def finish(shop, claim: Claim, outcome: Outcome) -> None:
         claims.finish(tx, claim, outcome, shop.deps.principal)
 
 
+def time_passes(shop) -> None:
+    shop.control.act("UPDATE active_runs SET not_before = now()")
+    ticks.reap_tick(shop.scheduler)
+
+
 DEFERRED = Outcome(OutcomeKind.DEFERRED, "deferred", "shop: come back later", retry_after=HOUR)
 
 
@@ -48,17 +56,13 @@ def test_a_deferral_is_no_attempt_and_everybody_can_see_it(shop):
     finish(shop, claimed(shop), DEFERRED)
     run = shop.run(asked.run_id)
     assert (run.state, run.attempt, run.error_code) == (RunState.QUEUED, 0, "deferred")
-    with shop.cli.inside() as (tx, _, _name):
-        tx.exec_driver_sql("SELECT 1")
-    from scheduler import ticks
-
     ticks.presence_tick(shop.scheduler)
     with shop.cli.inside() as (tx, _, _name):
         why = explain.explain(tx, asked.run_id, runs_max=10)
     assert (why.rule, "after deferred until" in why.sentence) == (Rule.NOT_BEFORE, True)
     assert shop.events(asked.run_id)[-1] == "run.requeued"
     assert shop.dispatch() == []
-    shop.control.act("UPDATE active_runs SET not_before = now()")
+    time_passes(shop)
     again = claimed(shop)
     assert (again.attempt, again.attempts_without_progress, again.deferred_for) == (1, 1, HOUR)
 
@@ -66,7 +70,7 @@ def test_a_deferral_is_no_attempt_and_everybody_can_see_it(shop):
 def test_a_stream_that_is_done_forgets_the_deferrals_before_it(shop):
     shop.enqueue()
     finish(shop, claimed(shop), DEFERRED)
-    shop.control.act("UPDATE active_runs SET not_before = now()")
+    time_passes(shop)
     claim = claimed(shop)
     done = StreamResult(stream="public.t", state="succeeded", mode="merge")
     with transaction(shop.deps.engine) as tx:
@@ -81,8 +85,6 @@ def test_a_stream_that_is_done_forgets_the_deferrals_before_it(shop):
 def with_pause_after(shop, value: str) -> None:
     path = shop.document(STREAMS)
     path.write_text(path.read_text().replace("schedule:", f"pause_after: {value}\n    schedule:"))
-    from cli.apply import make_so
-
     make_so(shop.cli, path, write=True)
 
 
@@ -138,8 +140,6 @@ def test_a_failure_of_a_run_that_an_operator_has_paused_meanwhile_is_no_second_p
 
 
 def test_refused_credentials_pause_at_the_first_failure_without_a_retry(shop, admin):
-    from psycopg import sql
-
     admin.execute("ALTER ROLE reader PASSWORD 'another-word'")
     try:
         run, _ = shop.sync()
