@@ -16,6 +16,9 @@ from schemas.errors import ConfigError, CredentialsError, SyncwardError, Transie
 
 SECRET_FIELDS = ("password",)
 
+#: Seconds that a server has to take a request to cancel; it is sent again.
+CANCEL_S = 2.0
+
 UNIQUE_VIOLATION, DUPLICATE_OBJECT = "23505", "42710"
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -93,11 +96,28 @@ def connect(
         )
 
 
-def cut(conn: Connection) -> None:
-    """Shut the socket down, so that a thread that waits on it sees the end of the link."""
-    if not conn.closed:
-        with socket.socket(fileno=os.dup(conn.fileno())) as link:
-            link.shutdown(socket.SHUT_RDWR)
+class Line:
+    """The socket beneath a session: lets other threads end what its thread waits for.
+
+    It holds a descriptor of its own: the number of a closed one may be another session's by now.
+    """
+
+    def __init__(self, conn: Connection) -> None:
+        self._conn = conn
+        self._socket = socket.socket(fileno=os.dup(conn.fileno()))
+
+    def cancel(self) -> None:
+        """Ask the server to end what it does for this session."""
+        self._conn.cancel_safe(timeout=CANCEL_S)
+
+    def cut(self) -> None:
+        """Shut the socket down, so that a thread that waits on it sees the end of the link."""
+        self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the session; the server rolls back what was open."""
+        self._conn.close()
+        self._socket.close()
 
 
 @contextmanager

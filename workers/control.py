@@ -53,11 +53,11 @@ class RunControl:
 
     def check(self) -> None:
         """Raise what this run was told; also LeaseLost when no renewal got through in time."""
-        self.expire()
+        self.fence()
         if self._signal is not None:
             raise self._signal
 
-    def expire(self) -> None:
+    def fence(self) -> None:
         """Stop the run if no renewal got through for most of its lease."""
         if _clock() - self._renewed_at > 0.8 * self.claim.lease.total_seconds():
             self.signal(LeaseLost(f"run {self.claim.run_id}: no heartbeat got through"))

@@ -95,7 +95,7 @@ class Heartbeat:
             logger.warning("heartbeat_failed")
             self.drop_link()
             for control in controls:
-                control.expire()
+                control.fence()
             return
         for control in controls:
             self._tell(control, cancelled)

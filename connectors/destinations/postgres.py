@@ -1,14 +1,13 @@
 """Postgres as a destination: rows, cursor and fence in one transaction."""
 
 from collections.abc import Mapping
-from threading import Lock
 from time import monotonic
 from typing import Any
 
 from connectors import pg_discover, pg_load, pg_state
 from connectors.pg_load import Load
 from connectors.pg_state import StateRow
-from connectors.postgres import SECRET_FIELDS, Connection, PostgresConfig, connect, cut, translated
+from connectors.postgres import SECRET_FIELDS, Connection, Line, PostgresConfig, connect, translated
 from schemas.errors import ConfigError, SyncwardError
 from schemas.records import (
     Batch,
@@ -42,7 +41,7 @@ class PostgresDestination:
     def __init__(self, config: PostgresConfig, conn: Connection) -> None:
         self._config = config
         self._conn = conn
-        self._closing = Lock()  # a number of a closed socket may be another's by now
+        self._line = Line(conn)
         self._ready = False
         self._states: dict[str, StateRow] = {}
         self._expected: dict[str, Cursor | None] = {}
@@ -90,17 +89,15 @@ class PostgresDestination:
 
     def cancel(self) -> None:
         """End whatever the server is doing for this session; for another thread."""
-        self._conn.cancel_safe(timeout=2)
+        self._line.cancel()
 
     def cut(self) -> None:
         """End the link under whatever waits on it; for another thread."""
-        with self._closing:
-            cut(self._conn)
+        self._line.cut()
 
     def close(self) -> None:
         """Close the session; the server rolls back what was open."""
-        with self._closing:
-            self._conn.close()
+        self._line.close()
 
 
 def _refuse_rows_of_others(load: Load) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from threading import Lock
 from typing import Any
 
 import psycopg
@@ -11,7 +10,7 @@ from psycopg import sql
 from connectors import pg_discover, pg_window
 from connectors.pg_catalog import Relation, describe
 from connectors.pg_window import Window
-from connectors.postgres import SECRET_FIELDS, Connection, PostgresConfig, connect, cut, translated
+from connectors.postgres import SECRET_FIELDS, Connection, Line, PostgresConfig, connect, translated
 from schemas.records import Batch, Cursor, DiscoveredStream, ServerReport, StreamShape, WireFormat
 from schemas.streams import StreamSpec
 
@@ -46,7 +45,7 @@ class PostgresSource:
     def __init__(self, config: PostgresConfig, conn: Connection, *, zone: str) -> None:
         self._config = config
         self._conn = conn
-        self._closing = Lock()  # a number of a closed socket may be another's by now
+        self._line = Line(conn)
         self._zone = zone
 
     def test(self) -> ServerReport:
@@ -115,17 +114,15 @@ class PostgresSource:
 
     def cancel(self) -> None:
         """End whatever the server is doing for this session; for another thread."""
-        self._conn.cancel_safe(timeout=2)
+        self._line.cancel()
 
     def cut(self) -> None:
         """End the link under whatever waits on it; for another thread."""
-        with self._closing:
-            cut(self._conn)
+        self._line.cut()
 
     def close(self) -> None:
         """Close the session; the server rolls back what was open."""
-        with self._closing:
-            self._conn.close()
+        self._line.close()
 
 
 def _query(stream: StreamSpec, relation: Relation, window: Window) -> sql.Composed:

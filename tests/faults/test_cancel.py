@@ -204,3 +204,24 @@ def test_a_thread_that_hangs_is_given_up_and_its_worker_replaced(world, monkeypa
         fleet.stop()
     log = (fleet.logs / "workers-1.log").read_text()
     assert "worker_left_hanging_runs runs=1" in log
+
+
+@pytest.mark.parametrize(
+    "words", [("connection", "pause", "shop-to-lake"), ("account", "pause", "acme")]
+)
+def test_pause_now_cancels_what_runs_and_keeps_what_waits(world, working, shell, words):
+    world.pair.source("CREATE VIEW t AS SELECT 1 AS id FROM pg_sleep(600)")
+    world.apply({"public.t": "{mode: replace}"})
+    first = world.enqueue()
+    (thread,) = working()
+    until(lambda: world.pair.rows("source", OURS + f"('{world.pair.names['source']}')"))
+    after = world.enqueue()
+    code, out, _ = shell(*words, "--now", "--json")
+    assert (code, json.loads(out)["cancelled"], json.loads(out)["left"]) == (0, 1, 0)
+    thread.join(5)
+    assert world.run(first.run_id).state is RunState.CANCELLED
+    assert world.run(after.run_id).state is RunState.QUEUED
+    assert world.dispatch() == []
+    assert shell(*words, "--now")[1].endswith("was paused already; 0 runs cancelled\n")
+    assert f"{words[0]}.paused" in world.events()
+    assert "run.cancel_requested" in world.events(first.run_id)
