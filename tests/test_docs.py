@@ -10,12 +10,13 @@ import click
 import pytest
 from prometheus_client import REGISTRY
 
+from cli.checks import AREAS
 from cli.main import syncward
 from connectors import registry
 from connectors.pg_errors import AT_SOURCE, CLASSES, STATES, TEXTS, answer
 from scheduler.cluster import families, key_ages
 from schemas.audit import AuditAction, audit_class
-from schemas.failures import FAILURES, Who
+from schemas.failures import FAILURES, PAUSING, Who
 from schemas.plans import PLANS
 from schemas.runs import MOVES, Rule
 from schemas.settings import Settings
@@ -125,6 +126,23 @@ def test_every_setting_of_a_connector_is_documented(name):
     documented = {row[0].strip("`") for row in table(section, "| Setting")}
     config = importlib.import_module(f"connectors.sources.{name}").CONFIG
     assert documented == set(config.model_fields)
+
+
+def test_every_check_of_doctor_is_documented_with_why_and_what_to_do():
+    documented = [tuple(row) for row in table(page("operations.md"), "| Check")]
+    actual = [
+        (f"`{area.name}.{check.name}`", check.why, check.do)
+        for area in AREAS.values()
+        for check in (area.unreachable, *area.checks)
+    ]
+    assert documented == actual
+    names = [name for name, _, _ in documented]
+    assert len(names) == len(set(names))
+
+
+def test_every_reason_of_a_pause_is_explained():
+    documented = {row[0].strip("`") for row in table(page("operations.md"), "| Reason")}
+    assert documented == PAUSING | {"operator", "failures"}
 
 
 RETRIED = {

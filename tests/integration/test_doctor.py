@@ -57,7 +57,7 @@ def test_the_control_database_is_asked_in_earnest(sound, shell):
     control.act("DROP TABLE slots_" + str(control.one("SELECT to_char(now(), 'YYYYMM')")))
     control.act(
         "INSERT INTO slots (connection_id, scheduled_for, outcome) "
-        "VALUES (gen_random_uuid(), now() - interval '9 years', 'new')"
+        "VALUES (gen_random_uuid(), now() - interval '9 years', 'queued')"
     )
     control.act("UPDATE alembic_version SET version_num = '0001'")
     found = wrong(shell, "db")
