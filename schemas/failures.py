@@ -126,3 +126,9 @@ FAILURES: dict[str, Failure] = {
 
 #: Reasons that would repeat at once: the connection is paused without waiting for more of them.
 PAUSING = frozenset(code for code, failure in FAILURES.items() if failure.pauses)
+
+#: What time will fix for one stream while both sessions live: it does not keep the others waiting.
+OF_ONE_STREAM = frozenset(
+    {"cancelled_there", "catalog_race", "deadlock", "foreign_server", "lock_timeout"}
+    | {"out_of_memory", "serialization", "snapshot_too_old"}
+)

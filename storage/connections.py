@@ -119,8 +119,8 @@ def create(
         text(
             "INSERT INTO schedules (connection_id, account_id, source_id, destination_id, kind, "
             "interval_s, cron, zone, jitter_s, catch_up, overlap, pause_after, next_due_at) "
-            "VALUES (:id, :account, :source, :destination, :kind, :interval_s, :cron, :zone, :jitter_s, "
-            ":catch_up, :overlap, :pause_after, :next)"
+            "VALUES (:id, :account, :source, :destination, :kind, :interval_s, :cron, :zone, "
+            ":jitter_s, :catch_up, :overlap, :pause_after, :next)"
         ),
         {
             "id": connection_id,

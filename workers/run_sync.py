@@ -9,7 +9,14 @@ from sqlalchemy import Engine
 
 from crypto.keyring import Keyring
 from schemas.audit import Principal
-from schemas.errors import ConfigError, CredentialsError, LeaseLost, SyncwardError
+from schemas.errors import (
+    ConfigError,
+    CredentialsError,
+    LeaseLost,
+    SyncwardError,
+    TransientError,
+)
+from schemas.failures import OF_ONE_STREAM
 from schemas.jobs import Job
 from schemas.limits import GIVE_UP_AFTER_S
 from schemas.records import Destination, LoadRequest, Source, StreamResult
@@ -126,17 +133,29 @@ def _sync(attempt: Attempt, subject: Work) -> Outcome:
     keyring, control = attempt.deps.keyring, attempt.control
     requests = list(_requests(attempt.claim, subject))
     results: list[StreamResult] = []
+    postponed: list[TransientError] = []
     with (
         open_source(subject.source, keyring, control) as source,
         open_destination(subject.destination, keyring, control) as destination,
     ):
         for position, request in enumerate(requests):
-            result = _stream(attempt, request, source, destination)
+            try:
+                result = _stream(attempt, request, source, destination)
+            except TransientError as error:
+                if error.code not in OF_ONE_STREAM:
+                    raise
+                attempt.run_log.warning(
+                    f"{error.public}; the other streams go on", request.stream.name
+                )
+                postponed.append(error)
+                continue
             _count(result, subject)
             results.append(result)
             if len(results) < len(requests):  # the last one is recorded with the outcome
                 with transaction(attempt.deps.engine) as tx:
                     claims.record_stream(tx, attempt.claim, result, position)
+    if postponed:
+        raise postponed[0]
     return outcomes.of_streams(results, wanted=len(requests))
 
 

@@ -7,7 +7,15 @@ from typing import Any
 from connectors import pg_discover, pg_load, pg_state
 from connectors.pg_load import Load
 from connectors.pg_state import StateRow
-from connectors.postgres import SECRET_FIELDS, Connection, Line, PostgresConfig, connect, translated
+from connectors.postgres import (
+    SECRET_FIELDS,
+    Connection,
+    Line,
+    PostgresConfig,
+    connect,
+    translated,
+    watch_client,
+)
 from schemas.errors import ConfigError, SyncwardError
 from schemas.records import (
     Batch,
@@ -32,6 +40,8 @@ def open_destination(
     """Connect for writing; errors are ours and name the server."""
     checked = PostgresConfig.model_validate(dict(config))
     conn = connect(checked, secrets, role="destination", session=_SESSION)
+    with translated(checked, "destination"):
+        watch_client(conn)
     return PostgresDestination(checked, conn)
 
 

@@ -10,7 +10,15 @@ from psycopg import sql
 from connectors import pg_discover, pg_window
 from connectors.pg_catalog import Relation, describe
 from connectors.pg_window import Window
-from connectors.postgres import SECRET_FIELDS, Connection, Line, PostgresConfig, connect, translated
+from connectors.postgres import (
+    SECRET_FIELDS,
+    Connection,
+    Line,
+    PostgresConfig,
+    connect,
+    translated,
+    watch_client,
+)
 from schemas.records import Batch, Cursor, DiscoveredStream, ServerReport, StreamShape, WireFormat
 from schemas.streams import StreamSpec
 
@@ -28,6 +36,7 @@ def open_source(config: Mapping[str, Any], secrets: Mapping[str, str]) -> "Postg
     checked = PostgresConfig.model_validate(dict(config))
     conn = connect(checked, secrets, role="source", session=_SESSION)
     with translated(checked, "source"):
+        watch_client(conn)
         return PostgresSource(checked, conn, zone=_pin_zone(conn))
 
 

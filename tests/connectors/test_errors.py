@@ -235,6 +235,24 @@ def test_a_session_that_is_ended_or_limited_is_transient(ends, pair, role):
     assert (after.code, isinstance(after, TransientError)) == ("connection_lost", True)
 
 
+@pytest.mark.parametrize("role", ["source", "destination"])
+def test_a_server_notices_that_we_died_in_the_middle_of_a_statement(ends, pair, role):
+    ends[role]._conn.execute("SET statement_timeout = 0")
+    asking = threading.Thread(
+        target=said, args=(ends, pair, role, "SELECT pg_sleep(600)"), daemon=True
+    )
+    asking.start()
+    pid = ends[role]._conn.info.backend_pid
+    alive = f"SELECT count(*) FROM pg_stat_activity WHERE pid = {pid}"
+    time.sleep(0.3)
+    ends[role].cut()  # to the server it looks like a process that was killed
+    deadline = time.monotonic() + 20
+    while pair.rows(role, alive) != [(0,)]:
+        assert time.monotonic() < deadline, "the statement goes on for nobody"
+        time.sleep(0.1)
+    asking.join()
+
+
 # ── reaching a server ───────────────────────────────────────────────────────────────────────────
 
 

@@ -150,6 +150,43 @@ def test_refused_credentials_pause_at_the_first_failure_without_a_retry(shop, ad
     assert state(shop) == ("paused", "credentials", 1)
 
 
+# ── one bad stream ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_stream_that_waits_for_a_lock_does_not_keep_the_others_waiting(world):
+    for name in "abc":
+        world.pair.source(
+            f"CREATE TABLE {name} (id int PRIMARY KEY)", f"INSERT INTO {name} VALUES (1)"
+        )
+    world.apply({f"public.{name}": "{mode: replace}" for name in "abc"})
+    assert world.sync()[0].state is RunState.SUCCEEDED
+    for name in "abc":
+        world.pair.source(f"INSERT INTO {name} VALUES (2)")
+    raised = "RAISE EXCEPTION 'no' USING ERRCODE = '55P03'"
+    lake = world.pair.session("destination")
+    lake.execute(
+        f"CREATE FUNCTION acme.no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {raised}; END $$"
+    )
+    lake.execute(
+        "CREATE TRIGGER no BEFORE INSERT ON acme.a FOR EACH ROW EXECUTE FUNCTION acme.no()"
+    )
+    run, streams = world.sync()
+    assert (run.state, run.error_code) == (RunState.QUEUED, "lock_timeout")
+    assert {name: one.rows_inserted for name, one in streams.items()} == {"b": 1, "c": 1}
+    assert world.pair.same("b")
+    lake.execute("DROP FUNCTION acme.no() CASCADE")
+    time_passes(world)
+    world.step()
+    again = world.run(run.run_id)
+    assert (again.state, again.attempt) == (RunState.SUCCEEDED, 2)
+    assert all(world.pair.same(name) for name in "abc")
+    assert {n: one.attempt for n, one in world.streams(run.run_id).items()} == {
+        "a": 2,
+        "b": 1,
+        "c": 1,
+    }
+
+
 # ── success is never assumed ────────────────────────────────────────────────────────────────────
 
 SWALLOW = (
