@@ -2,7 +2,9 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
+import psycopg
 import pytest
 import redis
 
@@ -64,6 +66,18 @@ def test_the_control_database_is_asked_in_earnest(sound, shell):
     assert set(found) == {"db.migrated", "db.partitions", "db.default_partitions"}
     assert "revision 0001" in found["db.migrated"]
     assert "slots_default" in found["db.default_partitions"]
+
+
+def test_rows_of_a_default_partition_move_as_the_page_says(sound, shell):
+    page = Path("docs/operations.md").read_text(encoding="utf-8")
+    script = page.split("```sql\n")[1].split("```")[0]
+    sound.sync()
+    sound.control.act("UPDATE runs SET finished_at = '2024-01-15'")
+    assert "runs_default" in wrong(shell, "db")["db.default_partitions"]
+    with psycopg.connect(sound.control.admin_url, autocommit=True) as dba:
+        dba.execute(script)
+    assert wrong(shell, "db") == {}
+    assert sound.control.one("SELECT count(*) FROM runs_202401") == 1
 
 
 def test_a_control_database_that_is_away_is_the_finding(shell, monkeypatch, sound):

@@ -2,6 +2,9 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from threading import Event, Timer
+from threading import enumerate as enumerate_threads
+from time import monotonic, sleep
 from uuid import uuid4
 
 import pytest
@@ -190,6 +193,43 @@ def test_a_signal_ends_calls_registered_before_and_after_it():
     assert ended == ["before", "after"]
     with pytest.raises(LeaseLost):
         control.check()
+
+
+def test_a_connection_that_hangs_is_left_behind_and_closed_should_it_ever_open():
+    control, answers, closed = RunControl(claim()), Event(), Event()
+
+    def connect() -> str:
+        answers.wait(30)
+        return "session"
+
+    Timer(0.2, control.signal, (RunCancelled("Cancelled."),)).start()
+    started = monotonic()
+    with pytest.raises(RunCancelled):
+        control.opened(connect, lambda _: closed.set())
+    assert monotonic() - started < 5
+    assert not closed.is_set()
+    answers.set()
+    assert closed.wait(5)
+    control.ended()
+
+
+def test_what_connecting_raises_is_raised_where_it_was_asked_for():
+    def connect() -> str:
+        raise CredentialsError("refused")
+
+    with pytest.raises(CredentialsError):
+        RunControl(claim()).opened(connect, lambda _: None)
+
+
+def test_a_run_that_ended_in_time_is_neither_cut_nor_given_up():
+    control, seen = RunControl(claim()), []
+    before = set(enumerate_threads())
+    control.on_signal(control.ended, lambda: seen.append("cut"))
+    control.on_give_up(lambda _: seen.append("given up"))
+    control.signal(RunCancelled("Cancelled."))
+    sleep(1.5)
+    assert seen == []
+    assert set(enumerate_threads()) <= before
 
 
 def test_a_worker_that_cannot_renew_stops_by_itself():
