@@ -120,7 +120,6 @@ FAILURES: dict[str, Failure] = {
     "draining": _nobody("nothing: the worker stopped, another one goes on"),
     "cancelled": _nobody("nothing: somebody asked for it"),
     "rejected": _nobody("nothing: a person rejected what a guard found"),
-    "error": _person("do what the sentence says"),
     "internal": Failure(Who.US, "report it with `run logs`; SECURITY.md says how"),
 }
 

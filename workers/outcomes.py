@@ -85,7 +85,7 @@ def of_error(  # noqa: PLR0911 - one return per class reads as a table
         case TransientError():
             run_log.warning(error.public)
             return _retry(error, claim)
-        case SyncwardError():  # classified by its code alone, e.g. rows_missing
+        case SyncwardError() if error.code != SyncwardError.code:  # by its code, e.g. rows_missing
             run_log.error(error.public)
             return Outcome(OutcomeKind.FAILED, error.code, error.public)
         case _:

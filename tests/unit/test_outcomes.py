@@ -70,6 +70,7 @@ def outcome_of(error: Exception, **spec):
         (LeaseLost("x"), OutcomeKind.HANDED_BACK, "lease_lost"),
         (Deferral("x", retry_after=timedelta(0)), OutcomeKind.DEFERRED, "deferred"),
         (SyncwardError("x", code="rows_missing"), OutcomeKind.FAILED, "rows_missing"),
+        (SyncwardError("control database: unexpected answer"), OutcomeKind.FAILED, "internal"),
         (ZeroDivisionError("secret-in-message"), OutcomeKind.FAILED, "internal"),
     ],
 )
