@@ -17,7 +17,10 @@ from schemas.failures import FAILURES, PAUSING, Who
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = PostgresConfig(host="db.example.com", database="shop", user="reader")
 #: Codes of commands; no run ends with them.
-OF_COMMANDS = {"not_found", "conflict", "start_refused", "unknown_run", "error", "keyring", "selftest"}
+OF_COMMANDS = {"not_found", "conflict", "start_refused", "unknown_run", "error"} | {
+    "keyring",
+    "selftest",
+}
 
 KNOWN_STATES = sorted(
     {
