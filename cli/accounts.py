@@ -4,6 +4,7 @@ import click
 
 from cli.context import Cli, command
 from cli.show import ago, table
+from cli.stopping import Stopped, stop_now
 from schemas.accounts import Account
 from storage import accounts
 
@@ -53,14 +54,18 @@ def _text(found: Account) -> str:
 @command(account)
 @click.argument("name")
 @click.option("--reason", default="operator", help="Kept with the account and in the event.")
-def pause(cli: Cli, name: str, *, reason: str) -> None:
+@click.option("--now", is_flag=True, help="Cancel what runs, too, and wait for its end.")
+def pause(cli: Cli, name: str, *, reason: str, now: bool) -> None:
     """Start nothing of it any more; what runs goes on, what is due waits."""
     with cli.transaction() as tx:
-        moved = accounts.pause(tx, accounts.get(tx, name), reason, cli.principal)
+        found = accounts.get(tx, name)
+        moved = accounts.pause(tx, found, reason, cli.principal)
+    stopped = stop_now(cli, found) if now else Stopped()
     cli.answer(
-        {"account": name, "state": "paused", "changed": moved},
-        lambda: f"account {name} {'paused' if moved else 'was paused already'}",
+        {"account": name, "state": "paused", "changed": moved, **stopped.document},
+        lambda: f"account {name} {'paused' if moved else 'was paused already'}{stopped.text}",
     )
+    stopped.exit()
 
 
 @command(account)

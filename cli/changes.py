@@ -232,6 +232,8 @@ def _differences(old: ConnectionSpec, new: ConnectionSpec) -> Sequence[str]:
     lines = []
     if old.schedule != new.schedule:
         lines.append(f"schedule: {old.schedule} becomes {new.schedule}")
+    if old.pause_after != new.pause_after:
+        lines.append(f"pause_after: {_times(old.pause_after)} becomes {_times(new.pause_after)}")
     if (old.source, old.destination) != (new.source, new.destination):
         lines.append("source or destination changes: every stream is read from the beginning")
     if old.target != new.target:
@@ -249,6 +251,10 @@ def _differences(old: ConnectionSpec, new: ConnectionSpec) -> Sequence[str]:
         lines += _stream_differences(before.pop(stream.name, None), stream)
     lines += [f"{name}: no longer read; its table stays" for name in before]
     return lines
+
+
+def _times(pause_after: int | None) -> str:
+    return "never" if pause_after is None else f"{pause_after} failed runs in a row"
 
 
 def _stream_differences(old: StreamSpec | None, new: StreamSpec) -> list[str]:

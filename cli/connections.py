@@ -8,6 +8,7 @@ from cli.changes import next_slot
 from cli.context import Cli, command
 from cli.document import connection_from_file
 from cli.show import ago, cursor_text, plain, table
+from cli.stopping import Stopped, stop_now
 from schemas.accounts import Connection
 from storage import connections, resources
 
@@ -64,6 +65,12 @@ def _state(found: Connection) -> str:
     return f"paused ({found.state_reason})" if found.state == "paused" else found.state
 
 
+def _failures(found: Connection) -> str:
+    limit = found.spec.pause_after
+    of = "never paused for them" if limit is None else f"{limit} would pause it"
+    return f"{found.failures} failures in a row ({of})"
+
+
 @command(connection)
 @click.argument("name")
 def show(cli: Cli, name: str) -> None:
@@ -75,7 +82,7 @@ def show(cli: Cli, name: str) -> None:
     lines = [
         f"{spec.name}: {spec.source} -> {spec.destination} (schema {spec.target.schema_name})",
         f"schedule    {spec.schedule}; next {ago(found.next_due_at)}",
-        f"state       {_state(found)}, {found.failures} failures in a row",
+        f"state       {_state(found)}, {_failures(found)}",
         f"success     {ago(found.last_success_at)}",
     ]
     if spec.description:
@@ -100,14 +107,18 @@ def show(cli: Cli, name: str) -> None:
 
 @command(connection)
 @click.argument("name")
-def pause(cli: Cli, name: str) -> None:
+@click.option("--now", is_flag=True, help="Cancel its running run, too, and wait for its end.")
+def pause(cli: Cli, name: str, *, now: bool) -> None:
     """Stop scheduling; a running run goes on to its end."""
     with cli.inside(name) as (tx, account, short):
-        moved = connections.pause(tx, account, connections.get(tx, short), cli.principal)
+        found = connections.get(tx, short)
+        moved = connections.pause(tx, account, found, cli.principal)
+    stopped = stop_now(cli, account, found.connection_id) if now else Stopped()
     cli.answer(
-        {"connection": short, "state": "paused", "changed": moved},
-        lambda: f"connection {short} {'paused' if moved else 'was paused already'}",
+        {"connection": short, "state": "paused", "changed": moved, **stopped.document},
+        lambda: f"connection {short} {'paused' if moved else 'was paused already'}{stopped.text}",
     )
+    stopped.exit()
 
 
 @command(connection)

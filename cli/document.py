@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from schemas.accounts import ConnectionSpec, Name, Target
 from schemas.errors import ConfigError
+from schemas.limits import FAILURES_IN_A_ROW_MAX
 from schemas.schedules import Schedule
 
 
@@ -36,6 +37,7 @@ class ConnectionEntry(BaseModel):
     description: str = ""
     parameters: dict[str, str | int | bool] = Field(default_factory=dict)
     schedule: Schedule
+    pause_after: Any = FAILURES_IN_A_ROW_MAX  # ConnectionSpec checks it
     target: Target
     streams: dict[str, dict[str, Any]] = Field(min_length=1)
 

@@ -22,6 +22,7 @@ _COMMANDS = {
     "db": ("cli.db", "Control database: upgrade, check."),
     "demo": ("cli.demo", "Real servers, real syncs, real crashes, proofs."),
     "diff": ("cli.apply", "Show what `apply` would change."),
+    "doctor": ("cli.doctor", "What is wrong here, why it matters, what to type."),
     "down": ("cli.up", "Stop what `up --dev` started."),
     "drain": ("cli.instance", "Start nothing any more; wait until nothing runs."),
     "keys": ("cli.keys", "Keyrings: init, status."),

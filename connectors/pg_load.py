@@ -8,7 +8,7 @@ from psycopg import sql
 
 from connectors.pg_catalog import Relation, find
 from connectors.postgres import Connection, PostgresConfig
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, SyncwardError
 from schemas.records import Batch, Column, LoadCounts, LoadRequest, StreamShape
 from schemas.streams import Mode
 
@@ -170,14 +170,14 @@ def _is_empty(load: Load) -> bool:
 def _append(load: Load) -> LoadCounts:
     """Add the batch as it is."""
     if _through_staging(load.columns):
-        staged, size = _stage(load)
+        _, size = _stage(load)
         columns = _names(load.columns)
         rows = load.conn.execute(
             sql.SQL("INSERT INTO {} ({}) SELECT {} FROM pg_temp.{} s").format(
                 load.table, columns, _typed(load.columns), sql.Identifier(_STAGING)
             )
         ).rowcount
-        return LoadCounts(rows, 0, staged - rows, bytes=size)
+        return LoadCounts(rows, 0, 0, bytes=size)
     rows, size = _copy_into(load, load.table)
     return LoadCounts(inserted=rows, updated=0, unchanged=0, bytes=size)
 
@@ -223,6 +223,7 @@ def _merge(load: Load, staged: int, size: int, key: Sequence[str]) -> LoadCounts
     """Update what differs, insert what is missing; rows that are equal are not touched."""
     if not load.shape.key_is_unique:
         _check_staged_key(load, key)
+    wanted = _wanted(load, key) if _interferes(load) else None
     updated = _update_changed(load, key)
     inserted = load.conn.execute(
         sql.SQL(
@@ -230,7 +231,48 @@ def _merge(load: Load, staged: int, size: int, key: Sequence[str]) -> LoadCounts
             "WHERE NOT EXISTS (SELECT FROM {table} t WHERE {same})"
         ).format(**_parts(load, key))
     ).rowcount
-    return LoadCounts(inserted, updated, staged - inserted - updated, bytes=size)
+    unchanged = staged - (inserted + updated if wanted is None else wanted)
+    return LoadCounts(inserted, updated, unchanged, bytes=size)
+
+
+def _interferes(load: Load) -> bool:
+    """Say whether something of the target's own may swallow rows without a word.
+
+    Then what is not written must not be taken for unchanged.
+    """
+    row = load.conn.execute(
+        sql.SQL(
+            "SELECT c.relhasrules OR row_security_active(c.oid) OR EXISTS ("
+            "SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal "
+            "AND g.tgenabled <> 'D' AND g.tgtype & 2 = 2) "
+            "FROM pg_class c WHERE c.oid = {}::regclass"
+        ).format(sql.Literal(load.table.as_string(load.conn)))
+    ).fetchone()
+    return row is not None and bool(row[0])
+
+
+def _wanted(load: Load, key: Sequence[str]) -> int:
+    """Count the staged rows that differ from the target's or are missing there."""
+    row = load.conn.execute(
+        sql.SQL(
+            "SELECT count(*) FROM pg_temp.{staging} s WHERE NOT EXISTS (SELECT FROM {table} t "
+            "WHERE {same} AND NOT ({differs}))"
+        ).format(**_parts(load, key))
+    ).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _check_replaced(load: Load, staged: int) -> None:
+    """Refuse a replaced table that holds other rows than were read: a DELETE was swallowed."""
+    if not _interferes(load):
+        return
+    row = load.conn.execute(sql.SQL("SELECT count(*) FROM {}").format(load.table)).fetchone()
+    if row is None or row[0] != staged:
+        raise SyncwardError(
+            f"{load.name}: {staged} rows were read and {row[0] if row else 'no'} are there now; a "
+            "trigger, rule or policy of the table interferes; nothing was kept",
+            code="rows_missing",
+        )
 
 
 def _update_changed(load: Load, key: Sequence[str]) -> int:
@@ -254,6 +296,7 @@ def _replace_by_key(load: Load, staged: int, size: int) -> LoadCounts:
         ).format(**_parts(load, key))
     ).rowcount
     merged = _merge(load, staged, size, key)
+    _check_replaced(load, staged)
     return LoadCounts(merged.inserted, merged.updated, merged.unchanged, deleted, bytes=size)
 
 
@@ -290,6 +333,7 @@ def _replace_by_content(load: Load, staged: int, size: int) -> LoadCounts:
             staging=parts["staging_table"],
         )
     ).rowcount
+    _check_replaced(load, staged)
     return LoadCounts(inserted, 0, staged - inserted, deleted, bytes=size)
 
 

@@ -1,24 +1,27 @@
 """What both Postgres roles share: configuration, connecting, and errors in our words."""
 
 import os
+import re
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from time import monotonic, sleep
 from typing import Any, Literal
 
 import psycopg
-from psycopg import errors as pg
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from connectors.net import validate_host
+from connectors.pg_errors import Answer, Kind, Role, answer, answer_to_text
 from schemas.errors import ConfigError, CredentialsError, SyncwardError, TransientError
 
-#: Seconds a server has for a request to cancel, and the session to come back after it.
-CANCEL_S = 3.0
-HANG_UP_AFTER_S = 2.0
-
 SECRET_FIELDS = ("password",)
+
+#: Seconds that a server has to take a request to cancel; it is sent again.
+CANCEL_S = 2.0
+
+_CAN_WATCH = 140_000
+
+UNIQUE_VIOLATION, DUPLICATE_OBJECT = "23505", "42710"
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -62,7 +65,7 @@ def connect(
     config: PostgresConfig,
     secrets: Mapping[str, str],
     *,
-    role: Literal["source", "destination"],
+    role: Role,
     session: Mapping[str, str],
 ) -> Connection:
     """Return an autocommit connection from allow-listed fields only: no DSN, no options of users.
@@ -71,7 +74,7 @@ def connect(
     look for open transactions.
     """
     settings = {**_SESSION, **session}
-    with translated(config):
+    with translated(config, role):
         return psycopg.connect(
             host=config.host,
             port=config.port,
@@ -95,27 +98,33 @@ def connect(
         )
 
 
+def watch_client(conn: Connection) -> None:
+    """Let the server notice within seconds that we died, also in the middle of a long statement.
+
+    Servers before 14 find out when they next write; so do those on systems that cannot tell.
+    """
+    if conn.info.server_version >= _CAN_WATCH:
+        with suppress(psycopg.errors.InvalidParameterValue):
+            conn.execute("SET client_connection_check_interval = '3s'")
+
+
 class Line:
-    """The socket beneath a session: lets another thread end a wait for a server that is silent."""
+    """The socket beneath a session: lets other threads end what its thread waits for.
+
+    It holds a descriptor of its own: the number of a closed one may be another session's by now.
+    """
 
     def __init__(self, conn: Connection) -> None:
         self._conn = conn
         self._socket = socket.socket(fileno=os.dup(conn.fileno()))
 
     def cancel(self) -> None:
-        """End what the server does for this session; hang up if that does not end the wait."""
-        with suppress(psycopg.Error):
-            self._conn.cancel_safe(timeout=CANCEL_S)
-        until = monotonic() + HANG_UP_AFTER_S
-        while self._waits():
-            if monotonic() > until:
-                with suppress(OSError):
-                    self._socket.shutdown(socket.SHUT_RDWR)
-                return
-            sleep(0.02)
+        """Ask the server to end what it does for this session."""
+        self._conn.cancel_safe(timeout=CANCEL_S)
 
-    def _waits(self) -> bool:
-        return self._conn.info.transaction_status == psycopg.pq.TransactionStatus.ACTIVE
+    def cut(self) -> None:
+        """Shut the socket down, so that a thread that waits on it sees the end of the link."""
+        self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the session; the server rolls back what was open."""
@@ -124,85 +133,68 @@ class Line:
 
 
 @contextmanager
-def translated(config: PostgresConfig) -> Iterator[None]:
-    """Turn driver errors into ours. Their text may quote rows or passwords, ours never does."""
+def translated(config: PostgresConfig, role: Role) -> Iterator[None]:
+    """Turn driver errors into ours. Their text may quote rows or passwords, ours never does.
+
+    A misuse of the driver itself passes: that is our bug, and shown to nobody as such.
+    """
     try:
         yield
     except psycopg.Error as error:
-        raise _explain(error, config) from error
+        found = explain(error, config, role)
+        if found is None:
+            raise
+        raise found from error
 
 
-_TRANSIENT_CLASSES = ("08", "40", "53", "55", "57", "58", "XX")
-
-
-def _explain(  # noqa: C901, PLR0911 - one return per reason reads as a table
-    error: psycopg.Error, config: PostgresConfig
-) -> SyncwardError:
-    where, state = config.where, error.sqlstate
-    table = ".".join(filter(None, (error.diag.schema_name, error.diag.table_name)))
-    match error:
-        case pg.InvalidPassword() | pg.InvalidAuthorizationSpecification():
-            return _refused(config)
-        case pg.InvalidCatalogName():
-            return ConfigError(f"{where}: no such database; correct the resource's `database`")
-        case pg.InsufficientPrivilege():
-            return ConfigError(_privilege(error, config))
-        case pg.DiskFull():
-            return TransientError(f"{where}: its disk is full; free space there", code="disk_full")
-        case pg.UndefinedTable() | pg.UndefinedColumn() | pg.UndefinedObject():
-            return ConfigError(
-                f"{where}: a table, column or type is missing (SQLSTATE {state}); "
-                "see: syncward resource discover"
-            )
-        case pg.UniqueViolation():
-            return ConfigError(
-                f"{where}: {table or 'the table'} would hold a key twice; the key of the stream "
-                "is not unique"
-            )
-        case pg.NotNullViolation():
-            return ConfigError(f"{where}: {table}.{error.diag.column_name} would be NULL")
-        case pg.QueryCanceled():
-            return TransientError(f"{where}: the query was cancelled there", code="cancelled_there")
-        case _ if state is None:
-            return _unreachable(error, config)
-        case _ if state.startswith(_TRANSIENT_CLASSES):
-            return TransientError(f"{where}: busy or shutting down (SQLSTATE {state})")
-        case _:
-            return ConfigError(f"{where}: refused what was asked (SQLSTATE {state})")
-
-
-def _refused(config: PostgresConfig) -> CredentialsError:
-    return CredentialsError(
-        f"{config.where}: login {config.user} was refused; "
-        "store the right password with: syncward resource rotate NAME"
+def explain(error: psycopg.Error, config: PostgresConfig, role: Role) -> SyncwardError | None:
+    """Say in our words who can act and what to do; None if no server or link is to blame."""
+    if error.sqlstate is not None:
+        known = _answer(error, error.sqlstate, role)
+    elif isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+        known = answer_to_text(str(error))  # looked at, never shown
+    else:
+        return None
+    says = known.says.format(
+        user=config.user,
+        host=config.host,
+        sslmode=config.sslmode,
+        state=error.sqlstate,
+        object=_object(error),
     )
+    text = f"{config.where}: {says}"
+    match known.kind:
+        case Kind.CREDENTIALS:
+            return CredentialsError(text, code=known.code)
+        case Kind.CONFIG:
+            return ConfigError(text, code=known.code)
+        case Kind.TRANSIENT:
+            return TransientError(text, code=known.code)
 
 
-def _privilege(error: psycopg.Error, config: PostgresConfig) -> str:
-    """Postgres names the object in its primary message, which quotes identifiers only."""
-    what = error.diag.message_primary or "permission denied"
-    return f"{config.where}: {what}; GRANT it to {config.user}, see docs/connectors.md"
+def _answer(error: psycopg.Error, state: str, role: Role) -> Answer:
+    """Look the state up; a key held twice in the catalog is a race of two runs, not of rows."""
+    if state == UNIQUE_VIOLATION and error.diag.schema_name == "pg_catalog":
+        return answer(DUPLICATE_OBJECT, role)
+    return answer(state, role)
 
 
-def _unreachable(  # noqa: PLR0911 - as above
-    error: psycopg.Error, config: PostgresConfig
-) -> SyncwardError:
-    """Tell failures to connect apart; libpq has no SQLSTATE for them. Its text is never shown."""
-    text = str(error)
-    where = config.where
-    if "password authentication failed" in text or "no password supplied" in text:
-        return _refused(config)
-    if "authentication method requirement" in text or "server did not complete auth" in text:
-        return ConfigError(f"{where}: it asked for another login method than scram-sha-256")
-    if "does not exist" in text and "database" in text:
-        return ConfigError(f"{where}: no such database; correct the resource's `database`")
-    if "could not translate host name" in text or "failed to resolve host" in text:
-        return ConfigError(f"{where}: no host of this name; correct the resource's `host`")
-    if "SSL" in text or "certificate" in text:
-        return ConfigError(
-            f"{where}: TLS failed under sslmode {config.sslmode}; check the server's certificate "
-            "and the resource's sslmode and sslrootcert"
-        )
-    if "Connection refused" in text:
-        return TransientError(f"{where}: nothing listens there; check host and port, or start it")
-    return TransientError(f"{where}: the connection failed or was lost")
+#: Places in the server that name objects truly. Functions there can fill these fields with rows.
+_TRUSTED_FILES = frozenset(
+    {"aclchk.c", "execMain.c", "nbtinsert.c", "tuplesortvariants.c", "tuplesort.c", "ri_triggers.c"}
+)
+_DENIED = re.compile(r"permission denied for ([a-z ]+ \S.*)")
+
+
+def _object(error: psycopg.Error) -> str:
+    """Name what the server complained about, if the server itself said so."""
+    diag = error.diag
+    if (diag.source_file or "").rsplit("/", 1)[-1] not in _TRUSTED_FILES:
+        return ""
+    denied = _DENIED.fullmatch(diag.message_primary or "")
+    if denied:
+        return f" for {denied[1]}"
+    names = [diag.schema_name, diag.table_name, diag.column_name]
+    table = ".".join(name for name in names if name)
+    by = f" ({diag.constraint_name})" if diag.constraint_name and table else ""
+    return f" {table}{by}" if table else ""

@@ -5,8 +5,16 @@ from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    field_validator,
+)
 
+from schemas.limits import FAILURES_IN_A_ROW_MAX
 from schemas.schedules import Schedule
 from schemas.secret import looks_secret
 from schemas.streams import StreamSpec
@@ -40,6 +48,14 @@ class Resource:
     updated_at: datetime
 
 
+def _never(value: object) -> object:
+    return None if value == "never" else value
+
+
+def _or_never(value: int | None) -> int | str:
+    return "never" if value is None else value
+
+
 class Target(BaseModel):
     """Where in the destination a connection writes."""
 
@@ -59,6 +75,10 @@ class ConnectionSpec(BaseModel):
     description: str = Field(default="", max_length=2_000)
     parameters: dict[str, str | int | bool] = Field(default_factory=dict)
     schedule: Schedule
+    #: failed runs in a row that pause it; None (`never` in a document): it is never paused for that
+    pause_after: Annotated[
+        int | None, Field(ge=1, le=1_000), BeforeValidator(_never), PlainSerializer(_or_never)
+    ] = FAILURES_IN_A_ROW_MAX
     target: Target
     streams: tuple[StreamSpec, ...] = Field(min_length=1, max_length=5_000)
 

@@ -4,6 +4,7 @@ SyncwardError
 ├── ConfigError          a person must act; the run fails now
 │   └── CredentialsError the other system refused the login; the connection is paused
 ├── TransientError       time will fix it; the run is queued again
+│   └── Deferral         it said when to come back; no attempt is counted
 ├── GuardTripped         a person must approve what would happen to the data
 ├── NotFound             the thing named does not exist
 ├── Conflict             the thing named exists already, or is in the wrong state
@@ -55,6 +56,15 @@ class TransientError(SyncwardError):
     ) -> None:
         super().__init__(public, code=code)
         self.retry_after = retry_after
+
+
+class Deferral(TransientError):  # noqa: N818 - an event more than an error
+    """It said when to come back (a rate limit): waiting is no attempt, but bounded."""
+
+    code = "deferred"
+
+    def __init__(self, public: str, *, retry_after: timedelta, code: str | None = None) -> None:
+        super().__init__(public, code=code, retry_after=retry_after)
 
 
 class GuardTripped(SyncwardError):  # noqa: N818 - DESIGN section 3 names it

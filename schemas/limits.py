@@ -30,10 +30,22 @@ ATTEMPTS_WITH_PROGRESS_MAX = 20
 RETRY_FIRST = timedelta(seconds=10)
 RETRY_FACTOR = 3
 RETRY_LONGEST = timedelta(minutes=30)
+#: Waits that another system asked for since the last progress; a longer one in all fails the run.
+DEFERRED_MAX = timedelta(hours=24)
+DEFERRAL_SHORTEST = timedelta(seconds=5)
 #: Lost leases since the last progress before the connection is paused: likely it kills workers.
 LOST_LEASES_MAX = 3
-#: Failed runs in a row before the connection is paused.
+#: Failed runs in a row before the connection is paused; `pause_after` of a connection decides.
 FAILURES_IN_A_ROW_MAX = 10
+
+#: A run that was told to stop, counted from then; with one heartbeat before it, all within 10 s:
+#: server calls are cancelled so often, after so long the links are cut, after so long the run's
+#: thread is given up.
+CANCEL_EVERY_S = 1.0
+CUT_AFTER_S = 4.0
+GIVE_UP_AFTER_S = 6.0
+#: Where nobody waits (drain, lost lease): a control database that is away makes threads wait, too.
+GIVE_UP_UNASKED_S = 60.0
 
 #: `resource test` and `resource discover`: somebody is waiting at a prompt.
 INTERACTIVE_DEADLINE = timedelta(seconds=30)

@@ -172,7 +172,7 @@ class LoadRequest:
 
 
 class Source(Protocol):
-    """A system we read from. One per run, used by one thread; `cancel` may come from another."""
+    """A system we read from, used by one thread; `cancel` and `cut` come from others."""
 
     def test(self) -> ServerReport: ...
     def discover(self) -> Sequence[DiscoveredStream]: ...
@@ -182,12 +182,19 @@ class Source(Protocol):
         """Open one snapshot and yield its batches in cursor order; None reads everything."""
         ...
 
-    def cancel(self) -> None: ...
+    def cancel(self) -> None:
+        """Ask the server to end what it does for us; may be called more than once."""
+        ...
+
+    def cut(self) -> None:
+        """End the link under a call that cancelling did not end; needs no answer of the server."""
+        ...
+
     def close(self) -> None: ...
 
 
 class Destination(Protocol):
-    """A system we write to. One per run, used by one thread; `cancel` may come from another."""
+    """A system we write to, used by one thread; `cancel` and `cut` come from others."""
 
     def test(self) -> ServerReport: ...
     def claim_stream(self, request: LoadRequest) -> StreamClaim:
@@ -202,5 +209,12 @@ class Destination(Protocol):
         """Load the batch, its cursor and its result in one fenced transaction."""
         ...
 
-    def cancel(self) -> None: ...
+    def cancel(self) -> None:
+        """Ask the server to end what it does for us; may be called more than once."""
+        ...
+
+    def cut(self) -> None:
+        """End the link under a call that cancelling did not end; needs no answer of the server."""
+        ...
+
     def close(self) -> None: ...

@@ -155,6 +155,7 @@ class Claim:
     options: RunOptions
     lease: timedelta
     deadline: datetime | None = None
+    deferred_for: timedelta = timedelta(0)  # what it was told to wait since its last progress
 
 
 class OutcomeKind(StrEnum):
@@ -164,6 +165,7 @@ class OutcomeKind(StrEnum):
     AWAITING_APPROVAL = "awaiting_approval"
     CANCELLED = "cancelled"
     HANDED_BACK = "handed_back"  # drain: no attempt is counted
+    DEFERRED = "deferred"  # told when to come back: no attempt is counted either
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, text
 
 from schemas.audit import AuditAction, Principal
 from schemas.errors import LeaseLost
+from schemas.failures import PAUSING
 from schemas.jobs import Job
 from schemas.limits import ERROR_TEXT_MAX
 from schemas.records import StreamResult
@@ -39,7 +40,7 @@ _CLAIM = text(
     "FROM (SELECT count(*) FROM locked) AS first "
     "WHERE run_id = :run AND state = 'dispatched' AND dispatch = :dispatch "
     "AND cancel_requested_at IS NULL RETURNING run_id, account_id, kind, subject_id, attempt, "
-    "attempts_without_progress, options, deadline_at), "
+    "attempts_without_progress, options, deadline_at, deferred_for), "
     "raised AS (UPDATE schedules s SET fence = s.fence + 1 FROM mine "
     "WHERE s.connection_id = mine.subject_id RETURNING s.fence), "
     "leased AS (INSERT INTO leases (run_id, token, worker_id, expires_at) "
@@ -86,6 +87,7 @@ def claim(
         options=RunOptions.model_validate(row.options),
         lease=lease,
         deadline=row.deadline_at,
+        deferred_for=row.deferred_for,
     )
 
 
@@ -179,7 +181,8 @@ def sign_off(tx: Connection, worker_id: str) -> None:
 _STREAM = text(
     "WITH mine AS (UPDATE active_runs SET "
     "attempts_without_progress = CASE WHEN :progress THEN 0 ELSE attempts_without_progress END, "
-    "lost_leases = CASE WHEN :progress THEN 0 ELSE lost_leases END "
+    "lost_leases = CASE WHEN :progress THEN 0 ELSE lost_leases END, "
+    "deferred_for = CASE WHEN :progress THEN interval '0' ELSE deferred_for END "
     "WHERE run_id = :run_id AND lease_token = :token AND state = 'running' RETURNING subject_id), "
     "copied AS (INSERT INTO cursors (connection_id, stream, account_id, cursor, fence) "
     "SELECT subject_id, CAST(:stream AS text), CAST(:account_id AS uuid), "
@@ -238,7 +241,6 @@ _FINAL = {
 
 
 #: Failures that another attempt can only make worse: they pause the connection at once.
-_PAUSING = frozenset({"credentials", "unsealable"})
 
 
 #: The first lock in the order, and the account, in one round trip.
@@ -283,7 +285,7 @@ def finish(
         token=held.token,
         error_code=outcome.error_code,
         error=outcome.error,
-        pause_reason=outcome.error_code if outcome.error_code in _PAUSING else None,
+        pause_reason=outcome.error_code if outcome.error_code in PAUSING else None,
     )
     if row is None:
         raise LeaseLost(f"run {held.run_id}: another worker owns it")
@@ -316,13 +318,19 @@ def _store_output(tx: Connection, held: Claim, outcome: Outcome) -> None:
     )
 
 
-_HAND_BACK = (
-    "state = 'queued', lease_token = NULL, not_before = clock_timestamp(), "
+_UNCOUNTED = (
     "attempt = attempt - 1, attempts_without_progress = greatest(attempts_without_progress - 1, 0)"
 )
+_HAND_BACK = f"state = 'queued', lease_token = NULL, not_before = clock_timestamp(), {_UNCOUNTED}"
+_DEFER = (
+    "state = 'queued', lease_token = NULL, not_before = clock_timestamp() + :delay, "
+    f"deferred_for = deferred_for + :delay, {_UNCOUNTED}"
+)
+_DELAYED = frozenset({OutcomeKind.RETRY, OutcomeKind.DEFERRED})
 _RETRY = "state = 'queued', lease_token = NULL, not_before = clock_timestamp() + :delay"
 _PUT_BACK = {
     OutcomeKind.RETRY: (_RETRY, AuditAction.RUN_REQUEUED),
+    OutcomeKind.DEFERRED: (_DEFER, AuditAction.RUN_REQUEUED),
     OutcomeKind.HANDED_BACK: (_HAND_BACK, AuditAction.RUN_REQUEUED),
     OutcomeKind.AWAITING_APPROVAL: (
         "state = 'awaiting_approval', lease_token = NULL",
@@ -339,9 +347,7 @@ def _put_back(tx: Connection, held: Claim, outcome: Outcome, principal: Principa
             f"UPDATE active_runs SET {assignments}, worker_id = NULL, error_code = :code, "  # noqa: S608 - constants of this module
             "error = :error WHERE run_id = :run AND lease_token = :token AND state = 'running' "
             "AND cancel_requested_at IS NULL RETURNING *"
-        ).bindparams(
-            **({"delay": outcome.retry_after} if outcome.kind is OutcomeKind.RETRY else {})
-        ),
+        ).bindparams(**({"delay": outcome.retry_after} if outcome.kind in _DELAYED else {})),
         {
             "run": held.run_id,
             "token": held.token,

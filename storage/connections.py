@@ -22,7 +22,7 @@ from storage.runs import Subject
 
 _SELECT = """
 SELECT c.*, s.kind AS schedule_kind, s.interval_s, s.cron, s.zone, s.catch_up, s.overlap, s.state,
-       s.state_reason, s.next_due_at, s.last_success_at, s.failures,
+       s.state_reason, s.next_due_at, s.last_success_at, s.failures, s.pause_after,
        src.name AS source, dst.name AS destination,
        (SELECT jsonb_agg(t.spec ORDER BY t.position) FROM streams t
         WHERE t.connection_id = c.id) AS streams
@@ -78,6 +78,7 @@ def _spec(row: Row[Any]) -> ConnectionSpec:
                 catch_up=CatchUp(row.catch_up),
                 overlap=Overlap(row.overlap),
             ),
+            "pause_after": row.pause_after,
             "target": {"schema": row.target_schema},
             "streams": tuple(StreamSpec.model_validate(spec) for spec in row.streams or ()),
         }
@@ -123,16 +124,16 @@ def create(
     tx.execute(
         text(
             "INSERT INTO schedules (connection_id, account_id, source_id, destination_id, kind, "
-            "interval_s, cron, zone, jitter_s, catch_up, overlap, next_due_at) VALUES (:id, "
-            ":account, :source, :destination, :kind, :interval_s, :cron, :zone, :jitter_s, "
-            ":catch_up, :overlap, :next)"
+            "interval_s, cron, zone, jitter_s, catch_up, overlap, pause_after, next_due_at) "
+            "VALUES (:id, :account, :source, :destination, :kind, :interval_s, :cron, :zone, "
+            ":jitter_s, :catch_up, :overlap, :pause_after, :next)"
         ),
         {
             "id": connection_id,
             "account": account.account_id,
             "source": source.resource_id,
             "destination": destination.resource_id,
-            **_schedule(spec.schedule),
+            **_schedule(spec),
             "next": _due(next_due_at, spec.schedule, connection_id),
         },
     )
@@ -175,8 +176,10 @@ def _due(slot: datetime | None, schedule: Schedule, connection_id: UUID) -> date
     return None if slot is None else slot + schedule.offset(connection_id)
 
 
-def _schedule(schedule: Schedule) -> dict[str, object]:
+def _schedule(spec: ConnectionSpec) -> dict[str, object]:
+    schedule = spec.schedule
     return {
+        "pause_after": spec.pause_after,
         "kind": schedule.kind,
         "interval_s": int(schedule.every.total_seconds()) if schedule.every else None,
         "cron": schedule.cron,
@@ -250,6 +253,7 @@ def update(
             "UPDATE schedules SET source_id = :source, destination_id = :destination, "
             "kind = :kind, interval_s = :interval_s, cron = :cron, zone = :zone, "
             "jitter_s = :jitter_s, catch_up = :catch_up, overlap = :overlap, "
+            "pause_after = :pause_after, "
             "version = version + 1, "
             "anchor_at = CASE WHEN :reanchor THEN now() ELSE anchor_at END, "
             "next_due_at = CASE WHEN :reanchor THEN :next ELSE next_due_at END "
@@ -257,7 +261,7 @@ def update(
         ),
         {
             **parameters,
-            **_schedule(spec.schedule),
+            **_schedule(spec),
             "reanchor": spec.schedule != connection.spec.schedule,
             "next": _due(next_due_at, spec.schedule, connection.connection_id),
         },

@@ -11,7 +11,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, text
 
 from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
-from schemas.limits import ERROR_TEXT_MAX, FAILURES_IN_A_ROW_MAX
+from schemas.limits import ERROR_TEXT_MAX
 from schemas.runs import Priority, RunState
 from storage import audit
 
@@ -35,8 +35,8 @@ _FOLLOWS = (
     "failures = CASE WHEN :succeeded THEN 0 ELSE failures + 1 END, "
     "last_success_at = CASE WHEN :succeeded THEN clock_timestamp() ELSE last_success_at END, "
     "(state, state_reason) = (SELECT 'paused', p.reason FROM (SELECT CASE WHEN NOT :succeeded "
-    "THEN coalesce(:pause, CASE WHEN s.failures + 1 >= :max THEN 'failures' END) END AS reason) "
-    "AS p WHERE s.state = 'active' AND p.reason IS NOT NULL "
+    "THEN coalesce(:pause, CASE WHEN s.failures + 1 >= s.pause_after THEN 'failures' END) END "
+    "AS reason) AS p WHERE s.state = 'active' AND p.reason IS NOT NULL "
     "UNION ALL SELECT s.state, s.state_reason LIMIT 1) "
     "FROM gone g WHERE s.connection_id = g.subject_id AND g.kind = 'sync' AND :counts "
     "RETURNING s.connection_id, s.state, s.state_reason), "
@@ -121,7 +121,6 @@ def end(
             "code": error_code,
             "error": error[:ERROR_TEXT_MAX] if error else None,
             "pause": pause_reason,
-            "max": FAILURES_IN_A_ROW_MAX,
         },
     ).one_or_none()
     if run is None:

@@ -301,6 +301,22 @@ def cancel(tx: Connection, run_id: UUID, principal: Principal) -> RunState:
     return RunState.CANCELLED
 
 
+def busy(tx: Connection, *, account_id: UUID, subject_id: UUID | None = None) -> Sequence[UUID]:
+    """Return the runs of an account, or of one connection in it, that a worker has or will take."""
+    return (
+        tx.execute(
+            text(
+                "SELECT run_id FROM active_runs WHERE account_id = :account "
+                "AND (CAST(:subject AS uuid) IS NULL OR subject_id = :subject) "
+                "AND state IN ('dispatched', 'running') ORDER BY run_id"
+            ),
+            {"account": account_id, "subject": subject_id},
+        )
+        .scalars()
+        .all()
+    )
+
+
 def approve(tx: Connection, run_id: UUID, principal: Principal) -> None:
     """Let a run that a guard stopped go on; it is queued again with the approval noted."""
     live = _awaiting(tx, run_id)

@@ -17,6 +17,7 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
+    Interval,
     LargeBinary,
     MetaData,
     PrimaryKeyConstraint,
@@ -184,6 +185,7 @@ schedules = Table(
     Column("version", Integer, nullable=False, server_default="1"),
     Column("fence", BigInteger, nullable=False, server_default="0"),
     Column("failures", Integer, nullable=False, server_default="0"),
+    Column("pause_after", Integer, nullable=True, server_default="10"),
     _opt("last_success_at", _TZ),
     Column("jitter_s", Integer, nullable=False, server_default="0"),
 )  # fmt: skip
@@ -244,6 +246,7 @@ active_runs = Table(
     _opt("again_trigger", Text),
     _opt("again_options", JSONB),
     Column("promotions", SmallInteger, nullable=False, server_default="0"),
+    Column("deferred_for", Interval, nullable=False, server_default="00:00:00"),
 )  # fmt: skip
 Index("active_runs_ready", active_runs.c.account_id, active_runs.c.priority,
       active_runs.c.not_before, active_runs.c.run_id,

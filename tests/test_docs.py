@@ -10,10 +10,13 @@ import click
 import pytest
 from prometheus_client import REGISTRY
 
+from cli.checks import AREAS
 from cli.main import syncward
 from connectors import registry
+from connectors.pg_errors import AT_SOURCE, CLASSES, STATES, TEXTS, answer
 from scheduler.cluster import families, key_ages
 from schemas.audit import AuditAction, audit_class
+from schemas.failures import FAILURES, PAUSING, Who
 from schemas.plans import PLANS
 from schemas.runs import MOVES, Rule
 from schemas.settings import Settings
@@ -123,6 +126,61 @@ def test_every_setting_of_a_connector_is_documented(name):
     documented = {row[0].strip("`") for row in table(section, "| Setting")}
     config = importlib.import_module(f"connectors.sources.{name}").CONFIG
     assert documented == set(config.model_fields)
+
+
+def test_every_check_of_doctor_is_documented_with_why_and_what_to_do():
+    documented = [tuple(row) for row in table(page("operations.md"), "| Check")]
+    actual = [
+        (f"`{area.name}.{check.name}`", check.why, check.do)
+        for area in AREAS.values()
+        for check in (area.unreachable, *area.checks)
+    ]
+    assert documented == actual
+    names = [name for name, _, _ in documented]
+    assert len(names) == len(set(names))
+
+
+def test_every_reason_of_a_pause_is_explained():
+    documented = {row[0].strip("`") for row in table(page("operations.md"), "| Reason")}
+    assert documented == PAUSING | {"operator", "failures"}
+
+
+RETRIED = {
+    Who.PERSON: "no",
+    Who.TIME: "yes",
+    Who.TIME_TOLD: "yes, uncounted",
+    Who.APPROVER: "after approval",
+    Who.NOBODY: "no",
+    Who.US: "no",
+}
+
+
+def test_every_code_of_a_failure_is_documented_with_what_follows_from_it():
+    documented = [tuple(row) for row in table(page("errors.md"), "| Code ")]
+    actual = [
+        (f"`{code}`", str(f.who), RETRIED[f.who], "yes" if f.pauses else "no", f.help)
+        for code, f in FAILURES.items()
+    ]
+    assert documented == actual
+
+
+@pytest.mark.parametrize(("header", "answers"), [("| Class", CLASSES), ("| SQLSTATE", STATES)])
+def test_the_tables_of_states_are_those_of_the_code(header, answers):
+    documented = {row[0]: row[1:] for row in table(page("errors.md"), header)}
+    single = {state for state in AT_SOURCE if len(state) == len("00000")}
+    assert set(documented) == set(answers) | (single if answers is STATES else set())
+    for state, (meaning, there, at_source) in documented.items():
+        known = {**AT_SOURCE, **answers}[state]
+        assert meaning == known[0]
+        full = state if len(state) == len("00000") else f"{state}ZZZ"
+        assert there == f"`{answer(full, 'destination').code}`"
+        assert at_source in {"", f"`{answer(full, 'source').code}`"}
+        assert (at_source == "") == (answer(full, "source").code == there.strip("`"))
+
+
+def test_every_code_without_a_state_is_on_the_page():
+    tail = page("errors.md").split("Where there is no SQLSTATE")[1]
+    assert {code for _, one in TEXTS for code in [one.code]} <= set(re.findall(r"`(\w+)`", tail))
 
 
 def commands(group: click.Group = syncward, prefix: str = "syncward") -> list[str]:

@@ -1,14 +1,27 @@
-"""What stands between a run and the outside: lease, cancel and drain, seen by one object."""
+"""What stands between a run and the outside: lease, cancel and drain, seen by one object.
+
+A run that was told to stop climbs a ladder until its thread has ended: the thread looks at each
+step and chunk; the server calls of both ends are cancelled again and again; then their links are
+cut; a thread that still hangs is given up, and its process ends as soon as nothing else runs in it.
+"""
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from contextlib import suppress
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
+from typing import TypeVar
 
-from schemas.errors import Draining, LeaseLost, RunCancelled, TransientError
+from schemas.errors import Draining, LeaseLost, RunCancelled, SyncwardError, TransientError
+from schemas.limits import CANCEL_EVERY_S, CUT_AFTER_S, GIVE_UP_AFTER_S, GIVE_UP_UNASKED_S
 from schemas.records import Batch
 from schemas.runs import Claim
 from storage.claims import Beat
+
+T = TypeVar("T")
+
+#: Seconds between two looks at the signal while a connection is being opened.
+_LOOK_S = 0.1
 
 
 def clock() -> float:
@@ -16,23 +29,23 @@ def clock() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def _quietly(cancel: Callable[[], None]) -> None:
-    with suppress(Exception):  # a connection that is gone needs no cancelling
-        cancel()
+Signal = LeaseLost | RunCancelled | Draining | TransientError
 
 
 class RunControl:
     """Signals for one running run. The heartbeat thread raises them, the run's thread checks them.
 
     `check()` is called between steps and per chunk; for a thread that sits inside a server call
-    the registered `cancel` functions end that call.
+    the registered `cancel` and `cut` functions end that call.
     """
 
     def __init__(self, claim: Claim, asked_at: float | None = None) -> None:
         self.claim = claim
         self._lock = Lock()
-        self._cancels: list[Callable[[], None]] = []
-        self._signal: LeaseLost | RunCancelled | Draining | TransientError | None = None
+        self._ends: list[tuple[Callable[[], None], Callable[[], None]]] = []
+        self._signal: Signal | None = None
+        self._ended = Event()
+        self._give_up: Callable[[Signal], None] | None = None
         self._stream: str | None = None
         self._rows = 0
         self._bytes = 0
@@ -53,30 +66,81 @@ class RunControl:
         """Note a renewal of the lease: it counts from when we asked, for answers may take long."""
         self._renewed_at = asked_at
 
-    def signal(self, reason: LeaseLost | RunCancelled | Draining | TransientError) -> None:
-        """Tell the run to stop and end what it is waiting for. The first reason stays.
+    def signal(self, reason: Signal) -> None:
+        """Tell the run to stop and begin to end what it waits for; returns at once.
 
-        A server that is silent lets itself be waited for: whoever signals goes on meanwhile.
+        The first reason stays. Whoever calls renews leases too and must not wait for servers.
         """
         with self._lock:
             if self._signal is not None:
                 return
             self._signal = reason
-            cancels = list(self._cancels)
-        for cancel in cancels:
-            Thread(target=_quietly, args=(cancel,), name="cancel", daemon=True).start()
+            ends = list(self._ends)
+        for cancel, cut in ends:
+            self._climb(cancel, cut)
+        Thread(target=self._watch, args=(reason,), name="give-up", daemon=True).start()
 
     @property
     def signalled(self) -> bool:
         return self._signal is not None
 
-    def on_signal(self, cancel: Callable[[], None]) -> None:
-        """Register how to end a blocking call; called at once if the signal came first."""
+    def on_signal(self, cancel: Callable[[], None], cut: Callable[[], None]) -> None:
+        """Register how to end a blocking call; begun at once if the signal came first."""
         with self._lock:
-            self._cancels.append(cancel)
+            self._ends.append((cancel, cut))
             late = self._signal is not None
         if late:
-            _quietly(cancel)
+            self._climb(cancel, cut)
+
+    def on_give_up(self, give_up: Callable[[Signal], None]) -> None:
+        """Register what becomes of the run if its thread cannot be ended."""
+        self._give_up = give_up
+
+    def ended(self) -> None:
+        """Note that the run's thread has left the run: nothing more is to be cancelled."""
+        self._ended.set()
+
+    def _climb(self, cancel: Callable[[], None], cut: Callable[[], None]) -> None:
+        Thread(target=self._end, args=(cancel, cut), name="end-call", daemon=True).start()
+
+    def _end(self, cancel: Callable[[], None], cut: Callable[[], None]) -> None:
+        """Cancel until it helps (one may come between two statements), then cut the link."""
+        deadline = time.monotonic() + CUT_AFTER_S
+        while time.monotonic() < deadline and not self._ended.is_set():
+            with suppress(Exception):  # a connection that is gone needs no cancelling
+                cancel()
+            self._ended.wait(CANCEL_EVERY_S)
+        if not self._ended.is_set():
+            with suppress(Exception):  # as above
+                cut()
+
+    def _watch(self, reason: Signal) -> None:
+        asked = isinstance(reason, RunCancelled | TransientError)  # somebody waits for it
+        patience = GIVE_UP_AFTER_S if asked else GIVE_UP_UNASKED_S
+        if not self._ended.wait(patience) and self._give_up is not None:
+            self._give_up(reason)
+
+    def opened(self, connect: Callable[[], T], close: Callable[[T], None]) -> T:
+        """Connect in a thread of its own: a name lookup or a silent host cannot be interrupted.
+
+        A signal leaves it behind; should it still succeed, what it opened is closed.
+        """
+        future: Future[T] = Future()
+
+        def work() -> None:
+            try:
+                future.set_result(connect())
+            except BaseException as error:  # noqa: BLE001 - it is raised in the run's thread
+                future.set_exception(error)
+
+        Thread(target=work, name="connect", daemon=True).start()
+        while not wait((future,), timeout=_LOOK_S).done:
+            try:
+                self.check()
+            except SyncwardError:
+                future.add_done_callback(lambda late: _close_late(late, close))
+                raise
+        return future.result()
 
     def beat(self) -> Beat:
         """Return what the next heartbeat says about this run."""
@@ -99,3 +163,8 @@ class RunControl:
 
         batch.chunks = counted()  # type: ignore[assignment]  # a generator is an iterator
         return batch
+
+
+def _close_late(future: "Future[T]", close: Callable[[T], None]) -> None:
+    if future.exception() is None:
+        close(future.result())

@@ -20,9 +20,12 @@ def open_source(
     resource: SealedResource, keyring: Keyring, control: RunControl
 ) -> Iterator[Source]:
     """Connect to a resource in the role of a source; closed at the end, cancelled by signals."""
-    source = registry.open_source(resource.kind, resource.config, unsealed(resource, keyring))
+    source = control.opened(
+        lambda: registry.open_source(resource.kind, resource.config, unsealed(resource, keyring)),
+        lambda late: late.close(),
+    )
     try:
-        control.on_signal(source.cancel)
+        control.on_signal(source.cancel, source.cut)
         yield source
     finally:
         source.close()
@@ -35,11 +38,14 @@ def open_destination(
     """Connect to a resource in the role of a destination; as `open_source`."""
     if resource is None:
         raise RuntimeError("only a connection has a destination")
-    destination = registry.open_destination(
-        resource.kind, resource.config, unsealed(resource, keyring)
+    destination = control.opened(
+        lambda: registry.open_destination(
+            resource.kind, resource.config, unsealed(resource, keyring)
+        ),
+        lambda late: late.close(),
     )
     try:
-        control.on_signal(destination.cancel)
+        control.on_signal(destination.cancel, destination.cut)
         yield destination
     finally:
         destination.close()

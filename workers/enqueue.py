@@ -3,6 +3,7 @@
 from contextlib import suppress
 from threading import Event
 from time import monotonic
+from typing import Any
 
 import dramatiq
 import redis
@@ -12,6 +13,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from schemas.errors import ConfigError
+from schemas.health import QueueHealth
 from schemas.jobs import QUEUE, Job
 
 #: The actor's name on the wire; workers/actors.py registers the function behind it.
@@ -19,6 +21,11 @@ ACTOR = "execute"
 
 #: The pause after the first look that found no job; it doubles up to the worker's timeout.
 _PAUSE_FIRST_S = 0.005
+#: Every key of ours in Redis begins with this.
+NAMESPACE = "syncward"
+#: What `health` looks at to find keys of others.
+_SCANS, _SCAN_KEYS = 4, 500
+
 #: How long an answer of Redis is believed before it is asked again.
 _ALIVE_FOR_S = 1.0
 
@@ -112,7 +119,7 @@ def open_broker(client: redis.Redis) -> RedisBroker:
     """
     broker = _JobBroker(  # type: ignore[no-untyped-call]  # dramatiq ships no types here
         client=client,
-        namespace="syncward",
+        namespace=NAMESPACE,
         middleware=[DeadLetters()],
         heartbeat_timeout=15_000,
         maintenance_chance=10_000,
@@ -160,7 +167,61 @@ class JobQueue:
             return False
         return True
 
+    def health(self) -> QueueHealth:
+        """Ask Redis how it is set up; never raises, never shows what a library said."""
+        started = monotonic()
+        try:
+            self._client.ping()
+            latency = monotonic() - started
+            foreign = self._foreign_keys()
+        except redis.RedisError as error:
+            return QueueHealth(problem=_problem(error, self._client))
+        try:
+            info: dict[str, Any] = self._client.info()
+        except redis.RedisError:  # a login may be allowed the queue and nothing else
+            return QueueHealth(latency_s=latency, foreign_keys=foreign)
+        return QueueHealth(
+            latency_s=latency,
+            version=str(info.get("redis_version", "unknown")),
+            maxmemory=int(info.get("maxmemory", 0)),
+            maxmemory_policy=info.get("maxmemory_policy"),
+            append_only=bool(info["aof_enabled"]) if "aof_enabled" in info else None,
+            foreign_keys=foreign,
+        )
+
+    def _foreign_keys(self) -> int:
+        """Count keys that are not the queue's among the first few."""
+        seen: set[Any] = set()  # bytes; the stubs allow for decoding clients
+        cursor = 0
+        for _ in range(_SCANS):
+            cursor, keys = self._client.scan(cursor, count=_SCAN_KEYS)
+            seen.update(keys)
+            if not cursor:
+                break
+        return sum(not key.startswith(f"{NAMESPACE}:".encode()) for key in seen)
+
     def close(self) -> None:
         """Close the connections; the queue itself stays."""
         self._broker.close()
         self._client.close()
+
+
+def _problem(error: redis.RedisError, client: redis.Redis) -> str:
+    """Say in our words why Redis cannot be asked."""
+    where = "Redis {host}:{port}".format(**{"host": "?", "port": "?", **_address(client)})
+    match error:
+        case redis.AuthenticationError() | redis.exceptions.NoPermissionError():
+            return f"{where}: refuses the login of SYNCWARD_REDIS_URL"
+        case redis.exceptions.BusyLoadingError():
+            return f"{where}: is loading its data; it answers when that is done"
+        case redis.TimeoutError():
+            return f"{where}: does not answer in time"
+        case redis.ConnectionError():
+            return f"{where}: cannot be reached (is it up, and is its TLS what the URL says?)"
+        case _:
+            return f"{where}: refuses commands"
+
+
+def _address(client: redis.Redis) -> dict[str, Any]:
+    known = client.connection_pool.connection_kwargs
+    return {name: known[name] for name in ("host", "port") if name in known}

@@ -45,6 +45,7 @@ class Heartbeat:
         self._wake = Event()
         self._stopping = False
         self._leaving: Draining | None = None
+        self._given_up: set[UUID] = set()
         self._link: psycopg.Connection[tuple[Any, ...]] | None = None
         self._beat_began: float | None = None
         self._thread = Thread(target=self._loop, name="heartbeat", daemon=True)
@@ -86,6 +87,17 @@ class Heartbeat:
         for control in self._controls():
             control.signal(reason)
 
+    def give_up(self, claim: Claim) -> None:
+        """Renew this claim no more: its thread hangs and nothing ends it but the process's end."""
+        with self._lock:
+            if self._held.pop(claim.token, None) is not None:
+                self._given_up.add(claim.token)
+
+    @property
+    def given_up(self) -> int:
+        """How many threads of this process hang for good."""
+        return len(self._given_up)
+
     @property
     def running(self) -> int:
         return len(self._held)
@@ -102,6 +114,8 @@ class Heartbeat:
         except (psycopg.Error, SyncwardError, OSError):
             logger.warning("heartbeat_failed")
             self.drop_link()
+            for control in controls:
+                control.fence()
             return
         finally:
             self._beat_began = None

@@ -40,6 +40,9 @@ LEAVING_S = 5.0
 #: Exit code of a worker that left runs to their leases.
 EXIT_LEFT = 1
 
+#: Ended because a run's thread could not be; whoever supervises starts another worker.
+EXIT_HANGING = 70
+
 
 @dataclass(slots=True)
 class _Process:
@@ -63,10 +66,24 @@ def run(settings: Settings) -> None:
     process.deps.logs.start()
     process.worker.start()
     logger.info("worker_started", extra={"worker": process.deps.worker_id})
-    while not stop.wait(1.0):
-        RUNNING.set(process.deps.heartbeat.running)
-    if not _drain(process, settings):
+    heartbeat = process.deps.heartbeat
+    while not stop.wait(1.0) and not _must_leave(process):
+        RUNNING.set(heartbeat.running)
+    in_order = _drain(process, settings)
+    if heartbeat.given_up:
+        logger.error("worker_left_hanging_runs", extra={"runs": heartbeat.given_up})
+        os._exit(EXIT_HANGING)  # a thread that hangs would keep the interpreter from ending
+    if not in_order:
         sys.exit(EXIT_LEFT)
+
+
+def _must_leave(process: _Process) -> bool:
+    """Take no job any more once a thread hangs for good; leave when nothing else runs here."""
+    if process.deps.heartbeat.given_up and not process.draining.is_set():
+        process.draining.set()
+        for consumer in process.worker.consumers.values():
+            consumer.stop()
+    return bool(process.deps.heartbeat.given_up) and not process.deps.heartbeat.running
 
 
 def _build(settings: Settings) -> _Process:

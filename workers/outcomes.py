@@ -4,10 +4,12 @@ import logging
 import random
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 
 from schemas.errors import (
     ConfigError,
+    Deferral,
     Draining,
     GuardTripped,
     LeaseLost,
@@ -18,6 +20,8 @@ from schemas.errors import (
 from schemas.limits import (
     ATTEMPTS_MAX,
     ATTEMPTS_WITH_PROGRESS_MAX,
+    DEFERRAL_SHORTEST,
+    DEFERRED_MAX,
     RETRY_FACTOR,
     RETRY_FIRST,
     RETRY_LONGEST,
@@ -33,11 +37,22 @@ logger = logging.getLogger(__name__)
 def of_attempt(
     work: Callable[[], Outcome], claim: Claim, control: RunControl, run_log: RunLog
 ) -> Outcome:
-    """Run the work and turn whatever it raises into an outcome. The one broad except there is."""
+    """Run the work and turn whatever it raises into an outcome. The one broad except there is.
+
+    Work that was finished when the signal came is kept, but a run that was told to stop is none
+    that succeeded.
+    """
+    done: tuple[StreamResult, ...] = ()
     try:
-        return work()
+        outcome = work()
+        done = outcome.streams
+        control.check()
     except Exception as error:  # noqa: BLE001 - every way to end is an outcome
-        return of_error(_true_reason(error, control), claim, run_log)
+        return replace(of_error(_true_reason(error, control), claim, run_log), streams=done)
+    else:
+        return outcome
+    finally:
+        control.ended()
 
 
 def _true_reason(error: Exception, control: RunControl) -> Exception:
@@ -49,7 +64,9 @@ def _true_reason(error: Exception, control: RunControl) -> Exception:
     return error
 
 
-def of_error(error: Exception, claim: Claim, run_log: RunLog) -> Outcome:
+def of_error(  # noqa: PLR0911 - one return per class reads as a table
+    error: Exception, claim: Claim, run_log: RunLog
+) -> Outcome:
     """Classify by who can act: a person, time, an approver, or us."""
     match error:
         case RunCancelled():
@@ -62,9 +79,15 @@ def of_error(error: Exception, claim: Claim, run_log: RunLog) -> Outcome:
         case ConfigError():
             run_log.error(error.public)
             return Outcome(OutcomeKind.FAILED, error.code, error.public)
+        case Deferral():
+            run_log.warning(error.public)
+            return _defer(error, claim)
         case TransientError():
             run_log.warning(error.public)
             return _retry(error, claim)
+        case SyncwardError() if error.code != SyncwardError.code:  # by its code, e.g. rows_missing
+            run_log.error(error.public)
+            return Outcome(OutcomeKind.FAILED, error.code, error.public)
         case _:
             return _internal(error, run_log)
 
@@ -79,6 +102,19 @@ def _retry(error: TransientError, claim: Claim) -> Outcome:
         return Outcome(OutcomeKind.FAILED, error.code, error.public)
     delay = error.retry_after or backoff(claim.attempts_without_progress)
     return Outcome(OutcomeKind.RETRY, error.code, error.public, retry_after=delay)
+
+
+def _defer(error: Deferral, claim: Claim) -> Outcome:
+    """Come back when told to, unless that has been said for too long or somebody waits."""
+    told = max(error.retry_after or DEFERRAL_SHORTEST, DEFERRAL_SHORTEST)
+    if claim.deadline is not None:
+        return Outcome(OutcomeKind.FAILED, error.code, error.public)
+    if claim.deferred_for + told > DEFERRED_MAX:
+        hours = DEFERRED_MAX.total_seconds() / 3600
+        text = f"{error.public} It was told to wait for more than {hours:.0f} h in all."
+        return Outcome(OutcomeKind.FAILED, "deferred_too_long", text)
+    late = told * (1 + random.random() / 10)  # noqa: S311 - not all at once, and never too early
+    return Outcome(OutcomeKind.DEFERRED, error.code, error.public, retry_after=late)
 
 
 def backoff(attempts: int) -> timedelta:
@@ -145,8 +181,15 @@ def ending(outcome: Outcome, seconds: float) -> str:
     match outcome.kind:
         case OutcomeKind.RETRY:
             after = outcome.retry_after or timedelta(0)
-            return f"attempt ends after {seconds:.2f} s; tried again in {after.seconds} s"
+            return f"attempt ends after {seconds:.2f} s; tried again in {_whole(after)} s"
+        case OutcomeKind.DEFERRED:
+            after = outcome.retry_after or timedelta(0)
+            return f"told to come back in {_whole(after)} s; this counts as no attempt"
         case OutcomeKind.HANDED_BACK:
             return f"attempt handed back after {seconds:.2f} s; another worker goes on"
         case _:
             return f"{outcome.kind} after {seconds:.2f} s"
+
+
+def _whole(delay: timedelta) -> str:
+    return f"{delay.total_seconds():.0f}"

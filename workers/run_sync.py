@@ -1,5 +1,6 @@
 """One run from claim to outcome. Read it top to bottom: this is what Syncward does."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from time import monotonic
@@ -8,8 +9,16 @@ from sqlalchemy import Engine
 
 from crypto.keyring import Keyring
 from schemas.audit import Principal
-from schemas.errors import ConfigError, LeaseLost, SyncwardError
+from schemas.errors import (
+    ConfigError,
+    CredentialsError,
+    LeaseLost,
+    SyncwardError,
+    TransientError,
+)
+from schemas.failures import OF_ONE_STREAM
 from schemas.jobs import Job
+from schemas.limits import GIVE_UP_AFTER_S
 from schemas.records import (
     CONTROL_RESTORED,
     Destination,
@@ -31,6 +40,8 @@ from workers.control import RunControl, clock
 from workers.ends import open_destination, open_source
 from workers.heartbeat import Heartbeat
 from workers.run_log import LogWriter, RunLog
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +97,7 @@ def execute(job: Job, deps: Dependencies) -> None:
     started = monotonic()
     with deps.heartbeat.hold(claim, asked_at) as control:
         attempt = Attempt(claim, control, run_log, deps, taken)
+        control.on_give_up(lambda reason: _give_up(attempt, reason))
         outcome = outcomes.of_attempt(lambda: _work(attempt), attempt.claim, control, run_log)
         _finish(attempt, outcome, seconds=monotonic() - started)
 
@@ -131,18 +143,30 @@ def _sync(attempt: Attempt, subject: Work) -> Outcome:
     keyring, control = attempt.deps.keyring, attempt.control
     wanted = len(list(_requests(attempt.claim, subject)))
     results: list[StreamResult] = []
+    postponed: list[TransientError] = []
     with (
         open_source(subject.source, keyring, control) as source,
         open_destination(subject.destination, keyring, control) as destination,
     ):
         attempt = _adopted(attempt, destination)
         for position, request in enumerate(_requests(attempt.claim, subject)):
-            result = _stream(attempt, request, source, destination)
+            try:
+                result = _stream(attempt, request, source, destination)
+            except TransientError as error:
+                if error.code not in OF_ONE_STREAM:
+                    raise
+                attempt.run_log.warning(
+                    f"{error.public}; the other streams go on", request.stream.name
+                )
+                postponed.append(error)
+                continue
             _count(result, subject)
             results.append(result)
             if len(results) < wanted:  # the last one is recorded with the outcome
                 with transaction(attempt.deps.engine) as tx:
                     claims.record_stream(tx, attempt.claim, result, position)
+    if postponed:
+        raise postponed[0]
     return outcomes.of_streams(results, wanted=wanted)
 
 
@@ -188,6 +212,8 @@ def _stream(
     attempt.control.check()
     try:
         result = _move(attempt, request, source, destination)
+    except CredentialsError:
+        raise  # every stream would meet it; the connection is paused
     except ConfigError as error:
         attempt.run_log.error(error.public, name)
         return StreamResult(
@@ -246,6 +272,17 @@ def _check_history(attempt: Attempt, stream: str, known: StreamClaim) -> None:
         heard_of = restored.knows(tx, known.last_run)
     if not heard_of:
         raise ahead(stream)
+
+
+def _give_up(attempt: Attempt, reason: SyncwardError) -> None:
+    """End a run whose thread nothing ends. Its fence and lease keep it from writing any more."""
+    attempt.run_log.error("its thread hangs and cannot be ended; this worker stops")
+    logger.error("run_given_up", extra={"run": str(attempt.claim.run_id), "reason": reason.code})
+    try:
+        outcome = outcomes.of_error(reason, attempt.claim, attempt.run_log)
+        _finish(attempt, outcome, seconds=GIVE_UP_AFTER_S)
+    finally:
+        attempt.deps.heartbeat.give_up(attempt.claim)
 
 
 def _finish(attempt: Attempt, outcome: Outcome, *, seconds: float) -> None:

@@ -16,6 +16,7 @@ from connectors.postgres import (
     PostgresConfig,
     connect,
     translated,
+    watch_client,
 )
 from schemas.errors import ConfigError, SyncwardError
 from schemas.records import (
@@ -41,6 +42,8 @@ def open_destination(
     """Connect for writing; errors are ours and name the server."""
     checked = PostgresConfig.model_validate(dict(config))
     conn = connect(checked, secrets, role="destination", session=_SESSION)
+    with translated(checked, "destination"):
+        watch_client(conn)
     return PostgresDestination(checked, conn)
 
 
@@ -57,12 +60,12 @@ class PostgresDestination:
 
     def test(self) -> ServerReport:
         """Report the server and what this login lacks for writing."""
-        with translated(self._config):
+        with translated(self._config, "destination"):
             return pg_discover.report_destination(self._conn, self._config)
 
     def claim_stream(self, request: LoadRequest) -> StreamClaim:
         """Raise this run's fence; return where the stream resumes, or what this run has done."""
-        with translated(self._config):
+        with translated(self._config, "destination"):
             self._ensure()
             state = pg_state.claim(self._conn, request)
             if not state.resumable:  # nothing is there yet, or it goes elsewhere now
@@ -74,7 +77,7 @@ class PostgresDestination:
 
     def highest_fence(self, connection_id: UUID) -> int:
         """Return the highest fence that any stream of the connection has seen; 0 if none."""
-        with translated(self._config):
+        with translated(self._config, "destination"):
             self._ensure()
             return pg_state.highest_fence(self._conn, connection_id)
 
@@ -86,10 +89,10 @@ class PostgresDestination:
     def load(self, request: LoadRequest, batch: Batch) -> StreamResult:
         """Load a batch exactly once: all of it with its cursor, or nothing."""
         name, started = request.stream.name, monotonic()
-        with translated(self._config):
+        with translated(self._config, "destination"):
             if not self._states[name].known:
                 pg_load.ensure_schema(self._conn, request.target_schema)
-        with translated(self._config), self._conn.transaction():
+        with translated(self._config, "destination"), self._conn.transaction():
             counts = pg_load.run(self._plan(request, batch))
             result = _result(request, batch, counts, seconds=monotonic() - started)
             pg_state.commit(self._conn, request, result, expected=self._expected[name])
@@ -112,8 +115,12 @@ class PostgresDestination:
         return load
 
     def cancel(self) -> None:
-        """End whatever this session waits for; for another thread."""
+        """End whatever the server is doing for this session; for another thread."""
         self._line.cancel()
+
+    def cut(self) -> None:
+        """End the link under whatever waits on it; for another thread."""
+        self._line.cut()
 
     def close(self) -> None:
         """Close the session; the server rolls back what was open."""

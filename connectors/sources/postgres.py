@@ -1,7 +1,7 @@
 """Postgres as a source: one snapshot, one window, rows relayed as COPY binary."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -17,6 +17,7 @@ from connectors.postgres import (
     PostgresConfig,
     connect,
     translated,
+    watch_client,
 )
 from schemas.records import Batch, Cursor, DiscoveredStream, ServerReport, StreamShape, WireFormat
 from schemas.streams import StreamSpec
@@ -34,7 +35,8 @@ def open_source(config: Mapping[str, Any], secrets: Mapping[str, str]) -> "Postg
     """Connect for reading; errors are ours and name the server."""
     checked = PostgresConfig.model_validate(dict(config))
     conn = connect(checked, secrets, role="source", session=_SESSION)
-    with translated(checked):
+    with translated(checked, "source"):
+        watch_client(conn)
         return PostgresSource(checked, conn, zone=_pin_zone(conn))
 
 
@@ -57,18 +59,18 @@ class PostgresSource:
 
     def test(self) -> ServerReport:
         """Report the server and what this login lacks for exact reading."""
-        with translated(self._config):
+        with translated(self._config, "source"):
             return pg_discover.report_source(self._conn, self._config)
 
     def discover(self) -> Sequence[DiscoveredStream]:
         """List the tables and views this login can read."""
-        with translated(self._config):
+        with translated(self._config, "source"):
             return pg_discover.streams(self._conn)
 
     @contextmanager
     def extract(self, stream: StreamSpec, cursor: Cursor | None) -> Iterator[Iterator[Batch]]:
         """Open a snapshot and yield its one batch: the window from the cursor to a frozen bound."""
-        with translated(self._config):
+        with translated(self._config, "source"):
             relation = describe(self._conn, self._config, stream.schema_name, stream.table_name)
             category = None
             if stream.cursor not in {None, "xmin"}:
@@ -88,10 +90,11 @@ class PostgresSource:
         try:
             yield
         except BaseException:
-            if self._conn.info.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
-                self._conn.close()
-            else:
-                self._conn.execute("ROLLBACK")
+            with suppress(psycopg.Error):  # a lost session must not hide why it was lost
+                if self._conn.info.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
+                    self.close()
+                else:
+                    self._conn.execute("ROLLBACK")
             raise
         self._conn.execute("COMMIT")
 
@@ -119,8 +122,12 @@ class PostgresSource:
         )
 
     def cancel(self) -> None:
-        """End whatever this session waits for; for another thread."""
+        """End whatever the server is doing for this session; for another thread."""
         self._line.cancel()
+
+    def cut(self) -> None:
+        """End the link under whatever waits on it; for another thread."""
+        self._line.cut()
 
     def close(self) -> None:
         """Close the session; the server rolls back what was open."""
@@ -153,7 +160,7 @@ class _Copy:
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the stream in blocks; ends only if the server said that it was complete."""
-        with translated(self._config):
+        with translated(self._config, "source"):
             block = bytearray()
             with self._cursor.copy(self._query) as copy:
                 for message in copy:

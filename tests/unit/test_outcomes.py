@@ -1,7 +1,11 @@
 """How attempts end: success is default-deny, errors say who can act."""
 
-from datetime import timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from queue import Queue
+from threading import Event, Timer
+from threading import enumerate as enumerate_threads
+from time import monotonic, sleep
 from uuid import uuid4
 
 import pytest
@@ -11,13 +15,15 @@ from hypothesis import strategies as st
 from schemas.errors import (
     ConfigError,
     CredentialsError,
+    Deferral,
     Draining,
     GuardTripped,
     LeaseLost,
     RunCancelled,
+    SyncwardError,
     TransientError,
 )
-from schemas.limits import RETRY_LONGEST
+from schemas.limits import DEFERRAL_SHORTEST, DEFERRED_MAX, RETRY_LONGEST
 from schemas.records import StreamResult
 from schemas.runs import (
     FINAL_STATES,
@@ -63,6 +69,9 @@ def outcome_of(error: Exception, **spec):
         (RunCancelled("x"), OutcomeKind.CANCELLED, "cancelled"),
         (Draining("x"), OutcomeKind.HANDED_BACK, "draining"),
         (LeaseLost("x"), OutcomeKind.HANDED_BACK, "lease_lost"),
+        (Deferral("x", retry_after=timedelta(0)), OutcomeKind.DEFERRED, "deferred"),
+        (SyncwardError("x", code="rows_missing"), OutcomeKind.FAILED, "rows_missing"),
+        (SyncwardError("control database: unexpected answer"), OutcomeKind.FAILED, "internal"),
         (ZeroDivisionError("secret-in-message"), OutcomeKind.FAILED, "internal"),
     ],
 )
@@ -109,6 +118,63 @@ def test_success_needs_every_stream_and_every_row():
     assert "no table" in (outcomes.of_streams([good, failed], wanted=2).error or "")
 
 
+STATES = st.sampled_from(["succeeded", "failed", "skipped", "cancelled"])
+COUNTS = st.integers(0, 3)
+
+
+@given(
+    st.lists(st.tuples(STATES, COUNTS, COUNTS, COUNTS), max_size=4),
+    st.integers(0, 4),
+)
+def test_success_is_denied_unless_everything_wanted_is_complete_and_counted(streams, wanted):
+    results = [
+        result(
+            stream=f"public.t{n}", state=state, rows_extracted=e, rows_loaded=lo, rows_rejected=r
+        )
+        for n, (state, e, lo, r) in enumerate(streams)
+    ]
+    outcome = outcomes.of_streams(results, wanted=wanted)
+    complete = len(results) == wanted and all(
+        r.state == "succeeded" and r.rows_loaded == r.rows_extracted - r.rows_rejected
+        for r in results
+    )
+    assert (outcome.kind is OutcomeKind.SUCCEEDED) == complete
+    if not complete:
+        assert outcome.kind is OutcomeKind.FAILED
+        assert outcome.error_code in {"streams", "incomplete", "rows_missing"}
+        assert outcome.error
+
+
+def test_work_that_succeeds_after_a_signal_is_not_a_success_of_a_run_that_was_told_to_stop():
+    control, (run_log, _) = RunControl(claim()), lines()
+
+    def work():
+        control.signal(RunCancelled("Cancelled."))
+        return outcomes.of_streams([result()], wanted=1)
+
+    outcome = outcomes.of_attempt(work, control.claim, control, run_log)
+    assert outcome.kind is OutcomeKind.CANCELLED
+    assert [s.state for s in outcome.streams] == ["succeeded"]
+
+
+@given(st.timedeltas(timedelta(0), timedelta(hours=30)), st.timedeltas(timedelta(0), DEFERRED_MAX))
+def test_deferrals_wait_as_told_and_are_bounded_in_all(told, so_far):
+    held = replace(claim(), deferred_for=so_far)
+    outcome = outcomes.of_error(Deferral("x", retry_after=told), held, lines()[0])
+    if max(told, DEFERRAL_SHORTEST) + so_far > DEFERRED_MAX:
+        assert (outcome.kind, outcome.error_code) == (OutcomeKind.FAILED, "deferred_too_long")
+    else:
+        assert outcome.kind is OutcomeKind.DEFERRED
+        assert outcome.retry_after is not None
+        assert told <= outcome.retry_after <= 1.11 * max(told, DEFERRAL_SHORTEST)
+
+
+def test_a_deferral_is_said_at_once_to_somebody_who_waits_at_a_prompt():
+    held = replace(claim(), deadline=datetime.now(UTC))
+    outcome = outcomes.of_error(Deferral("x", retry_after=timedelta(0)), held, lines()[0])
+    assert outcome.kind is OutcomeKind.FAILED
+
+
 def test_a_signal_is_the_reason_whatever_the_cancelled_call_raised():
     control, (run_log, _) = RunControl(claim()), lines()
 
@@ -123,15 +189,51 @@ def test_a_signal_is_the_reason_whatever_the_cancelled_call_raised():
 def test_a_signal_ends_calls_registered_before_and_after_it():
     control = RunControl(claim())
     ended: Queue[str] = Queue()
-    control.on_signal(lambda: ended.put("before"))
+    control.on_signal(lambda: ended.put("before"), lambda: None)
     control.signal(LeaseLost("gone"))
     assert ended.get(timeout=10) == "before"
     control.signal(RunCancelled("too late"))
-    control.on_signal(lambda: ended.put("after"))
+    control.on_signal(lambda: ended.put("after"), lambda: None)
     assert ended.get(timeout=10) == "after"
-    assert ended.empty(), "the first reason stays"
     with pytest.raises(LeaseLost):
         control.check()
+
+
+def test_a_connection_that_hangs_is_left_behind_and_closed_should_it_ever_open():
+    control, answers, closed = RunControl(claim()), Event(), Event()
+
+    def connect() -> str:
+        answers.wait(30)
+        return "session"
+
+    Timer(0.2, control.signal, (RunCancelled("Cancelled."),)).start()
+    started = monotonic()
+    with pytest.raises(RunCancelled):
+        control.opened(connect, lambda _: closed.set())
+    assert monotonic() - started < 5
+    assert not closed.is_set()
+    answers.set()
+    assert closed.wait(5)
+    control.ended()
+
+
+def test_what_connecting_raises_is_raised_where_it_was_asked_for():
+    def connect() -> str:
+        raise CredentialsError("refused")
+
+    with pytest.raises(CredentialsError):
+        RunControl(claim()).opened(connect, lambda _: None)
+
+
+def test_a_run_that_ended_in_time_is_neither_cut_nor_given_up():
+    control, seen = RunControl(claim()), []
+    before = set(enumerate_threads())
+    control.on_signal(control.ended, lambda: seen.append("cut"))
+    control.on_give_up(lambda _: seen.append("given up"))
+    control.signal(RunCancelled("Cancelled."))
+    sleep(1.5)
+    assert seen == []
+    assert set(enumerate_threads()) <= before
 
 
 def test_a_worker_that_cannot_renew_stops_by_itself():

@@ -51,5 +51,8 @@ class NoopDestination:
     def cancel(self) -> None:
         return
 
+    def cut(self) -> None:
+        return
+
     def close(self) -> None:
         return

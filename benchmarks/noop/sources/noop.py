@@ -52,5 +52,8 @@ class NoopSource:
     def cancel(self) -> None:
         return
 
+    def cut(self) -> None:
+        return
+
     def close(self) -> None:
         return

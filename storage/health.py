@@ -1,0 +1,100 @@
+"""What `syncward doctor` asks the control database; read only, each question cheap."""
+
+from datetime import UTC, datetime
+from time import monotonic
+
+from sqlalchemy import Connection, text
+
+from schemas.health import DatabaseHealth, OldTransaction, ScheduleHealth
+from schemas.limits import WORKER_SILENT_AFTER
+from storage import gauges, instance, migrate
+
+_PINGS = 3
+
+
+def database(tx: Connection) -> DatabaseHealth:
+    """Measure the link and the clock, and look for what holds the database back."""
+    latency, offset = min(_ping(tx) for _ in range(_PINGS))
+    return DatabaseHealth(
+        revision=migrate.current(tx),
+        wanted=migrate.head(),
+        latency_s=latency,
+        clock_offset_s=offset,
+        oldest=_oldest(tx),
+        partitions_missing=_missing(tx),
+        defaults_used=tuple(tx.execute(_DEFAULTS).scalars()),
+    )
+
+
+def _ping(tx: Connection) -> tuple[float, float]:
+    """Return one round trip, and how far the database's clock is ahead of ours in its middle."""
+    started, before = monotonic(), datetime.now(UTC)
+    there = tx.execute(text("SELECT clock_timestamp()")).scalar_one()
+    took = monotonic() - started
+    return took, (there - before).total_seconds() - took / 2
+
+
+#: Other users' transactions are visible with pg_read_all_stats only; prepared ones and slots are.
+_OLDEST = text(
+    "SELECT 'session ' || pid || ' (' || coalesce(nullif(application_name, ''), 'unnamed') || ')' "
+    "AS what, extract(epoch FROM clock_timestamp() - xact_start)::float8 AS seconds "
+    "FROM pg_stat_activity WHERE datname = current_database() AND xact_start IS NOT NULL "
+    "AND pid <> pg_backend_pid() AND backend_type = 'client backend' "
+    "UNION ALL SELECT 'prepared transaction ' || gid, "
+    "extract(epoch FROM clock_timestamp() - prepared)::float8 FROM pg_prepared_xacts "
+    "WHERE database = current_database() ORDER BY seconds DESC LIMIT 1"
+)
+
+
+def _oldest(tx: Connection) -> OldTransaction | None:
+    row = tx.execute(_OLDEST).one_or_none()
+    return None if row is None else OldTransaction(row.what, row.seconds)
+
+
+#: This month and two more: schedulers make one further ahead, so a missing one is no accident.
+_MISSING = text(
+    "SELECT parent || '_' || to_char(month, 'YYYYMM') FROM unnest(ARRAY['slots', 'runs', "
+    "'run_logs', 'audit.event']) AS parent, generate_series(date_trunc('month', now()), "
+    "date_trunc('month', now()) + interval '2 months', interval '1 month') AS month "
+    "WHERE to_regclass(parent || '_' || to_char(month, 'YYYYMM')) IS NULL ORDER BY 1"
+)
+
+
+def _missing(tx: Connection) -> tuple[str, ...]:
+    return tuple(tx.execute(_MISSING).scalars())
+
+
+_DEFAULTS = text(
+    "SELECT name FROM unnest(ARRAY['slots_default', 'runs_default', 'run_logs_default', "
+    "'audit.event_default']) AS name WHERE pg_relation_size(to_regclass(name)) > 0 ORDER BY name"
+)
+
+
+def schedule(tx: Connection) -> ScheduleHealth:
+    """Say whether runs can start: who is alive, who is paused, what contradicts itself."""
+    now, living, values = instance.read(tx), instance.schedulers(tx), gauges.read(tx)
+    workers = tx.execute(
+        text(
+            "SELECT count(*) AS workers, count(*) FILTER (WHERE draining) AS draining, "
+            "coalesce(sum(slots) FILTER (WHERE NOT draining), 0) AS slots FROM workers "
+            "WHERE seen_at > clock_timestamp() - CAST(:silent AS interval)"
+        ),
+        {"silent": WORKER_SILENT_AFTER},
+    ).one()
+    deferred = tx.execute(
+        text("SELECT count(*) FROM active_runs WHERE deferred_for > interval '1 hour'")
+    ).scalar_one()
+    return ScheduleHealth(
+        paused=(now.reason or "no reason given") if now.paused else None,
+        schedulers=living.alive,
+        queue_down_since=living.queue_down_since,
+        workers=workers.workers,
+        slots=workers.slots,
+        draining=workers.draining,
+        late_s=values.schedule_lateness_seconds,
+        stuck=values.stuck_runs,
+        deferred=deferred,
+        invariants={name: count for name, count in values.invariant_violations.items() if count},
+        pauses=values.connections.pauses,
+        dead_rows=values.active_runs_dead_rows,
+    )

@@ -1,0 +1,40 @@
+"""A source whose library waits for something and cannot be interrupted by anybody."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from schemas.records import ServerReport
+
+
+class HangingConfig(BaseModel):
+    """Nothing to set."""
+
+
+CONFIG = HangingConfig
+SECRET_FIELDS = ("token",)
+
+
+def open_source(config: Mapping[str, Any], secrets: Mapping[str, str]) -> "HangingSource":
+    """Connect to nothing."""
+    del config, secrets
+    return HangingSource()
+
+
+class HangingSource:
+    """Hangs as soon as it is asked anything; neither `cancel` nor `cut` reach it."""
+
+    def test(self) -> ServerReport:
+        time.sleep(3_600)
+        raise AssertionError
+
+    def cancel(self) -> None:
+        return
+
+    def cut(self) -> None:
+        return
+
+    def close(self) -> None:
+        return
