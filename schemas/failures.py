@@ -110,6 +110,7 @@ FAILURES: dict[str, Failure] = {
     "rows_missing": _person("compare the two sides; rows are unaccounted for, nothing was kept"),
     # ── run control ──────────────────────────────────────────────────────────────────────────
     "transient": _time("do what the sentence says if it stays"),
+    "rolled_back": _time("nothing, unless it stays: the control database undid a step"),
     "deadline": _person("ask again; a person was waiting and no answer came"),
     "no_worker": _person("start a worker"),
     "lost_lease": _time("nothing, unless it stays: workers die or cannot reach Postgres"),

@@ -185,7 +185,7 @@ def test_a_cut_connection_is_a_retry_and_doubles_nothing(far, role):
     proxy.heal()
     worker.join(30)
     run = far.world.run(asked.run_id)
-    assert (run.state, run.error_code) == (RunState.QUEUED, "transient")
+    assert (run.state, run.error_code) == (RunState.QUEUED, "connection_lost")
     far.converge()
     assert far.world.run(asked.run_id).state is RunState.SUCCEEDED
     assert far.same()

@@ -153,9 +153,14 @@ def test_a_misuse_of_the_driver_is_our_bug_and_stays_one():
 def codes_in(tree: ast.AST) -> set[str]:
     """Literal codes: keyword arguments, class attributes, and the second value of an Outcome."""
     found = set()
+    constants = {
+        ast.unparse(line.targets[0]): getattr(line.value, "value", None)
+        for line in getattr(tree, "body", ())
+        if isinstance(line, ast.Assign)
+    }
     for node in ast.walk(tree):
         if isinstance(node, ast.keyword) and node.arg in {"code", "error_code"}:
-            found.add(getattr(node.value, "value", None))
+            found.add(getattr(node.value, "value", constants.get(ast.unparse(node.value))))
         if isinstance(node, ast.ClassDef):
             for line in node.body:
                 if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == "code":
