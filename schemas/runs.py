@@ -153,6 +153,8 @@ class Claim:
     options: RunOptions
     lease: timedelta
     deadline: datetime | None = None
+    trigger: Trigger = Trigger.MANUAL
+    waited_s: float = 0.0  # from when the run was ready, by the database's clock
 
 
 class OutcomeKind(StrEnum):

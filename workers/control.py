@@ -1,5 +1,6 @@
 """What stands between a run and the outside: lease, cancel and drain, seen by one object."""
 
+import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -9,6 +10,9 @@ from schemas.errors import Draining, LeaseLost, RunCancelled, TransientError
 from schemas.records import Batch
 from schemas.runs import Claim
 from storage.claims import Beat
+from workers.metrics import LEASES_LOST
+
+logger = logging.getLogger(__name__)
 
 
 def _clock() -> float:
@@ -31,18 +35,28 @@ class RunControl:
         self._stream: str | None = None
         self._rows = 0
         self._bytes = 0
+        self._lost = False
         self._renewed_at = _clock()
 
     def check(self) -> None:
         """Raise what this run was told; also LeaseLost when no renewal got through in time."""
         if _clock() - self._renewed_at > 0.8 * self.claim.lease.total_seconds():
-            self.signal(LeaseLost(f"run {self.claim.run_id}: no heartbeat got through"))
+            self.lost("no_heartbeat", "no heartbeat got through")
         if self._signal is not None:
             raise self._signal
 
     def renewed(self) -> None:
         """Note a successful renewal of the lease."""
         self._renewed_at = _clock()
+
+    def lost(self, reason: str, sentence: str = "another worker owns it") -> None:
+        """Stop because the lease is gone; counted and logged once, however often it is noticed."""
+        with self._lock:
+            first, self._lost = not self._lost, True
+        if first:
+            LEASES_LOST.labels(reason).inc()
+            logger.warning("lease_lost", extra={"run_id": self.claim.run_id, "reason": reason})
+        self.signal(LeaseLost(f"run {self.claim.run_id}: {sentence}"))
 
     def signal(self, reason: LeaseLost | RunCancelled | Draining | TransientError) -> None:
         """Tell the run to stop and end what it is waiting for. The first reason stays."""
