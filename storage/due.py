@@ -13,7 +13,7 @@ from schemas.ids import new_id
 from schemas.limits import DUE_BATCH
 from schemas.runs import Priority
 from schemas.schedules import CatchUp, Overlap, Schedule
-from storage import audit
+from storage import audit, metrics
 from storage.runs import wake_account
 
 
@@ -241,3 +241,5 @@ def _ledger(tx: Connection, slots: Sequence[_Slot]) -> None:
             "missed": [slot.missed for slot in slots],
         },
     )
+    for outcome in outcomes:
+        metrics.SLOTS.labels(outcome).inc()

@@ -17,7 +17,9 @@ FRESHNESS_BUCKETS = (60, 300, 900, 3_600, 21_600, 86_400, 604_800)
 #: `queued` is ready; `delayed` waits for a time of its own (a retry).
 QUEUE_STATES = frozenset({"delayed", *(state.value for state in LIVE_STATES)})
 CONNECTION_STATES = frozenset({"active", "paused"})
-PAUSE_REASONS = frozenset({"operator", "failures", "lost_leases", "credentials", "unsealable"})
+PAUSE_REASONS = frozenset(
+    {"operator", "failures", "lost_leases", "credentials", "unsealable", "schedule_invalid"}
+)
 
 #: How long one reading may take: it must never become the load that it measures.
 READ_TIMEOUT_MS = 10_000
@@ -111,8 +113,8 @@ def lateness(tx: Connection) -> float:
     """Return how late the oldest slot is that no scheduler has claimed."""
     seconds = tx.execute(
         text(
-            "SELECT CAST(extract(epoch FROM clock_timestamp() - min(next_due_at)) AS float8) "
-            "FROM schedules WHERE state = 'active' AND next_due_at <= clock_timestamp()"
+            "SELECT CAST(extract(epoch FROM now() - min(next_due_at)) AS float8) "
+            "FROM schedules WHERE state = 'active' AND next_due_at <= now()"
         )
     ).scalar()
     return max(0.0, seconds or 0.0)

@@ -1,6 +1,8 @@
 """One run from claim to outcome. Read it top to bottom: this is what Syncward does."""
 
+import logging
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from time import monotonic
 
@@ -11,7 +13,7 @@ from schemas.audit import Principal
 from schemas.errors import ConfigError, LeaseLost, SyncwardError
 from schemas.jobs import Job
 from schemas.records import Destination, LoadRequest, Source, StreamResult
-from schemas.runs import Claim, Outcome, OutcomeKind, RunKind
+from schemas.runs import Claim, Outcome, RunKind
 from schemas.settings import Settings
 from schemas.streams import Mode
 from storage import claims, work
@@ -23,6 +25,8 @@ from workers.control import RunControl
 from workers.ends import open_destination, open_source
 from workers.heartbeat import Heartbeat
 from workers.run_log import LogWriter, RunLog
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +57,9 @@ class Attempt:
     taken: Taken
 
     @property
-    def connector(self) -> str:
-        """What it reads from, for metrics."""
-        return self.taken.source.kind if isinstance(self.taken, Work) else "unknown"
+    def reads_from(self) -> str | None:
+        """The kind of its source; None while its subject is not known."""
+        return self.taken.source.kind if isinstance(self.taken, Work) else None
 
 
 class UnknownRun(SyncwardError):  # noqa: N818 - an event more than an error
@@ -88,7 +92,7 @@ def _claim(job: Job, deps: Dependencies) -> tuple[Claim, Taken] | None:
     One commit for both: after it the lease is ours, and the audit stream says that we are about
     to open these credentials. None if somebody else has the run or had it.
     """
-    with transaction(deps.engine) as tx:
+    with _timed("claim"), transaction(deps.engine) as tx:
         claim = claims.claim(tx, job, deps.worker_id, deps.settings.lease, deps.principal)
         if not isinstance(claim, ClaimRefusal):
             return _counted(claim), work.take(tx, claim, deps.principal)
@@ -100,6 +104,8 @@ def _claim(job: Job, deps: Dependencies) -> tuple[Claim, Taken] | None:
 
 def _counted(claim: Claim) -> Claim:
     metrics.CLAIMS.labels("claimed").inc()
+    metrics.QUEUE_WAIT.labels(claim.trigger).observe(claim.waited_s)
+    logger.info("run_claimed", extra={"attempt": claim.attempt, "kind": claim.kind.value})
     return claim
 
 
@@ -130,7 +136,7 @@ def _sync(attempt: Attempt, subject: Work) -> Outcome:
             _count(result, subject)
             results.append(result)
             if len(results) < len(requests):  # the last one is recorded with the outcome
-                with transaction(attempt.deps.engine) as tx:
+                with _timed("checkpoint"), transaction(attempt.deps.engine) as tx:
                     claims.record_stream(tx, attempt.claim, result, position)
     return outcomes.of_streams(results, wanted=len(requests))
 
@@ -177,10 +183,17 @@ def _stream(
 
 
 def _count(result: StreamResult, subject: Work) -> None:
-    metrics.ROWS.labels(subject.source.kind, "extracted").inc(result.rows_extracted)
-    metrics.BYTES.labels(subject.source.kind).inc(result.bytes)
+    source = metrics.connector_of(subject.source.kind)
+    metrics.ROWS.labels(source, "extracted").inc(result.rows_extracted)
+    metrics.BYTES.labels(source).inc(result.bytes)
     if subject.destination is not None:
-        metrics.ROWS.labels(subject.destination.kind, "loaded").inc(result.rows_loaded)
+        destination = metrics.connector_of(subject.destination.kind)
+        metrics.ROWS.labels(destination, "loaded").inc(result.rows_loaded)
+
+
+def _timed(step: str) -> AbstractContextManager[object]:
+    """Measure a transaction with the control database."""
+    return metrics.CONTROL_DURATION.labels(step).time()
 
 
 def _move(
@@ -211,13 +224,23 @@ def _finish(attempt: Attempt, outcome: Outcome, *, seconds: float) -> None:
     claim, deps = attempt.claim, attempt.deps
     attempt.run_log.info(outcomes.ending(outcome, seconds))
     try:
-        with deps.logs.taken(claim.run_id) as lines, transaction(deps.engine) as tx:
+        with (
+            _timed("finish"),
+            deps.logs.taken(claim.run_id) as lines,
+            transaction(deps.engine) as tx,
+        ):
             claims.finish(tx, claim, outcome, deps.principal, lines=lines)
     except LeaseLost:
         attempt.run_log.warning("the lease was lost; another attempt goes on")
+        attempt.control.lost("at_finish")
         return
-    metrics.RUN_DURATION.labels(attempt.connector).observe(seconds)
-    metrics.RUN_ATTEMPTS.labels(outcome.error_code or outcome.kind).inc()
-    metrics.RUNS.labels(attempt.connector, outcome.kind).inc()
-    if outcome.kind is OutcomeKind.AWAITING_APPROVAL:
-        metrics.GUARDS_TRIPPED.labels(outcome.error_code).inc()
+    metrics.count_end(outcome, attempt.reads_from, seconds)
+    logger.info(
+        "run_ended",
+        extra={
+            "outcome": outcome.kind.value,
+            "reason": outcome.error_code,
+            "attempt": claim.attempt,
+            "seconds": round(seconds, 3),
+        },
+    )
