@@ -35,11 +35,8 @@ def prometheus_installed() -> None:
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         pytest.skip("Prometheus is missing, and only root of a Debian can install it")
     subprocess.run(["apt-get", "update", "-qq"], check=True)
-    subprocess.run(
-        "DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus",
-        shell=True,  # noqa: S602 - a constant
-        check=True,
-    )
+    install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "prometheus"]
+    subprocess.run(["env", "DEBIAN_FRONTEND=noninteractive", *install], check=True)
 
 
 def promtool(*words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -69,8 +66,7 @@ def test_the_tests_of_the_rules_notice_every_alert_that_never_fires(tmp_path):
     answer = promtool("test", "rules", tmp_path / "alerts_test.yml")
     assert answer.returncode != 0
     said = answer.stdout + answer.stderr
-    missed = {a["alert"] for a in alerts() if not re.search(rf"exp.*{a['alert']}\b", said, re.S)}
-    assert missed == set()
+    assert {alert["alert"] for alert in alerts() if alert["alert"] not in said} == set()
 
 
 class Prometheus:
