@@ -16,6 +16,8 @@ from rich.progress import TimeElapsedColumn as Elapsed
 from rich.table import Column
 from rich.text import Text
 
+from cli.show import short
+
 #: A frame per second, less often where the database is slow: looking costs a tenth of it at most.
 FRAME_S = 1.0
 _SHARE = 10
@@ -63,7 +65,7 @@ class _Rows(ProgressColumn):
         rows, rate = task.fields["rows"], task.fields["rate"]
         if rows is None:
             return Text("")
-        speed = "" if rate is None else f" {rate:,.0f}/s"
+        speed = "" if rate is None else f" {short(rate)}/s"
         return Text(f"{rows:,} rows{speed}", "cyan", no_wrap=True)
 
 
@@ -85,7 +87,7 @@ def bar() -> Iterator[Callable[[str, int | None, int | None, float | None], None
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=False)),
-        _Bar(bar_width=16),
+        _Bar(bar_width=12),
         _Percent(),
         _Rows(),
         Elapsed(),

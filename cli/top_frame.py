@@ -1,12 +1,13 @@
 """One frame of `top` as lines of text; pure: the same on a terminal, in a pipe and in a test."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
-from cli.show import jsonable, plain, shortened, table
+from cli.show import jsonable, plain, short, shortened, table
 from storage.overview import Overview, RunningLine, WaitingLine, WorkerLine
 
 Style = Literal["", "head", "good", "bad", "dim"]
@@ -125,8 +126,8 @@ def _running(runs: Sequence[RunningLine], rates: Rates, width: int) -> list[Line
             f"{run.account}/{run.subject}",
             shortened(run.stream or run.kind, _STREAM_MAX),
             f"{run.rows:,}",
-            f"{_short(rates.of(run))}/s",
-            f"{_short(run.bytes)}B",
+            f"{short(rates.of(run))}/s",
+            f"{short(run.bytes)}B",
             _time(run.seconds),
             "cancelling" if run.cancelling else f"try {run.attempt}" if run.attempt > 1 else "",
         )
@@ -158,7 +159,8 @@ def _section(title: str, drawn: list[Line], more: int) -> list[Line]:
 def _table(headers: Sequence[str], rows: Sequence[Sequence[object]], width: int) -> list[Line]:
     if not rows:
         return []
-    first, *rest = table(headers, rows, width=width).split("\n")
+    cells = [[re.sub(r"[\t\n]", "?", str(cell)) for cell in row] for row in rows]
+    first, *rest = table(headers, cells, width=width).split("\n")
     return [(first, "dim"), *((line, "") for line in rest)]
 
 
@@ -170,13 +172,6 @@ def _time(seconds: float) -> str:
     if whole < 3600:  # noqa: PLR2004 - of an hour
         return f"{whole // 60}m{whole % 60:02}s"
     return f"{whole // 3600}h{whole % 3600 // 60:02}m"
-
-
-def _short(number: float) -> str:
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= limit:
-            return f"{number / limit:.1f}{unit}"
-    return f"{number:.0f}"
 
 
 def document(frame: Overview, rates: Rates) -> dict[str, object]:

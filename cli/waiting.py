@@ -148,7 +148,7 @@ def _words(sight: Sight) -> str:
     if sight.progress is None:
         return sight.line
     seen = sight.progress
-    return f"{sight.name} {plain(seen.stream)} {seen.number}/{seen.streams}"
+    return f"{plain(seen.stream)} {seen.number}/{seen.streams}"
 
 
 def _numbers(sight: Sight) -> tuple[int | None, int | None, float | None]:
