@@ -1,7 +1,9 @@
 """What scheduler and worker write: one shape, run ids, no secret, also when all goes wrong."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -127,3 +129,41 @@ def test_a_refused_start_is_one_json_line_with_all_reasons(world):
     found = json.loads(text)
     assert found["event"] == "start_refused"
     assert len(found["reasons"]) == 3
+
+
+@pytest.mark.full
+def test_up_writes_one_shape_and_hands_it_on_to_its_processes(tmp_path):
+    data = tmp_path / "data"
+    environment = child_environment(data, SYNCWARD_LOG_FORMAT="json")
+    with (tmp_path / "up.log").open("wb") as log:
+        up = subprocess.Popen(
+            [sys.executable, "-m", "cli.main", "up", "--dev"],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, env=environment,
+        )  # fmt: skip
+    try:
+        worker = wait_for_line(data / "logs" / "worker-1.log", "worker_started")
+        assert json.loads(worker)["event"] == "worker_started"
+        os.kill(child_of(up.pid, "workers.process"), signal.SIGKILL)
+        found = json.loads(wait_for_line(tmp_path / "up.log", "worker-1"))
+        assert found["event"] == "process_ended"
+        assert found["about"] == "worker-1 ended (signal 9); starting it again"
+    finally:
+        up.terminate()
+        up.wait(timeout=60)
+
+
+def wait_for_line(log: Path, wanted: str, seconds: float = 60) -> str:
+    deadline = time.monotonic() + seconds
+    while True:
+        lines = log.read_text().splitlines() if log.exists() else []
+        for line in lines:
+            if wanted in line:
+                return line
+        assert time.monotonic() < deadline, lines
+        time.sleep(0.1)
+
+
+def child_of(parent: int, module: str) -> int:
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    (found,) = [c for c in children if module in Path(f"/proc/{c}/cmdline").read_text()]
+    return int(found)
