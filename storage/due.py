@@ -241,5 +241,6 @@ def _ledger(tx: Connection, slots: Sequence[_Slot]) -> None:
             "missed": [slot.missed for slot in slots],
         },
     )
-    for outcome in outcomes:
-        metrics.SLOTS.labels(outcome).inc()
+    for slot in slots:
+        metrics.SLOTS.labels(slot.outcome).inc()
+        metrics.SLOTS.labels("skipped").inc(slot.missed)
