@@ -143,8 +143,8 @@ def read_connections(tx: Connection) -> ConnectionGauges:
     rows = tx.execute(
         _SCAN, {"bounds": [0.0, *map(float, FRESHNESS_BUCKETS)], "plans": list(PLANS)}
     ).all()
-    states = dict.fromkeys(CONNECTION_STATES, 0)
-    pauses = dict.fromkeys((*PAUSE_REASONS, OTHER), 0)
+    states = dict.fromkeys(sorted(CONNECTION_STATES), 0)
+    pauses = dict.fromkeys((*sorted(PAUSE_REASONS), OTHER), 0)
     for row in rows:
         states[row.state] = states.get(row.state, 0) + row.n
         if row.state == "paused":
