@@ -68,7 +68,7 @@ class Gauges:
 
 def read(tx: Connection) -> Gauges:
     """Take one reading in the caller's transaction: run control, not the schedules."""
-    tx.execute(text(f"SET LOCAL statement_timeout = {READ_TIMEOUT_MS}"))
+    _bound(tx, READ_TIMEOUT_MS)
     depth, oldest = queue(tx)
     living = instance.schedulers(tx)
     workers, slots = _workers(tx)
@@ -93,6 +93,12 @@ def read(tx: Connection) -> Gauges:
         ),
         audit_last_event=_count(tx, "SELECT last_value FROM audit.event_seq_seq"),
     )
+
+
+def _bound(tx: Connection, timeout_ms: int) -> None:
+    """Limit what follows in time; some of it does read tables whole, unlike all else."""
+    tx.execute(text(f"SET LOCAL statement_timeout = {timeout_ms}"))
+    tx.execute(text("SET LOCAL enable_seqscan = on"))
 
 
 def queue(tx: Connection) -> tuple[dict[str, int], float]:
@@ -139,7 +145,7 @@ def read_connections(tx: Connection) -> ConnectionGauges:
 
     One pass over the schedules: a second or two per million of them.
     """
-    tx.execute(text(f"SET LOCAL statement_timeout = {SCAN_TIMEOUT_MS}"))
+    _bound(tx, SCAN_TIMEOUT_MS)
     rows = tx.execute(
         _SCAN, {"bounds": [0.0, *map(float, FRESHNESS_BUCKETS)], "plans": list(PLANS)}
     ).all()
