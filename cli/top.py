@@ -15,8 +15,8 @@ from schemas.errors import TransientError
 from storage import accounts, audit, overview, tenancy
 from storage.overview import Overview
 
-#: Lines of a frame that has no terminal around it.
-_LINES = 60
+#: Lines of a frame that has no terminal around it, beside those of runs.
+_LINES = 40
 
 
 @click.group()
@@ -46,10 +46,11 @@ def top(cli: Cli, *, once: bool, limit: int) -> None:
 
     first = look()
     rates.note(first)
+    lines = 2 * limit + _LINES
     if cli.json or once or not (sys.stdin.isatty() and sys.stdout.isatty()):
         document = top_frame.document(first, rates)
         cli.answer(
-            document, lambda: "\n".join(t for t, _ in top_frame.lines(first, rates, 80, _LINES))
+            document, lambda: "\n".join(t for t, _ in top_frame.lines(first, rates, 80, lines))
         )
         return
     from cli.progress import live  # noqa: PLC0415 - rich costs a tenth of a second to import

@@ -94,19 +94,22 @@ def _claim(job: Job, deps: Dependencies) -> tuple[Claim, Taken] | None:
     """
     with _timed("claim"), transaction(deps.engine) as tx:
         claim = claims.claim(tx, job, deps.worker_id, deps.settings.lease, deps.principal)
+        taken = None
         if not isinstance(claim, ClaimRefusal):
-            return _counted(claim), work.take(tx, claim, deps.principal)
-    metrics.CLAIMS.labels(claim.value).inc()
+            taken = claim, work.take(tx, claim, deps.principal)
+    _count_claim(claim)
     if claim is ClaimRefusal.UNKNOWN:
         raise UnknownRun(f"run {job.run_id}: no such run was ever asked for")
-    return None
+    return taken
 
 
-def _counted(claim: Claim) -> Claim:
+def _count_claim(claim: Claim | ClaimRefusal) -> None:
+    if isinstance(claim, ClaimRefusal):
+        metrics.CLAIMS.labels(claim.value).inc()
+        return
     metrics.CLAIMS.labels("claimed").inc()
     metrics.QUEUE_WAIT.labels(claim.trigger).observe(claim.waited_s)
     logger.info("run_claimed", extra={"attempt": claim.attempt, "kind": claim.kind.value})
-    return claim
 
 
 def _work(attempt: Attempt) -> Outcome:
