@@ -31,6 +31,7 @@ _COMMANDS = {
     "retention": ("cli.instance", "Remove runs older than the plans keep."),
     "run": ("cli.runs", "Ask for runs, look at them, decide about them."),
     "scheduler": ("cli.processes", "Run a scheduler in the foreground."),
+    "top": ("cli.top", "Queue, workers and runs, live."),
     "up": ("cli.up", "Run scheduler and workers, restarting what dies."),
     "worker": ("cli.processes", "Run a worker in the foreground."),
 }

@@ -11,8 +11,7 @@ from prometheus_client.registry import Collector
 
 from cli.context import Cli, command
 from cli.credentials import open_keyring
-from scheduler import cluster
-from storage import gauges
+from scheduler.cluster import ClusterGauges, key_ages
 
 
 @click.group()
@@ -41,16 +40,16 @@ def metrics(cli: Cli, *, serve: bool) -> None:
 
 
 class _Cluster(Collector):
-    """Reads Postgres when it is scraped; every label is from a closed set."""
+    """Reads Postgres when it is scraped, the schedules once a minute at most."""
 
     def __init__(self, cli: Cli) -> None:
         self._cli = cli
+        self._cluster = ClusterGauges()
 
     def collect(self) -> Iterable[Metric]:
-        with self._cli.transaction() as tx:
-            values = gauges.read(tx)
-        yield from cluster.families(values)
-        yield cluster.key_ages(self._key_ages())
+        self._cluster.read(self._cli.engine)
+        yield from self._cluster.shown()
+        yield key_ages(self._key_ages())
 
     def _key_ages(self) -> dict[str, float]:
         if self._cli.settings.keyring is None:

@@ -75,6 +75,14 @@ def shortened(text: str, size: int) -> str:
     return f"{text[: size - 1 - tail]}…{text[len(text) - tail :]}"
 
 
+def short(number: float) -> str:
+    """Say a large number in a few characters."""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.1f}{unit}"
+    return f"{number:.0f}"
+
+
 def ago(moment: datetime | None) -> str:
     """Say how long ago, or in how long, in one unit."""
     if moment is None:

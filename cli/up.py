@@ -1,10 +1,12 @@
 """`syncward up` and `syncward down`: everything on this machine, supervised."""
 
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from threading import Event
@@ -16,6 +18,10 @@ from cli.context import Cli, command
 from cli.demo_world import stop_world
 from cli.supervisor import Supervisor
 from schemas.errors import ConfigError, SyncwardError
+from schemas.log_lines import log_to_stderr
+from schemas.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 _PID_FILE = "up.pid"
 
@@ -52,9 +58,9 @@ def _supervise(cli: Cli, data_dir: Path, workers: int) -> None:
     instance = dev.start(data_dir, cli.principal)
     stop = _stop_on_signals()
     supervisor = Supervisor(
-        instance.children(workers=workers),
+        instance.children({"log_format": cli.settings.log_format}, workers=workers),
         instance.log_dir,
-        lambda line: click.echo(line, err=True),
+        _say(cli.settings),
     )
     pid_file = data_dir / _PID_FILE
     pid_file.write_text(str(os.getpid()), encoding="utf-8")
@@ -75,7 +81,15 @@ def _supervise_configured(cli: Cli, workers: int) -> None:
     children += [Child(f"worker-{n + 1}", "workers.process", environment) for n in range(workers)]
     logs = cli.settings.data_dir / "logs"
     logs.mkdir(mode=0o700, parents=True, exist_ok=True)
-    Supervisor(children, logs, lambda line: click.echo(line, err=True)).run(_stop_on_signals())
+    Supervisor(children, logs, _say(cli.settings)).run(_stop_on_signals())
+
+
+def _say(settings: Settings) -> Callable[[str], None]:
+    """Return how the supervisor reports that a process ended: to people, or as JSON lines."""
+    if settings.log_format == "people":
+        return lambda line: click.echo(line, err=True)
+    log_to_stderr("json")
+    return lambda line: logger.warning("process_ended", extra={"about": line})
 
 
 def _stop_on_signals() -> Event:

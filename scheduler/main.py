@@ -19,6 +19,7 @@ from schemas.settings import Settings
 from schemas.start import until_asked
 from storage import revision
 from storage.engine import open_engine
+from storage.metrics import BUILD
 from workers.enqueue import JobQueue, open_client
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ def _build(settings: Settings) -> Scheduler:
     if settings.database_url is None or settings.redis_url is None:
         raise StartRefused(missing)
     cluster = ClusterGauges()
+    BUILD.labels(version("syncward")).set(1)
     if settings.metrics_port:
         REGISTRY.register(cluster)
         _serve_metrics(settings)
@@ -102,6 +104,7 @@ def _tick(name: str, tick: Callable[[Scheduler], int], scheduler: Scheduler) -> 
         return 0
     metrics.TICK_DURATION.labels(name).observe(monotonic() - started)
     metrics.TICK_ITEMS.labels(name).inc(done)
+    metrics.TICK_LAST.labels(name).set_to_current_time()
     return done
 
 

@@ -85,7 +85,13 @@ def dispatch_tick(scheduler: Scheduler) -> int:
         return 0
     with transaction(scheduler.engine) as tx:
         jobs = _mark(tx, scheduler) if dispatch.lock(tx) else []
-    return sum(1 for _ in takewhile(scheduler.queue.send, jobs))
+    return sum(1 for _ in takewhile(lambda job: _send(scheduler.queue, job), jobs))
+
+
+def _send(queue: Queue, job: Job) -> bool:
+    sent = queue.send(job)
+    metrics.DISPATCHES.labels("sent" if sent else "error").inc()
+    return sent
 
 
 def _mark(tx: Connection, scheduler: Scheduler) -> list[Job]:
@@ -100,21 +106,23 @@ def _mark(tx: Connection, scheduler: Scheduler) -> list[Job]:
 
 def reap_tick(scheduler: Scheduler) -> int:
     """Recover what workers, Redis or time have lost; return how many runs moved."""
-    moved = 0
+    moved = dict.fromkeys(("lease", "undelivered", "overdue", "stuck"), 0)
     with transaction(scheduler.engine) as tx:
         settings = scheduler.settings
         cut_off = scheduler.sight.was_blind(settings.lease)
         if not cut_off and not reap.amnesty(tx, settings.lease):
-            moved += reap.expired_leases(tx, scheduler.principal, settings.lost_leases_max)
-    metrics.LEASES_EXPIRED.inc(moved)
+            moved["lease"] = reap.expired_leases(tx, scheduler.principal, settings.lost_leases_max)
+    metrics.LEASES_EXPIRED.inc(moved["lease"])
     with transaction(scheduler.engine) as tx:
-        moved += reap.cancel_stuck(tx, scheduler.settings.stuck_after, scheduler.principal)
-        moved += reap.undelivered(tx, scheduler.principal)
-        moved += reap.overdue(tx, scheduler.principal)
+        moved["stuck"] = reap.cancel_stuck(tx, scheduler.settings.stuck_after, scheduler.principal)
+        moved["undelivered"] = reap.undelivered(tx, scheduler.principal)
+        moved["overdue"] = reap.overdue(tx, scheduler.principal)
     with transaction(scheduler.engine) as tx:  # many accounts: after what locks runs
         reap.wake_ready(tx)
         reap.wake_capped(tx)
-    return moved
+    for reason, count in moved.items():
+        metrics.RECOVERED.labels(reason).inc(count)
+    return sum(moved.values())
 
 
 def upkeep_tick(scheduler: Scheduler) -> int:
@@ -135,15 +143,15 @@ def presence_tick(scheduler: Scheduler) -> int:
             tx, scheduler.scheduler_id, scheduler.version, queue_alive=scheduler.queue.alive()
         )
     if not elected:
-        scheduler.cluster.show(None)
+        scheduler.cluster.lose()
         return 0
-    with transaction(scheduler.engine) as tx:
-        scheduler.cluster.read(tx)
+    scheduler.cluster.elect(scheduler.engine)
     return 1
 
 
 def leave(scheduler: Scheduler) -> int:
     """Say goodbye, so that another scheduler exports the gauges at once."""
+    scheduler.cluster.lose()
     with transaction(scheduler.engine) as tx:
         instance.scheduler_left(tx, scheduler.scheduler_id)
     return 1

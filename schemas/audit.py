@@ -52,6 +52,7 @@ class AuditAction(StrEnum):
     OUTPUT_READ = "output.read"
     LOGS_READ = "logs.read"
     AUDIT_READ = "audit.read"
+    INSTANCE_READ = "instance.read"
     INSTANCE_PAUSED = "instance.paused"
     INSTANCE_RESUMED = "instance.resumed"
     DATABASE_UPGRADED = "database.upgraded"

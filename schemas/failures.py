@@ -127,6 +127,9 @@ FAILURES: dict[str, Failure] = {
 #: Reasons that would repeat at once: the connection is paused without waiting for more of them.
 PAUSING = frozenset(code for code, failure in FAILURES.items() if failure.pauses)
 
+#: What a guard found: a person must approve it.
+GUARDS = frozenset(code for code, failure in FAILURES.items() if failure.who is Who.APPROVER)
+
 #: What time will fix for one stream while both sessions live: it does not keep the others waiting.
 OF_ONE_STREAM = frozenset(
     {"cancelled_there", "catalog_race", "deadlock", "foreign_server", "lock_timeout"}

@@ -156,6 +156,8 @@ class Claim:
     lease: timedelta
     deadline: datetime | None = None
     deferred_for: timedelta = timedelta(0)  # what it was told to wait since its last progress
+    trigger: Trigger = Trigger.MANUAL
+    waited_s: float = 0.0  # from when the run was ready, by the database's clock
 
 
 class OutcomeKind(StrEnum):

@@ -1,42 +1,24 @@
 """How a long-running process starts: settings, logging, scrubbed environment, exit code 78."""
 
-import json
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
 from threading import Event
+from typing import NoReturn
 
 from schemas.environment import load_settings
 from schemas.errors import ConfigError, StartRefused
+from schemas.log_lines import Shape, log_to_stderr
 from schemas.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 EXIT_REFUSED = 78
 
 #: What a library may read behind our back: it would redirect connections (PGHOSTADDR) or traffic.
 _SCRUBBED = ("PG", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
-
-_KNOWN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime"}
-
-
-class _Formatter(logging.Formatter):
-    """Static event name plus fields, for people or as one JSON object a line."""
-
-    def __init__(self, shape: str) -> None:
-        super().__init__()
-        self._json = shape == "json"
-
-    def format(self, record: logging.LogRecord) -> str:
-        fields = {k: v for k, v in record.__dict__.items() if k not in _KNOWN}
-        at = datetime.fromtimestamp(record.created, UTC)
-        event = record.getMessage()
-        if self._json:
-            line = {"at": at.isoformat(), "level": record.levelname.lower(), "event": event}
-            return json.dumps({**line, **fields}, default=str)
-        extra = "".join(f" {k}={v}" for k, v in fields.items())
-        return f"{at:%H:%M:%S} {record.levelname.lower():<7} {event}{extra}"
 
 
 def start(run: Callable[[Settings], None]) -> None:
@@ -46,12 +28,15 @@ def start(run: Callable[[Settings], None]) -> None:
             del os.environ[name]  # noqa: TID251 - as above
     try:
         settings = load_settings()
-        _log_to_stderr(settings.log_format)
+    except StartRefused as error:
+        _refuse(error.reasons, "people")
+    log_to_stderr(settings.log_format)
+    try:
         run(settings)
     except StartRefused as error:
-        _refuse(error.public)
+        _refuse(error.reasons, settings.log_format)
     except ConfigError as error:
-        _refuse(f"refuses to start: {error.public}")
+        _refuse((error.public,), settings.log_format)
 
 
 def until_asked() -> Event:
@@ -70,14 +55,9 @@ def until_asked() -> Event:
     return stop
 
 
-def _refuse(reason: str) -> None:
-    sys.stderr.write(f"syncward: {reason}\n")
+def _refuse(reasons: Sequence[str], shape: Shape) -> NoReturn:
+    if shape == "json":
+        logger.critical("start_refused", extra={"reasons": list(reasons)})
+    else:
+        sys.stderr.write(f"syncward: {StartRefused(reasons).public}\n")
     sys.exit(EXIT_REFUSED)
-
-
-def _log_to_stderr(shape: str) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Formatter(shape))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    for chatty in ("dramatiq", "httpx", "httpcore"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -14,7 +14,7 @@ from uuid import UUID
 from prometheus_client import Counter
 from sqlalchemy import Connection, Row, text
 
-from schemas.audit import AuditAction, AuditEvent, TargetKind, audit_class
+from schemas.audit import AuditAction, AuditClass, AuditEvent, TargetKind, audit_class
 
 #: Guarded table -> the column an event must target. A test compares this with the triggers.
 GUARDED_TABLES = {
@@ -31,6 +31,8 @@ GUARDED_TABLES = {
 INSTANCE_ID = UUID(int=0)
 
 EVENTS = Counter("syncward_audit_events", "Audit events written by this process.", ["class"])
+for _class in AuditClass:
+    EVENTS.labels(_class.name.lower())
 
 _APPEND = text(
     "INSERT INTO audit.event (account_id, class, action, target_kind, target_id, body) "

@@ -17,7 +17,7 @@ from schemas.failures import PAUSING
 from schemas.jobs import Job
 from schemas.limits import ERROR_TEXT_MAX
 from schemas.records import StreamResult
-from schemas.runs import Claim, Outcome, OutcomeKind, RunKind, RunOptions, RunState
+from schemas.runs import Claim, Outcome, OutcomeKind, RunKind, RunOptions, RunState, Trigger
 from storage import audit, logs, tenancy
 from storage.endings import end, free_account, run_event
 from storage.logs import LogLine
@@ -40,7 +40,9 @@ _CLAIM = text(
     "FROM (SELECT count(*) FROM locked) AS first "
     "WHERE run_id = :run AND state = 'dispatched' AND dispatch = :dispatch "
     "AND cancel_requested_at IS NULL RETURNING run_id, account_id, kind, subject_id, attempt, "
-    "attempts_without_progress, options, deadline_at, deferred_for), "
+    "attempts_without_progress, options, deadline_at, deferred_for, trigger, "
+    "CAST(extract(epoch FROM clock_timestamp() - greatest(queued_at, not_before)) AS float8) "
+    "AS waited_s), "
     "raised AS (UPDATE schedules s SET fence = s.fence + 1 FROM mine "
     "WHERE s.connection_id = mine.subject_id RETURNING s.fence), "
     "leased AS (INSERT INTO leases (run_id, token, worker_id, expires_at) "
@@ -88,6 +90,8 @@ def claim(
         lease=lease,
         deadline=row.deadline_at,
         deferred_for=row.deferred_for,
+        trigger=Trigger(row.trigger),
+        waited_s=max(row.waited_s, 0.0),
     )
 
 

@@ -13,7 +13,7 @@ from schemas.ids import new_id
 from schemas.limits import DUE_BATCH
 from schemas.runs import Priority
 from schemas.schedules import CatchUp, Overlap, Schedule
-from storage import audit
+from storage import audit, metrics
 from storage.runs import wake_account
 
 
@@ -242,3 +242,6 @@ def _ledger(tx: Connection, slots: Sequence[_Slot]) -> None:
             "missed": [slot.missed for slot in slots],
         },
     )
+    for slot in slots:
+        metrics.SLOTS.labels(slot.outcome).inc()
+        metrics.SLOTS.labels("skipped").inc(slot.missed)

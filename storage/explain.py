@@ -1,5 +1,6 @@
 """Why a run is not running yet: the first rule that holds it back, and when it may start."""
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import ceil
 from typing import Any
@@ -11,28 +12,72 @@ from schemas.errors import NotFound
 from schemas.limits import WORKER_SILENT_AFTER
 from schemas.runs import LIVE_STATES, Explanation, Rule, RunState
 from storage import instance, runs
-from storage.instance import Schedulers
+from storage.instance import InstanceState, Schedulers
 
 
 def explain(tx: Connection, run_id: UUID, *, runs_max: int) -> Explanation:
     """Name the rule that holds a run back. `runs_max` is the instance's cap (a setting)."""
-    live = tx.execute(_LIVE, {"id": run_id}).one_or_none()
+    live = tx.execute(text(f"{LIVE} WHERE a.run_id = :id"), {"id": run_id}).one_or_none()
     if live is None:
         return _not_live(tx, run_id)
-    rule, sentence = _blocked(tx, live) or _capped(tx, live, runs_max) or (Rule.TURN, "")
+    now = situation(tx)
+    rule, sentence = held_back_by(live, now, runs_max)
     if rule is Rule.NOT_BEFORE:
         return Explanation(run_id, live.state, rule, sentence, expected_start=live.not_before)
     if rule in {Rule.GLOBAL_CAP, Rule.ACCOUNT_CAP, Rule.RESOURCE_CAP, Rule.TURN}:
-        return _queued(tx, live, rule, sentence)
+        return _queued(tx, live, now, rule, sentence)
     return Explanation(run_id, live.state, rule, sentence)
 
 
-_LIVE = text(
+#: A live run with what `held_back_by` looks at.
+LIVE = (
     "SELECT a.*, clock_timestamp() AS at, q.paused AS account_paused, q.weight, "
     "q.runs_max AS account_max, s.state AS schedule_state, s.state_reason FROM active_runs a "
     "JOIN account_queues q ON q.account_id = a.account_id "
-    "LEFT JOIN schedules s ON s.connection_id = a.subject_id WHERE a.run_id = :id"
+    "LEFT JOIN schedules s ON s.connection_id = a.subject_id"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What holds for all runs at one moment: as much to read for one of them as for a screenful."""
+
+    instance: InstanceState
+    schedulers: Schedulers
+    slots: int
+    busy_accounts: dict[UUID, int]  # runs that a worker holds or is about to
+    full_resources: dict[UUID, tuple[int, int]]  # (busy, allowed)
+
+
+def situation(tx: Connection) -> Situation:
+    """Read what decides about runs; costs as much as there are busy runs."""
+    busy = tx.execute(
+        text(
+            "SELECT account_id, count(*) AS n FROM active_runs "
+            "WHERE state IN ('dispatched', 'running') GROUP BY account_id"
+        )
+    )
+    full = tx.execute(
+        text(
+            "SELECT q.resource_id, count(*) AS busy, q.runs_max FROM active_runs b "
+            "CROSS JOIN LATERAL (SELECT DISTINCT unnest(ARRAY[b.source_id, b.destination_id])) "
+            "AS r (id) JOIN resource_queues q ON q.resource_id = r.id "
+            "WHERE b.state IN ('dispatched', 'running') GROUP BY q.resource_id, q.runs_max "
+            "HAVING count(*) >= q.runs_max"
+        )
+    )
+    return Situation(
+        instance=instance.read(tx),
+        schedulers=instance.schedulers(tx),
+        slots=_slots(tx),
+        busy_accounts={row.account_id: int(row.n) for row in busy},
+        full_resources={row.resource_id: (int(row.busy), row.runs_max) for row in full},
+    )
+
+
+def held_back_by(live: Row[Any], now: Situation, runs_max: int) -> tuple[Rule, str]:
+    """Return the first rule that holds for a row of LIVE, and a sentence unless it is its turn."""
+    return _blocked(live, now) or _capped(live, now, runs_max) or (Rule.TURN, "")
 
 
 def _not_live(tx: Connection, run_id: UUID) -> Explanation:
@@ -48,19 +93,18 @@ def _not_live(tx: Connection, run_id: UUID) -> Explanation:
     return Explanation(run_id, ended.state, Rule.ENDED, f"it has ended: {ended.state}")
 
 
-def _blocked(tx: Connection, live: Row[Any]) -> tuple[Rule, str] | None:
+def _blocked(live: Row[Any], now: Situation) -> tuple[Rule, str] | None:
     """Return the first rule that no free slot would help against."""
     if live.state == RunState.RUNNING:
         return Rule.RUNNING, f"worker {live.worker_id} executes attempt {live.attempt}"
     if live.state == RunState.AWAITING_APPROVAL:
         return Rule.AWAITING_APPROVAL, f"a guard stopped it: {live.error}"
-    return _paused(tx, live) or _undelivered(tx, live, instance.schedulers(tx))
+    return _paused(live, now.instance) or _undelivered(live, now)
 
 
-def _paused(tx: Connection, live: Row[Any]) -> tuple[Rule, str] | None:
-    now = instance.read(tx)
-    if now.paused:
-        return Rule.INSTANCE_PAUSED, f"drained ({now.reason}); go on with: syncward drain --end"
+def _paused(live: Row[Any], state: InstanceState) -> tuple[Rule, str] | None:
+    if state.paused:
+        return Rule.INSTANCE_PAUSED, f"drained ({state.reason}); go on with: syncward drain --end"
     if live.account_paused:
         return Rule.ACCOUNT_PAUSED, "the account is paused; syncward account resume"
     if live.schedule_state == "paused":
@@ -69,16 +113,16 @@ def _paused(tx: Connection, live: Row[Any]) -> tuple[Rule, str] | None:
     return None
 
 
-def _undelivered(tx: Connection, live: Row[Any], living: Schedulers) -> tuple[Rule, str] | None:
+def _undelivered(live: Row[Any], now: Situation) -> tuple[Rule, str] | None:
     """Return what is missing between the run and a worker: a scheduler, time, Redis, the worker."""
-    if not living.alive:
+    if not now.schedulers.alive:
         return Rule.NO_SCHEDULER, "no scheduler is running; start one: syncward scheduler"
     if live.state == RunState.QUEUED and live.not_before > live.at:
         why = f" after {live.error_code}" if live.error_code else ""
         return Rule.NOT_BEFORE, f"waits{why} until {live.not_before:%Y-%m-%d %H:%M:%S} UTC"
-    if living.queue_down_since is not None:
-        return Rule.REDIS_DOWN, _redis_sentence(living, live.at)
-    if not _slots(tx):
+    if now.schedulers.queue_down_since is not None:
+        return Rule.REDIS_DOWN, _redis_sentence(now.schedulers, live.at)
+    if not now.slots:
         return Rule.NO_WORKER, "no worker is running; start one: syncward worker"
     if live.state == RunState.DISPATCHED:
         return Rule.JOB_SENT, f"its job {live.dispatch} is in Redis; a worker takes it next"
@@ -93,38 +137,26 @@ def _redis_sentence(living: Schedulers, now: datetime) -> str:
     )
 
 
-def _capped(tx: Connection, live: Row[Any], runs_max: int) -> tuple[Rule, str] | None:
+def _capped(live: Row[Any], now: Situation, runs_max: int) -> tuple[Rule, str] | None:
     """Return the cap that is full, the widest first."""
-    busy = tx.execute(
-        text(
-            "SELECT count(*) AS all_, count(*) FILTER (WHERE account_id = :account) AS account "
-            "FROM active_runs WHERE state IN ('dispatched', 'running')"
-        ),
-        {"account": live.account_id},
-    ).one()
-    if busy.all_ >= runs_max:
-        return Rule.GLOBAL_CAP, f"{busy.all_} of {runs_max} runs of the instance are busy"
-    if busy.account >= live.account_max:
-        return Rule.ACCOUNT_CAP, f"{busy.account} of {live.account_max} runs of its plan are busy"
-    full = tx.execute(_FULL_RESOURCE, {"ids": [live.source_id, live.destination_id]}).first()
-    if full is not None:
-        return Rule.RESOURCE_CAP, f"{full.busy} of {full.runs_max} runs of a resource are busy"
+    if now.instance.busy >= runs_max:
+        return Rule.GLOBAL_CAP, f"{now.instance.busy} of {runs_max} runs of the instance are busy"
+    busy = now.busy_accounts.get(live.account_id, 0)
+    if busy >= live.account_max:
+        return Rule.ACCOUNT_CAP, f"{busy} of {live.account_max} runs of its plan are busy"
+    for resource in (live.source_id, live.destination_id):
+        if resource in now.full_resources:
+            busy, allowed = now.full_resources[resource]
+            return Rule.RESOURCE_CAP, f"{busy} of {allowed} runs of a resource are busy"
     return None
 
 
-_FULL_RESOURCE = text(
-    "SELECT q.runs_max, count(b.run_id) AS busy FROM resource_queues q JOIN active_runs b "
-    "ON q.resource_id IN (b.source_id, b.destination_id) "
-    "AND b.state IN ('dispatched', 'running') "
-    "WHERE q.resource_id = ANY(CAST(:ids AS uuid[])) "
-    "GROUP BY q.resource_id, q.runs_max HAVING count(b.run_id) >= q.runs_max LIMIT 1"
-)
-
-
-def _queued(tx: Connection, live: Row[Any], rule: Rule, sentence: str) -> Explanation:
+def _queued(
+    tx: Connection, live: Row[Any], now: Situation, rule: Rule, sentence: str
+) -> Explanation:
     """Estimate the start: runs that go first, over the slots, times how long runs take lately."""
     ahead = int(tx.execute(_AHEAD, {"run": live.run_id}).scalar_one() or 0)
-    slots = max(_slots(tx), 1)
+    slots = max(now.slots, 1)
     mean: timedelta | None = tx.execute(_MEAN).scalar()
     expected = None if mean is None else live.at + mean * ceil((ahead + 1) / slots)
     text_ = sentence or f"waits for its turn: {ahead} runs go first, {slots} slots"

@@ -1,23 +1,39 @@
-"""Cluster-wide values for metrics, each one cheap query over run control."""
+"""Cluster-wide values for metrics and `top`. Every label is from a closed set, always all of it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Row, text
 
+from schemas.failures import PAUSING
+from schemas.labels import OTHER, closed
 from schemas.limits import WORKER_SILENT_AFTER
+from schemas.plans import PLANS
+from schemas.runs import LIVE_STATES
 from storage import instance
 
 #: Upper bounds of the freshness buckets, in seconds.
 FRESHNESS_BUCKETS = (60, 300, 900, 3_600, 21_600, 86_400, 604_800)
+
+#: `queued` is ready; `delayed` waits for a time of its own (a retry).
+QUEUE_STATES = frozenset({"delayed", *(state.value for state in LIVE_STATES)})
+CONNECTION_STATES = frozenset({"active", "paused"})
+PAUSE_REASONS = PAUSING | {"operator", "failures", "schedule_invalid"}
+
+#: How long one reading may take: it must never become the load that it measures.
+READ_TIMEOUT_MS = 10_000
+#: The scan over all schedules takes longest; a connection pool waits no longer than this for it.
+SCAN_TIMEOUT_MS = 30_000
 
 
 @dataclass(frozen=True, slots=True)
 class Freshness:
     """How long ago active connections of one plan last succeeded."""
 
-    oldest: float
-    buckets: tuple[int, ...]  # connections per bound of FRESHNESS_BUCKETS, then those beyond
-    total: float
+    oldest: float = 0.0
+    #: connections per bound of FRESHNESS_BUCKETS, then those beyond
+    buckets: tuple[int, ...] = (0,) * (len(FRESHNESS_BUCKETS) + 1)
+    total: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +43,7 @@ class ConnectionGauges:
     states: dict[str, int] = field(default_factory=dict)
     pauses: dict[str, int] = field(default_factory=dict)  # by reason
     freshness: dict[str, Freshness] = field(default_factory=dict)  # by plan
+    never_succeeded: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,118 +53,160 @@ class Gauges:
     queue_depth: dict[str, int]
     queue_oldest_seconds: float
     schedule_lateness_seconds: float
+    workers: dict[str, int]
     worker_slots: dict[str, int]
+    schedulers: int
+    instance_paused: int
     accounts_at_cap: int
     stuck_runs: int
     queue_up: int
     invariant_violations: dict[str, int]
     active_runs_dead_rows: int
     audit_last_event: int
-    connections: ConnectionGauges
 
 
-def read(tx: Connection, connections: ConnectionGauges | None = None) -> Gauges:
-    """Take one reading in the caller's transaction; `connections` is one taken shortly before."""
+def read(tx: Connection) -> Gauges:
+    """Take one reading in the caller's transaction: run control, not the schedules."""
+    _bound(tx, READ_TIMEOUT_MS)
+    depth, oldest = queue(tx)
+    living = instance.schedulers(tx)
+    workers, slots = _workers(tx)
     return Gauges(
-        queue_depth=_counts(tx, "SELECT state, count(*) FROM active_runs GROUP BY state"),
-        queue_oldest_seconds=_seconds(
-            tx,
-            "SELECT max(clock_timestamp() - greatest(queued_at, not_before)) FROM active_runs "
-            "WHERE state = 'queued' AND not_before <= clock_timestamp()",
-        ),
-        schedule_lateness_seconds=_seconds(
-            tx,
-            "SELECT now() - min(next_due_at) FROM schedules "
-            "WHERE state = 'active' AND next_due_at <= now()",
-        ),
-        worker_slots=_worker_slots(tx),
+        queue_depth=depth,
+        queue_oldest_seconds=oldest,
+        schedule_lateness_seconds=lateness(tx),
+        workers=workers,
+        worker_slots=slots,
+        schedulers=living.alive,
+        instance_paused=_count(tx, "SELECT count(*) FROM instance WHERE state = 'paused'"),
         accounts_at_cap=_count(tx, "SELECT count(*) FROM account_queues WHERE has_work AND at_cap"),
         stuck_runs=_count(
             tx,
             "SELECT count(*) FROM leases WHERE progress_at < clock_timestamp() - interval '15 min'",
         ),
-        queue_up=int(instance.schedulers(tx).queue_down_since is None),
-        invariant_violations={name: _count(tx, query) for name, query in _INVARIANTS.items()},
+        queue_up=int(living.queue_down_since is None),
+        invariant_violations={name: _count(tx, query) for name, query in INVARIANTS.items()},
         active_runs_dead_rows=_count(
             tx,
             "SELECT n_dead_tup FROM pg_stat_all_tables WHERE relid = 'active_runs'::regclass",
         ),
         audit_last_event=_count(tx, "SELECT last_value FROM audit.event_seq_seq"),
-        connections=connections or read_connections(tx),
     )
 
 
+def _bound(tx: Connection, timeout_ms: int) -> None:
+    """Limit what follows in time; some of it does read tables whole, unlike all else."""
+    tx.execute(text(f"SET LOCAL statement_timeout = {timeout_ms}"))
+    tx.execute(text("SET LOCAL enable_seqscan = on"))
+
+
+def queue(tx: Connection) -> tuple[dict[str, int], float]:
+    """Return live runs by state and the wait of the oldest ready one; one pass over live runs."""
+    rows = tx.execute(
+        text(
+            "SELECT CASE WHEN state = 'queued' AND not_before > clock_timestamp() THEN 'delayed' "
+            "ELSE state END AS key, count(*) AS n, CAST(extract(epoch FROM clock_timestamp() "
+            "- min(greatest(queued_at, not_before))) AS float8) AS oldest "
+            "FROM active_runs GROUP BY 1"
+        )
+    ).all()
+    ready = next((row.oldest for row in rows if row.key == "queued"), 0.0)
+    return _filled(rows, QUEUE_STATES), max(0.0, ready)
+
+
+def lateness(tx: Connection) -> float:
+    """Return how late the oldest slot is that no scheduler has claimed."""
+    seconds = tx.execute(
+        text(
+            "SELECT CAST(extract(epoch FROM now() - min(next_due_at)) AS float8) "
+            "FROM schedules WHERE state = 'active' AND next_due_at <= now()"
+        )
+    ).scalar()
+    return max(0.0, seconds or 0.0)
+
+
 #: What must never be; each is 0 unless there is a bug or somebody changed rows by hand.
-_INVARIANTS = {
+INVARIANTS = {
     "running_without_lease": "SELECT count(*) FROM active_runs a WHERE state = 'running' "
     "AND NOT EXISTS (SELECT FROM leases l WHERE l.run_id = a.run_id AND l.token = a.lease_token)",
     "lease_without_run": "SELECT count(*) FROM leases l WHERE NOT EXISTS "
     "(SELECT FROM active_runs a WHERE a.run_id = l.run_id AND a.lease_token = l.token)",
-    "account_over_cap": "SELECT count(*) FROM account_queues q WHERE q.runs_max < (SELECT "
-    "count(*) FROM active_runs b WHERE b.account_id = q.account_id "
-    "AND b.state IN ('dispatched', 'running'))",
+    "account_over_cap": "SELECT count(*) FROM (SELECT account_id, count(*) AS n FROM active_runs "
+    "WHERE state IN ('dispatched', 'running') GROUP BY account_id) AS b "
+    "JOIN account_queues q ON q.account_id = b.account_id WHERE b.n > q.runs_max",
     "slot_unclaimed": "SELECT count(*) FROM (SELECT FROM schedules WHERE state = 'active' "
     "AND next_due_at < now() - interval '5 min' LIMIT 1000) AS late",
 }
 
 
 def read_connections(tx: Connection) -> ConnectionGauges:
-    """Count connections and their freshness; one pass over the schedules."""
-    tx.execute(text("SET LOCAL enable_seqscan = on"))  # this does read them whole
+    """Count connections and their freshness; a connection without success counts from its start.
+
+    One pass over the schedules: a second or two per million of them.
+    """
+    _bound(tx, SCAN_TIMEOUT_MS)
+    rows = tx.execute(
+        _SCAN, {"bounds": [0.0, *map(float, FRESHNESS_BUCKETS)], "plans": list(PLANS)}
+    ).all()
+    states = dict.fromkeys(sorted(CONNECTION_STATES), 0)
+    pauses = dict.fromkeys((*sorted(PAUSE_REASONS), OTHER), 0)
+    for row in rows:
+        states[row.state] = states.get(row.state, 0) + row.n
+        if row.state == "paused":
+            pauses[closed(row.reason, PAUSE_REASONS)] += row.n
     return ConnectionGauges(
-        states=_counts(tx, "SELECT state, count(*) FROM schedules GROUP BY state"),
-        pauses=_counts(
-            tx,
-            "SELECT coalesce(state_reason, 'operator'), count(*) FROM schedules "
-            "WHERE state = 'paused' GROUP BY 1",
-        ),
-        freshness=_freshness(tx),
+        states=states,
+        pauses=pauses,
+        freshness={plan: _freshness(rows, plan) for plan in (*PLANS, OTHER)},
+        never_succeeded=sum(row.never for row in rows),
     )
 
 
-def _freshness(tx: Connection) -> dict[str, Freshness]:
-    rows = tx.execute(
-        text(
-            "SELECT plan, width_bucket(age, CAST(:bounds AS float8[])) AS bucket, count(*) AS n, "
-            "max(age) AS oldest, sum(age) AS total FROM (SELECT a.plan, CAST(extract(epoch FROM "
-            "clock_timestamp() - s.last_success_at) AS float8) AS age FROM schedules s "
-            "JOIN accounts a ON a.id = s.account_id WHERE s.state = 'active' "
-            "AND s.kind <> 'manual' AND s.last_success_at IS NOT NULL) AS ages GROUP BY 1, 2"
-        ),
-        {"bounds": [0.0, *map(float, FRESHNESS_BUCKETS)]},
-    ).all()
-    found = {}
-    for plan in {row.plan for row in rows}:
-        mine = {row.bucket: row for row in rows if row.plan == plan}
-        counts = [mine[n].n if n in mine else 0 for n in range(1, len(FRESHNESS_BUCKETS) + 2)]
-        found[plan] = Freshness(
-            oldest=max(row.oldest for row in mine.values()),
-            buckets=tuple(counts),
-            total=sum(row.total for row in mine.values()),
-        )
-    return found
+_SCAN = text(
+    "SELECT s.state, CASE WHEN s.state = 'paused' THEN coalesce(s.state_reason, 'operator') END "
+    "AS reason, CASE WHEN fresh.age IS NULL THEN NULL WHEN a.plan = ANY(:plans) THEN a.plan "
+    "ELSE 'other' END AS plan, width_bucket(fresh.age, CAST(:bounds AS float8[])) AS bucket, "
+    "count(*) AS n, max(fresh.age) AS oldest, sum(fresh.age) AS total, "
+    "count(*) FILTER (WHERE fresh.age IS NOT NULL AND s.last_success_at IS NULL) AS never "
+    "FROM schedules s JOIN accounts a ON a.id = s.account_id CROSS JOIN LATERAL ("
+    "SELECT CASE WHEN s.state = 'active' AND s.kind <> 'manual' THEN greatest(0, CAST(extract("
+    "epoch FROM now() - coalesce(s.last_success_at, s.anchor_at)) AS float8)) END AS age) AS fresh "
+    "GROUP BY 1, 2, 3, 4"
+)
 
 
-def _counts(tx: Connection, query: str) -> dict[str, int]:
-    return {row[0]: int(row[1]) for row in tx.execute(text(query))}
+def _freshness(rows: Iterable[Row[tuple[object, ...]]], plan: str) -> Freshness:
+    counts = [0] * (len(FRESHNESS_BUCKETS) + 1)
+    oldest = total = 0.0
+    for row in rows:
+        if row.plan == plan:
+            counts[row.bucket - 1] += row.n
+            oldest, total = max(oldest, row.oldest), total + row.total
+    return Freshness(oldest, tuple(counts), total)
+
+
+def _filled(rows: Iterable[Row[tuple[object, ...]]], known: frozenset[str]) -> dict[str, int]:
+    return {**dict.fromkeys(sorted(known), 0), **{row.key: int(row.n) for row in rows}}
 
 
 def _count(tx: Connection, query: str) -> int:
     return int(tx.execute(text(query)).scalar() or 0)
 
 
-def _seconds(tx: Connection, query: str) -> float:
-    value = tx.execute(text(query)).scalar()
-    return max(0.0, value.total_seconds()) if value is not None else 0.0
-
-
-def _worker_slots(tx: Connection) -> dict[str, int]:
+def _workers(tx: Connection) -> tuple[dict[str, int], dict[str, int]]:
+    """Return living workers by state, and slots of those that take runs, by use."""
     row = tx.execute(
         text(
-            "SELECT coalesce(sum(slots), 0), (SELECT count(*) FROM leases) FROM workers "
-            "WHERE NOT draining AND seen_at > clock_timestamp() - CAST(:silent AS interval)"
+            "SELECT count(*) FILTER (WHERE NOT draining) AS active, "
+            "count(*) FILTER (WHERE draining) AS draining, "
+            "coalesce(sum(slots) FILTER (WHERE NOT draining), 0) AS slots, "
+            "(SELECT count(*) FROM leases) AS used FROM workers "
+            "WHERE seen_at > clock_timestamp() - CAST(:silent AS interval)"
         ),
         {"silent": WORKER_SILENT_AFTER},
     ).one()
-    used = int(row[1])
-    return {"used": used, "free": max(0, int(row[0]) - used)}
+    free = max(0, int(row.slots) - int(row.used))
+    return (
+        {"active": int(row.active), "draining": int(row.draining)},
+        {"used": int(row.used), "free": free},
+    )

@@ -95,6 +95,6 @@ def schedule(tx: Connection) -> ScheduleHealth:
         stuck=values.stuck_runs,
         deferred=deferred,
         invariants={name: count for name, count in values.invariant_violations.items() if count},
-        pauses=values.connections.pauses,
+        pauses={why: n for why, n in gauges.read_connections(tx).pauses.items() if n},
         dead_rows=values.active_runs_dead_rows,
     )

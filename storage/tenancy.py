@@ -11,3 +11,11 @@ def enter(tx: Connection, account_id: UUID) -> None:
         text("SELECT set_config('syncward.account_id', :account, true)"),
         {"account": str(account_id)},
     )
+
+
+def across(tx: Connection) -> None:
+    """Let an operator read all accounts until this transaction ends.
+
+    Whoever calls this leaves an event, once per look of a person (`instance.read`).
+    """
+    tx.execute(text("SELECT set_config('syncward.across_accounts', 'on', true)"))

@@ -24,6 +24,7 @@ from schemas.streams import format_duration
 from storage.gauges import ConnectionGauges, Gauges
 
 ROOT = Path(__file__).parent.parent
+METRIC_MODULES = ("workers.metrics", "scheduler.metrics", "storage.audit", "storage.metrics")
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 
@@ -55,7 +56,7 @@ def test_every_setting_is_documented_with_its_default_and_meaning():
 
 
 def process_metrics() -> dict[str, tuple[str, str]]:
-    for module in ("workers.metrics", "scheduler.metrics", "storage.audit"):
+    for module in METRIC_MODULES:
         importlib.import_module(module)
     found = {}
     for family in REGISTRY.collect():
@@ -66,8 +67,8 @@ def process_metrics() -> dict[str, tuple[str, str]]:
 
 
 def cluster_metrics() -> dict[str, tuple[str, str]]:
-    reading = Gauges({}, 0, 0, {}, 0, 0, 1, {}, 0, 0, ConnectionGauges())
-    shown = [*families(reading), key_ages({})]
+    reading = Gauges({}, 0, 0, {}, {}, 0, 0, 0, 0, 1, {}, 0, 0)
+    shown = [*families(reading, ConnectionGauges()), key_ages({})]
     return {f.name: (f.type, f.documentation) for f in shown}
 
 
@@ -80,7 +81,7 @@ def test_every_metric_is_documented_with_name_type_and_help():
 
 def test_the_labels_of_every_process_metric_are_documented():
     documented = {row[0].strip("`"): row[2] for row in table(page("metrics.md"), "| Metric")}
-    for module in ("workers.metrics", "scheduler.metrics", "storage.audit"):
+    for module in METRIC_MODULES:
         for metric in vars(importlib.import_module(module)).values():
             if hasattr(metric, "_labelnames"):
                 names = [n for n in documented if n.removesuffix("_total") == metric._name]

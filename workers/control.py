@@ -5,6 +5,7 @@ step and chunk; the server calls of both ends are cancelled again and again; the
 cut; a thread that still hangs is given up, and its process ends as soon as nothing else runs in it.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
@@ -17,6 +18,9 @@ from schemas.limits import CANCEL_EVERY_S, CUT_AFTER_S, GIVE_UP_AFTER_S, GIVE_UP
 from schemas.records import Batch
 from schemas.runs import Claim
 from storage.claims import Beat
+from workers.metrics import LEASES_LOST
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -49,6 +53,7 @@ class RunControl:
         self._stream: str | None = None
         self._rows = 0
         self._bytes = 0
+        self._lost = False
         self._renewed_at = clock() if asked_at is None else asked_at
 
     def check(self) -> None:
@@ -60,11 +65,20 @@ class RunControl:
     def fence(self) -> None:
         """Stop this run if no renewal got through in time; safe to call from another thread."""
         if clock() - self._renewed_at > 0.8 * self.claim.lease.total_seconds():
-            self.signal(LeaseLost(f"run {self.claim.run_id}: no heartbeat got through"))
+            self.lost("no_heartbeat", "no heartbeat got through")
 
     def renewed(self, asked_at: float) -> None:
         """Note a renewal of the lease: it counts from when we asked, for answers may take long."""
         self._renewed_at = asked_at
+
+    def lost(self, reason: str, sentence: str = "another worker owns it") -> None:
+        """Stop because the lease is gone; counted and logged once, however often it is noticed."""
+        with self._lock:
+            first, self._lost = not self._lost, True
+        if first:
+            LEASES_LOST.labels(reason).inc()
+            logger.warning("lease_lost", extra={"run_id": self.claim.run_id, "reason": reason})
+        self.signal(LeaseLost(f"run {self.claim.run_id}: {sentence}"))
 
     def signal(self, reason: Signal) -> None:
         """Tell the run to stop and begin to end what it waits for; returns at once.

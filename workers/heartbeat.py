@@ -13,11 +13,11 @@ from uuid import UUID
 
 import psycopg
 
-from schemas.errors import Draining, LeaseLost, RunCancelled, SyncwardError, TransientError
+from schemas.errors import Draining, RunCancelled, SyncwardError, TransientError
 from schemas.runs import Claim
 from storage.claims import WorkerState, heartbeat
 from workers.control import RunControl, clock
-from workers.metrics import LEASES_LOST
+from workers.metrics import LEASE_RENEWALS
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,8 @@ class Heartbeat:
             lease = max((c.claim.lease for c in controls), default=timedelta(0))
             cancelled = heartbeat(self._link, self._worker(), [c.beat() for c in controls], lease)
         except (psycopg.Error, SyncwardError, OSError):
-            logger.warning("heartbeat_failed")
+            logger.warning("heartbeat_failed", extra={"runs": len(controls)})
+            LEASE_RENEWALS.labels("failed").inc(len(controls))
             self.drop_link()
             for control in controls:
                 control.fence()
@@ -123,12 +124,13 @@ class Heartbeat:
             self._tell(control, cancelled, asked_at)
 
     def _tell(self, control: RunControl, cancelled: dict[UUID, bool], asked_at: float) -> None:
-        run_id, token = control.claim.run_id, control.claim.token
+        token = control.claim.token
         if token not in cancelled:
             if token in self._held:  # else it finished while the beat was on its way
-                LEASES_LOST.inc()
-                control.signal(LeaseLost(f"run {run_id}: another worker owns it"))
+                LEASE_RENEWALS.labels("lost").inc()
+                control.lost("taken")
             return
+        LEASE_RENEWALS.labels("renewed").inc()
         control.renewed(asked_at)
         if cancelled[token]:
             control.signal(RunCancelled("Cancelled."))

@@ -25,6 +25,7 @@ from schemas.start import until_asked
 from storage import logs, revision
 from storage.claims import WorkerState, sign_off
 from storage.engine import open_engine, open_link, transaction
+from storage.metrics import BUILD
 from workers import actors, run_sync
 from workers.enqueue import JobQueue, open_broker, open_client
 from workers.heartbeat import Heartbeat
@@ -114,6 +115,7 @@ def _build(settings: Settings) -> _Process:
         worker_id=worker_id,
         principal=Principal("worker", worker_id),
     )
+    BUILD.labels(version("syncward")).set(1)
     client = open_client(redis_url)
     return _Process(_dramatiq(deps, client, settings, draining), deps, client, draining)
 

@@ -129,7 +129,7 @@ def _internal(error: Exception, run_log: RunLog) -> Outcome:
     frames = traceback.extract_tb(error.__traceback__)[-8:]
     where = " < ".join(f"{f.filename.rsplit('/', 2)[-1]}:{f.lineno}" for f in reversed(frames))
     run_log.error(f"internal error: {type(error).__name__} at {where}")
-    logger.error("run_crashed", extra={"error": type(error).__name__, "where": where})
+    logger.error("run_crashed", exc_info=error)
     return Outcome(OutcomeKind.FAILED, "internal", "Internal error; see the run's log.")
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from time import monotonic
 
@@ -28,7 +29,7 @@ from schemas.records import (
     StreamResult,
     ahead,
 )
-from schemas.runs import Claim, Outcome, OutcomeKind, RunKind
+from schemas.runs import Claim, Outcome, RunKind
 from schemas.settings import Settings
 from schemas.streams import Mode
 from storage import claims, restored, work
@@ -72,9 +73,9 @@ class Attempt:
     taken: Taken
 
     @property
-    def connector(self) -> str:
-        """What it reads from, for metrics."""
-        return self.taken.source.kind if isinstance(self.taken, Work) else "unknown"
+    def reads_from(self) -> str | None:
+        """The kind of its source; None while its subject is not known."""
+        return self.taken.source.kind if isinstance(self.taken, Work) else None
 
 
 class UnknownRun(SyncwardError):  # noqa: N818 - an event more than an error
@@ -110,19 +111,24 @@ def _claim(job: Job, deps: Dependencies) -> tuple[Claim, Taken, float] | None:
     the question, which comes last in the answer, however long the database took.
     """
     asked_at = clock()
-    with transaction(deps.engine) as tx:
+    with _timed("claim"), transaction(deps.engine) as tx:
         claim = claims.claim(tx, job, deps.worker_id, deps.settings.lease, deps.principal)
+        taken = None
         if not isinstance(claim, ClaimRefusal):
-            return _counted(claim), work.take(tx, claim, deps.principal), asked_at
-    metrics.CLAIMS.labels(claim.value).inc()
+            taken = claim, work.take(tx, claim, deps.principal), asked_at
+    _count_claim(claim)
     if claim is ClaimRefusal.UNKNOWN:
         raise UnknownRun(f"run {job.run_id}: no such run was ever asked for")
-    return None
+    return taken
 
 
-def _counted(claim: Claim) -> Claim:
+def _count_claim(claim: Claim | ClaimRefusal) -> None:
+    if isinstance(claim, ClaimRefusal):
+        metrics.CLAIMS.labels(claim.value).inc()
+        return
     metrics.CLAIMS.labels("claimed").inc()
-    return claim
+    metrics.QUEUE_WAIT.labels(claim.trigger).observe(claim.waited_s)
+    logger.info("run_claimed", extra={"attempt": claim.attempt, "kind": claim.kind.value})
 
 
 def _work(attempt: Attempt) -> Outcome:
@@ -163,7 +169,7 @@ def _sync(attempt: Attempt, subject: Work) -> Outcome:
             _count(result, subject)
             results.append(result)
             if len(results) < wanted:  # the last one is recorded with the outcome
-                with transaction(attempt.deps.engine) as tx:
+                with _timed("checkpoint"), transaction(attempt.deps.engine) as tx:
                     claims.record_stream(tx, attempt.claim, result, position)
     if postponed:
         raise postponed[0]
@@ -227,10 +233,17 @@ def _stream(
 
 
 def _count(result: StreamResult, subject: Work) -> None:
-    metrics.ROWS.labels(subject.source.kind, "extracted").inc(result.rows_extracted)
-    metrics.BYTES.labels(subject.source.kind).inc(result.bytes)
+    source = metrics.connector_of(subject.source.kind)
+    metrics.ROWS.labels(source, "extracted").inc(result.rows_extracted)
+    metrics.BYTES.labels(source).inc(result.bytes)
     if subject.destination is not None:
-        metrics.ROWS.labels(subject.destination.kind, "loaded").inc(result.rows_loaded)
+        destination = metrics.connector_of(subject.destination.kind)
+        metrics.ROWS.labels(destination, "loaded").inc(result.rows_loaded)
+
+
+def _timed(step: str) -> AbstractContextManager[object]:
+    """Measure a transaction with the control database."""
+    return metrics.CONTROL_DURATION.labels(step).time()
 
 
 def _move(
@@ -291,16 +304,26 @@ def _finish(attempt: Attempt, outcome: Outcome, *, seconds: float) -> None:
     attempt.run_log.info(outcomes.ending(outcome, seconds))
 
     def end() -> None:
-        with deps.logs.taken(claim.run_id) as lines, transaction(deps.engine) as tx:
+        with (
+            _timed("finish"),
+            deps.logs.taken(claim.run_id) as lines,
+            transaction(deps.engine) as tx,
+        ):
             claims.finish(tx, claim, outcome, deps.principal, lines=lines)
 
     try:
         again(end)
     except LeaseLost:
         attempt.run_log.warning("the lease was lost; another attempt goes on")
+        attempt.control.lost("at_finish")
         return
-    metrics.RUN_DURATION.labels(attempt.connector).observe(seconds)
-    metrics.RUN_ATTEMPTS.labels(outcome.error_code or outcome.kind).inc()
-    metrics.RUNS.labels(attempt.connector, outcome.kind).inc()
-    if outcome.kind is OutcomeKind.AWAITING_APPROVAL:
-        metrics.GUARDS_TRIPPED.labels(outcome.error_code).inc()
+    metrics.count_end(outcome, attempt.reads_from, seconds)
+    logger.info(
+        "run_ended",
+        extra={
+            "outcome": outcome.kind.value,
+            "reason": outcome.error_code,
+            "attempt": claim.attempt,
+            "seconds": round(seconds, 3),
+        },
+    )

@@ -146,7 +146,8 @@ def test_metrics_are_valid_exposition_text(shop, shell):
     code, out, err = shell("metrics")
     assert (code, err) == (0, "")
     families = {f.name: f for f in text_string_to_metric_families(out + "\n")}
-    assert families["syncward_connections"].samples[0].value == 1
+    states = {s.labels["state"]: s.value for s in families["syncward_connections"].samples}
+    assert states == {"active": 1, "paused": 0}
     assert "syncward_queue_oldest_seconds" in families
 
 

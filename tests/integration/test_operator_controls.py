@@ -290,6 +290,7 @@ def test_retention_drops_months_that_no_plan_keeps_and_refuses_young_ones(shop):
 
 
 def families(scheduler: ticks.Scheduler) -> set[str]:
+    scheduler.cluster.wait()
     return {family.name for family in scheduler.cluster.collect()}
 
 
