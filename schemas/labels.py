@@ -7,4 +7,4 @@ OTHER = "other"
 
 def closed(value: str | None, known: AbstractSet[str]) -> str:
     """Return the value if it is one of the known, else `other`."""
-    return value if value in known else OTHER
+    return value if value is not None and value in known else OTHER

@@ -237,24 +237,25 @@ def test_a_checkpoint_that_came_second_leaves_nothing(shop):
     assert shop.control.one("SELECT count(*) FROM cursors") == 0
 
 
-@pytest.mark.parametrize("zombie_first", [True, False])
-def test_a_finish_and_the_reaper_end_an_attempt_once(shop, zombie_first):
+def test_the_reaper_leaves_an_attempt_to_its_worker_that_is_just_ending_it(shop):
     claim = claimed(shop)
     shop.expire_leases()
-    with ExitStack() as stack:
-        if zombie_first:
-            tx = stack.enter_context(as_worker(shop))
-            claims.finish(tx, claim, Outcome(OutcomeKind.SUCCEEDED), shop.deps.principal)
-            other = Other(shop, lambda: ticks.reap_tick(shop.scheduler))
-        else:
-            tx = stack.enter_context(as_scheduler(shop))
-            assert reap.expired_leases(tx, shop.scheduler.principal) == 1
-            other = Other(shop, lambda: finish(shop, claim))
+    with as_worker(shop) as tx:
+        claims.finish(tx, claim, Outcome(OutcomeKind.SUCCEEDED), shop.deps.principal)
+        assert Other(shop, lambda: ticks.reap_tick(shop.scheduler)).done() == 0
+    assert shop.run(claim.run_id).state is RunState.SUCCEEDED
+    assert ticks.reap_tick(shop.scheduler) == 0
+
+
+def test_a_finish_that_meets_the_reaper_finds_its_lease_lost(shop):
+    claim = claimed(shop)
+    shop.expire_leases()
+    with as_scheduler(shop) as tx:
+        assert reap.expired_leases(tx, shop.scheduler.principal) == 1
+        other = Other(shop, lambda: finish(shop, claim))
         other.waits()
-    answer = other.done()
-    expected = RunState.SUCCEEDED if zombie_first else RunState.QUEUED
-    assert shop.run(claim.run_id).state is expected
-    assert answer == 0 if zombie_first else isinstance(answer, LeaseLost)
+    assert isinstance(other.done(), LeaseLost)
+    assert shop.run(claim.run_id).state is RunState.QUEUED
 
 
 def test_the_reaper_and_a_due_tick_over_the_same_connections_do_not_wait_in_a_circle(shop):
@@ -269,10 +270,9 @@ def test_the_reaper_and_a_due_tick_over_the_same_connections_do_not_wait_in_a_ci
     with as_scheduler(shop) as tx:
         now, batch = due.claim_due(tx)
         assert len(batch) == 1  # the schedule of the lease that the reaper comes to last
-        reaping = Other(shop, lambda: ticks.reap_tick(shop.scheduler))
-        reaping.waits()
+        assert Other(shop, lambda: ticks.reap_tick(shop.scheduler)).done() == 1  # the other one
         due.apply(tx, [decide(one, now) for one in batch], shop.scheduler.principal)
-    assert reaping.done() == 2
+    assert ticks.reap_tick(shop.scheduler) == 1
 
 
 # ── triggers ────────────────────────────────────────────────────────────────────────────────────
