@@ -115,7 +115,7 @@ _FIRST_SLOTS = "SELECT connection_id, next_due_at FROM schedules WHERE kind = 'i
 def _facts() -> Facts:
     return Facts(
         lease=timedelta(seconds=LEASE_S), dispatch_deadline=DISPATCH_DEADLINE, runs_max=RUNS_MAX,
-        slack=timedelta(seconds=5),
+        slack=timedelta(seconds=5), turns_min=40,
     )  # fmt: skip
 
 
