@@ -14,7 +14,9 @@ from typing import Any, Literal
 DIED = 137
 
 #: What the process is doing when it dies: see the acts of test_crash_points.py.
-Act = Literal["due", "dispatch", "execute", "beat", "drain", "reap_lease", "reap_job"]
+Act = Literal[
+    "due", "dispatch", "execute", "doubt", "restored", "beat", "drain", "reap_lease", "reap_job"
+]
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,12 @@ POINTS = (
     Point("execute", "after", f"{CLAIMS}:finish", "finished, not committed"),
     Point("execute", "after", f"{RUN}:_finish", "finish committed"),
     Point("execute", "after", f"{RUN}:execute", "job not acknowledged"),
+    # the destination knows more than the control database
+    Point("doubt", "before", "storage.restored:knows", "about to ask who loaded last"),
+    Point("doubt", "after", "storage.restored:knows", "it was a run of ours"),
+    Point("restored", "before", "storage.restored:adopt", "approved, fence not raised"),
+    Point("restored", "after", "storage.restored:adopt", "fence raised, not committed"),
+    Point("restored", "after", f"{RUN}:_adopted", "fence committed"),
     # beside it
     Point("beat", "before", "workers.heartbeat:heartbeat", "lease not renewed"),
     Point("beat", "after", "workers.heartbeat:heartbeat", "lease renewed"),

@@ -12,11 +12,11 @@ import pytest
 from scheduler import ticks
 from schemas.errors import Draining
 from schemas.runs import Claim, RunState
-from storage import claims
+from storage import claims, runs
 from storage.engine import transaction
 from tests.faults.crash_points import DIED, POINTS, Act, Point, arm, die
 from tests.faults.test_processes import Fleet
-from tests.world import Control, World
+from tests.world import OPERATOR, Control, World
 from workers import heartbeat, run_sync
 from workers.control import RunControl
 
@@ -86,6 +86,20 @@ def _reap(world: World) -> None:
     ticks.reap_tick(world.scheduler)
 
 
+def _forget_fences(world: World) -> None:
+    world.control.act("UPDATE cursors SET fence = 0")
+
+
+def _restore(world: World) -> None:
+    """The destination has seen later runs than the control database; a person approves."""
+    world.pair.session("destination").execute("UPDATE _syncward.state SET fence = fence + 100")
+    _execute(world)
+    ((run_id,),) = world.control.all("SELECT run_id FROM active_runs")
+    with world.cli.inside() as (tx, _, _name):
+        runs.approve(tx, run_id, OPERATOR)
+    _dispatch(world)
+
+
 def _lose_worker(world: World) -> None:
     (job,) = world.jobs.take()
     assert isinstance(world.claim(job), Claim)
@@ -111,6 +125,8 @@ ACTS: dict[Act, tuple[tuple[Callable[[World], None], ...], Callable[[World], Non
     "due": ((), _due),
     "dispatch": ((_due,), _dispatch),
     "execute": ((_due, _dispatch), _execute),
+    "doubt": ((_due, _dispatch, _forget_fences), _execute),
+    "restored": ((_due, _dispatch, _restore), _execute),
     "beat": ((_due, _dispatch), _beat),
     "drain": ((_due, _dispatch), _drain),
     "reap_lease": ((_due, _dispatch, _lose_worker), _reap),
@@ -202,6 +218,8 @@ def test_a_process_may_die_at_every_point_and_everything_converges(shop):
 
 # ── the same with real processes ────────────────────────────────────────────────────────────────
 
+#: A signal from outside, or a beat, does not meet so short a run; a restore needs a person.
+NOT_MET = {"drain", "doubt", "restored"}
 #: Act -> what must be lost first, so that there is something to recover.
 LOST_FIRST = {"reap_lease": "claim committed", "reap_job": "committed, not sent"}
 
@@ -228,8 +246,8 @@ def test_real_processes_may_die_at_every_point_and_everything_converges(mortals)
     fleet, plans = mortals
     world = fleet.world
     for number, point in enumerate(POINTS):
-        if point.act == "drain" or (point.act, point.when) == ("beat", "after"):
-            continue  # a signal from outside, or a beat, does not meet so short a run
+        if point.act in NOT_MET or (point.act, point.when) == ("beat", "after"):
+            continue
         for child in fleet.supervisor.children:
             child.delay_s = 0.1  # the supervisor slows down what dies again and again
         world.pair.source(

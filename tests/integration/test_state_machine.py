@@ -215,8 +215,7 @@ class RunControlMachine(RuleBasedStateMachine):
 
     @rule()
     def jobs_are_overdue(self) -> None:
-        self._sql("UPDATE active_runs SET dispatch_deadline = now() WHERE state = 'dispatched'")
-        ticks.reap_tick(self.world.scheduler)
+        self._jobs_are_overdue()
 
     @rule()
     def waits_end(self) -> None:
@@ -266,6 +265,16 @@ class RunControlMachine(RuleBasedStateMachine):
     def finish(self, one: Held, kind: OutcomeKind) -> None:
         self._finish(one, kind)
 
+    @invariant()
+    def time_stands_still_between_the_steps(self) -> None:
+        """What a rule does not end does not end on a slow machine either: stories can be retold."""
+        self._sql(
+            "UPDATE active_runs SET dispatch_deadline = dispatch_deadline + interval '1 day', "
+            "not_before = CASE WHEN not_before > clock_timestamp() "
+            "THEN not_before + interval '1 day' ELSE not_before END"
+        )
+        self._sql("UPDATE leases SET expires_at = expires_at + interval '1 day'")
+
     # ── what must hold ───────────────────────────────────────────────────────────────────────
 
     @invariant()
@@ -301,8 +310,7 @@ class RunControlMachine(RuleBasedStateMachine):
         for _ in range(20):
             self._decide(approved=True)
             self._waits_end()
-            self._sql("UPDATE active_runs SET dispatch_deadline = now() WHERE state = 'dispatched'")
-            ticks.reap_tick(self.world.scheduler)
+            self._jobs_are_overdue()
             self._beat([])
             ticks.dispatch_tick(self.world.scheduler)
             for job in self.world.jobs.take():
@@ -359,6 +367,10 @@ class RunControlMachine(RuleBasedStateMachine):
 
     def _waits_end(self) -> None:
         self._sql("UPDATE active_runs SET not_before = now() WHERE state = 'queued'")
+        ticks.reap_tick(self.world.scheduler)
+
+    def _jobs_are_overdue(self) -> None:
+        self._sql("UPDATE active_runs SET dispatch_deadline = now() WHERE state = 'dispatched'")
         ticks.reap_tick(self.world.scheduler)
 
     def _live(self) -> list[UUID]:
