@@ -157,7 +157,7 @@ def test_a_worker_that_cannot_renew_stops_by_itself_and_says_so(shop, monkeypatc
             heartbeat.beat()
         assert not stopped(control)
         later = control._renewed_at + 25
-        monkeypatch.setattr("workers.control._clock", lambda: later)
+        monkeypatch.setattr("workers.control.clock", lambda: later)
         with grows(1, "leases_lost_total", reason="no_heartbeat"):
             assert stopped(control)
             assert stopped(control)
