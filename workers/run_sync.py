@@ -290,7 +290,7 @@ def _check_history(attempt: Attempt, stream: str, known: StreamClaim) -> None:
 def _give_up(attempt: Attempt, reason: SyncwardError) -> None:
     """End a run whose thread nothing ends. Its fence and lease keep it from writing any more."""
     attempt.run_log.error("its thread hangs and cannot be ended; this worker stops")
-    logger.error("run_given_up", extra={"run": str(attempt.claim.run_id), "reason": reason.code})
+    logger.error("run_given_up", extra={"run_id": attempt.claim.run_id, "reason": reason.code})
     try:
         outcome = outcomes.of_error(reason, attempt.claim, attempt.run_log)
         _finish(attempt, outcome, seconds=GIVE_UP_AFTER_S)
