@@ -79,7 +79,9 @@ def open_engine(url: str, process: Process, *, pool_size: int = 5) -> Engine:
     """Return an engine whose transactions have the least role of this process; connects lazily."""
     parsed, pooled = _parse(url)
     settings = _settings(process, 300_000 if process == "migrator" else 30_000)
-    own = {"prepare_threshold": None} if pooled else {"options": _options(settings)}
+    own: dict[str, Any] = {"options": _options(settings)}
+    if pooled:
+        own = {"prepare_threshold": None, "autocommit": True}  # see pooler.open_each_transaction
     engine = create_engine(
         parsed,
         pool_size=pool_size,

@@ -44,15 +44,18 @@ def opening(settings: Mapping[str, str]) -> bytes:
 
 
 def open_each_transaction(engine: Engine, settings: Mapping[str, str]) -> None:
-    """Let every transaction of the engine begin with these settings."""
-    statement = opening(settings)
+    """Let every transaction of the engine begin with these settings.
+
+    Its connections are in autocommit mode, so that the driver leaves BEGIN to us: two statements
+    without parameters are one message.
+    """
+    statement = b"BEGIN; " + opening(settings)
 
     def begin(tx: Connection) -> None:
         driver = tx.connection.driver_connection
         assert isinstance(driver, psycopg.Connection)  # noqa: S101 - the only driver we open
         try:
-            with driver.pipeline():  # BEGIN and the settings in one round trip
-                driver.execute(statement)
+            driver.execute(statement)
         except psycopg.OperationalError as error:
             if driver.closed:
                 tx.invalidate(error)

@@ -2,7 +2,6 @@
 
 import os
 import pwd
-import re
 import shutil
 import socket
 import subprocess
@@ -85,15 +84,15 @@ def test_a_pooled_transaction_leaves_nothing_in_its_session(control, opened):
 
 
 def round_trips(engine, path) -> int:
-    """Count how often a short transaction waits for the server: turns from F(rontend) to B."""
-    with closing(engine.raw_connection()) as link, path.open("w") as file:
-        pgconn = link.driver_connection.pgconn
+    """Count how often a short transaction waits: turns from F (we speak) to B (Postgres does)."""
+    with path.open("w") as file:
+        with closing(engine.raw_connection()) as link:
+            pgconn = link.driver_connection.pgconn
         pgconn.trace(file.fileno())
-    with transaction(engine) as tx:
-        tx.execute(text("SELECT 1"))
-    pgconn.untrace()
-    lines = [re.search(r"^\S* *\S*\t([FB])\t", line) for line in path.read_text().splitlines()]
-    sides = [found.group(1) for found in lines if found]
+        with transaction(engine) as tx:
+            tx.execute(text("SELECT 1"))
+        pgconn.untrace()
+    sides = [line.split("\t")[1] for line in path.read_text().splitlines()]
     return sum(now + after == "FB" for now, after in pairwise(sides))
 
 
