@@ -146,12 +146,10 @@ def test_the_master_is_killed_twice_and_everything_drains(watched, world):
         for number in range(2):
             old = watched.master()
             world.pair.source(f"UPDATE big SET v = 'while {number} fails over'")
-            killed_at = time.monotonic()
             old.kill()
             asked = world.enqueue()
             run = fleet.wait(asked.run_id, RunState.SUCCEEDED, seconds=60)
             assert run.attempt == 1
-            print(f"{time.monotonic() - killed_at:.1f} s from kill to success")
             assert checksums(world)[0] == checksums(world)[1]
             assert watched.master() is not old
             old.start()  # comes back as a replica of the other
