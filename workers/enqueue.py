@@ -211,7 +211,7 @@ class JobQueue:
 
 def _problem(error: redis.RedisError, client: redis.Redis) -> str:
     """Say in our words why Redis cannot be asked."""
-    where = "Redis {host}:{port}".format(**{"host": "?", "port": "?", **_address(client)})
+    where = sentinels.whom(client) or "Redis {host}:{port}".format(**_address(client))
     match error:
         case redis.AuthenticationError() | redis.exceptions.NoPermissionError():
             return f"{where}: refuses the login of SYNCWARD_REDIS_URL"
@@ -227,4 +227,4 @@ def _problem(error: redis.RedisError, client: redis.Redis) -> str:
 
 def _address(client: redis.Redis) -> dict[str, Any]:
     known = client.connection_pool.connection_kwargs
-    return {name: known[name] for name in ("host", "port") if name in known}
+    return {name: known.get(name, "?") for name in ("host", "port")}

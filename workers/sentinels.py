@@ -10,7 +10,7 @@ from urllib.parse import SplitResult, parse_qs, urlencode, urlsplit
 
 import redis
 from redis.connection import parse_url
-from redis.sentinel import Sentinel
+from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from schemas.errors import ConfigError
 
@@ -45,6 +45,14 @@ def open_client(url: str, **options: Any) -> redis.Redis:  # noqa: ANN401 - redi
     sentinels = Sentinel(_hosts(parts), sentinel_kwargs=theirs, **server)  # type: ignore[no-untyped-call]  # redis-py has no types here
     client: redis.Redis = sentinels.master_for(own["master"])  # type: ignore[no-untyped-call]  # as above
     return client
+
+
+def whom(client: redis.Redis) -> str | None:
+    """Name the master that a client asks Sentinels for, to people; None if it asks none."""
+    pool = client.connection_pool
+    if not isinstance(pool, SentinelConnectionPool):
+        return None
+    return f"Redis master {pool.service_name} behind Sentinels"
 
 
 #: What is said to the server only: Sentinels have a login of their own, or none, and no databases.

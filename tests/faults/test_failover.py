@@ -132,6 +132,21 @@ def test_a_job_that_is_sent_during_a_failover_is_taken_or_refused_and_nothing_is
     assert outage > DOWN_AFTER_S / 2
     assert watched.master() is not old
     assert queue.alive()
+    health = queue.health()
+    assert (health.problem, health.maxmemory_policy) == (None, "noeviction")
+    queue.close()
+
+
+def test_sentinels_that_are_gone_are_named_by_their_master(watched):
+    for _port, pid in watched.sentinels:
+        end(pid, find_program().name, signal.SIGKILL)
+        exited(pid)
+    queue = JobQueue(open_client(watched.url))
+    assert not queue.alive()
+    assert not queue.send(Job(run_id=uuid4(), dispatch=1))
+    problem = queue.health().problem
+    assert problem is not None
+    assert problem.startswith("Redis master syncward behind Sentinels: cannot be reached")
     queue.close()
 
 

@@ -1,5 +1,6 @@
 """The control database through a pooler in transaction mode; PgBouncer itself under `full`."""
 
+import json
 import os
 import pwd
 import shutil
@@ -331,8 +332,18 @@ def test_a_url_that_keeps_the_pooler_secret_is_refused_with_what_to_type(
 
 @pytest.mark.full
 def test_the_command_line_works_through_a_pooler(world, pgbouncer, monkeypatch, shell):
-    monkeypatch.setenv("SYNCWARD_DATABASE_URL", pgbouncer().url(world.control.url))
+    direct = shell("doctor", "db", "--json")
+    pooled = pgbouncer().url(world.control.url)
+    monkeypatch.setenv("SYNCWARD_DATABASE_URL", pooled)
     code, out, _ = shell("account", "create", "acme")
     assert (code, "acme" in out) == (0, True)
     code, out, err = shell("db", "check")
     assert (code, out.splitlines()[-1]) == (0, "ok"), err
+    assert findings(shell("doctor", "db", "--json")) == findings(direct)
+
+
+def findings(answer: tuple[int, str, str]) -> list[tuple[str, bool]]:
+    """Return doctor's checks and whether something is wrong; there are some."""
+    found = [(c["name"], c["wrong"] is None) for c in json.loads(answer[1])["checks"]]
+    assert len(found) > 3
+    return found

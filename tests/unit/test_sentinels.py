@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from schemas.errors import ConfigError
+from workers import sentinels
 from workers.enqueue import open_client
 
 
@@ -51,6 +52,12 @@ def test_tls_goes_to_both_with_its_options():
     assert sentinel.connection_class.__name__ == "SSLConnection"
     plain, _, _ = made("redis+sentinel://one/0?master=m")
     assert plain.connection_class.__name__ == "SentinelManagedConnection"
+
+
+def test_people_are_told_the_masters_name_and_no_password():
+    client = open_client("redis+sentinel://me:geheim@one/0?master=syncward&sentinel_password=auch")
+    assert sentinels.whom(client) == "Redis master syncward behind Sentinels"
+    assert sentinels.whom(open_client("redis://one/0")) is None
 
 
 @pytest.mark.parametrize(
