@@ -21,6 +21,7 @@ from schemas.runs import Claim, Outcome, OutcomeKind, RunKind, RunOptions, RunSt
 from storage import audit, logs, tenancy
 from storage.endings import end, free_account, run_event
 from storage.logs import LogLine
+from storage.pooler import together
 
 
 class ClaimRefusal(StrEnum):
@@ -151,9 +152,9 @@ def heartbeat(
 ) -> dict[UUID, bool]:
     """Renew all leases of this process at once; return token -> cancel requested.
 
-    A token that is missing from the answer is lost. Autocommit: each statement stands alone.
+    A token that is missing from the answer is lost.
     """
-    with link.pipeline(), link.cursor() as seen, link.cursor() as renewed:
+    with link.cursor() as seen, link.cursor() as renewed, together(link):
         seen.execute(
             _SEEN,
             {

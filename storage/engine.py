@@ -13,9 +13,12 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from schemas.errors import ConfigError, SyncwardError, TransientError
+from storage import pooler
 from storage.silence import WATCH
 
 Process = Literal["migrator", "scheduler", "worker", "operator"]
+
+_Driver = psycopg.Connection[tuple[Any, ...]]
 
 #: libpq options of every control link: notice a dead peer in seconds, not in hours.
 _LINK: dict[str, Any] = {
@@ -33,12 +36,18 @@ FRESH_S = 1.0
 
 def parse_url(url: str) -> URL:
     """Return the URL for psycopg; ConfigError (which never quotes it) if it is none."""
+    return _parse(url)[0]
+
+
+def _parse(url: str) -> tuple[URL, bool]:
+    """Return the URL for psycopg, and whether it leads to a pooler."""
     try:
-        return make_url(url).set(drivername="postgresql+psycopg")
+        made = make_url(url).set(drivername="postgresql+psycopg")
     except (ArgumentError, ValueError):
         raise ConfigError(
             "SYNCWARD_DATABASE_URL: not a URL; write postgresql://login:password@host:5432/database"
         ) from None
+    return pooler.split(made)
 
 
 #: Tables of run control are empty at times, and a plan that was made then would read them whole
@@ -47,9 +56,10 @@ def parse_url(url: str) -> URL:
 _BY_INDEX = {"enable_seqscan": "off", "jit": "off"}
 
 
-def _options(process: Process, statement_timeout_ms: int) -> str:
+def _settings(process: Process, statement_timeout_ms: int) -> dict[str, str]:
+    """Return what holds in each transaction of a process; its role comes first."""
     role = "owner" if process == "migrator" else process
-    settings = {
+    return {
         "role": f"syncward_{role}",
         "search_path": "public",
         "TimeZone": "UTC",
@@ -58,37 +68,59 @@ def _options(process: Process, statement_timeout_ms: int) -> str:
         "idle_in_transaction_session_timeout": "60s",
         **(_BY_INDEX if process in {"scheduler", "worker"} else {}),
     }
+
+
+def _options(settings: dict[str, str]) -> str:
+    """Return the startup options that give a session of our own these settings."""
     return " ".join(f"-c {name}={value}" for name, value in settings.items())
 
 
 def open_engine(url: str, process: Process, *, pool_size: int = 5) -> Engine:
-    """Return an engine whose sessions hold the least role of this process; connects lazily."""
-    timeout_ms = 300_000 if process == "migrator" else 30_000
+    """Return an engine whose transactions have the least role of this process; connects lazily."""
+    parsed, pooled = _parse(url)
+    settings = _settings(process, 300_000 if process == "migrator" else 30_000)
+    own: dict[str, Any] = {"options": _options(settings)}
+    if pooled:
+        own = {"prepare_threshold": None, "autocommit": True}  # see pooler.open_each_transaction
     engine = create_engine(
-        parse_url(url),
+        parsed,
         pool_size=pool_size,
         max_overflow=pool_size,
         hide_parameters=True,  # parameters may hold what people typed
-        connect_args={
-            **_LINK,
-            "application_name": f"syncward-control:{process}",
-            "options": _options(process, timeout_ms),
-        },
+        connect_args={**_LINK, "application_name": f"syncward-control:{process}", **own},
     )
     if process != "migrator":  # migrations may take their time
         WATCH.over(engine)  # first: the question of `_refuse_dead` may stay unanswered, too
+    if pooled:
+        pooler.open_each_transaction(engine, settings)
+    else:
+        event.listen(engine, "connect", _refuse_another_role(settings["role"]))
     event.listen(engine, "checkin", _note_use)
     event.listen(engine, "checkout", _refuse_dead)
     return engine
+
+
+def _refuse_another_role(role: str) -> Callable[[_Driver, ConnectionPoolEntry], None]:
+    """Return a check that a new session has our role: a pooler may drop options in silence."""
+
+    def check(link: _Driver, _: ConnectionPoolEntry) -> None:
+        row = link.execute("SELECT current_user").fetchone()
+        link.rollback()
+        if row != (role,):
+            link.close()
+            raise ConfigError(
+                f"control database: something between dropped the role {role}; "
+                "if it is a pooler, add ?pooler=transaction to SYNCWARD_DATABASE_URL"
+            )
+
+    return check
 
 
 def _note_use(_: object, record: ConnectionPoolEntry) -> None:
     record.info["used_at"] = monotonic()
 
 
-def _refuse_dead(
-    link: psycopg.Connection[tuple[Any, ...]], record: ConnectionPoolEntry, _: object
-) -> None:
+def _refuse_dead(link: _Driver, record: ConnectionPoolEntry, _: object) -> None:
     """Ask a connection that was idle whether it lives; one used just now is not worth a round trip.
 
     The pool replaces one that is refused, as `pool_pre_ping` would.
@@ -102,23 +134,30 @@ def _refuse_dead(
         raise DisconnectionError from None
 
 
-def open_link(url: str, process: Process) -> psycopg.Connection[tuple[Any, ...]]:
-    """Return one autocommit connection outside any pool, for a thread that must not wait."""
-    parsed = parse_url(url)
-    query: dict[str, Any] = dict(parsed.query)
+def open_link(url: str, process: Process) -> _Driver:
+    """Return one autocommit connection outside any pool, for a thread that must not wait.
+
+    What it says, it says within `pooler.together`.
+    """
+    parsed, pooled = _parse(url)
+    settings = _settings(process, 5_000)
+    known: dict[str, Any] = {
+        "host": parsed.host,
+        "port": parsed.port or 5432,
+        "dbname": parsed.database,
+        "user": parsed.username,
+        "password": parsed.password,
+        "autocommit": True,
+        "application_name": f"syncward-control:{process}-heartbeat",
+        **_LINK,
+        **parsed.query,
+    }
     with explained(parsed):
-        return psycopg.connect(
-            host=parsed.host,
-            port=parsed.port or 5432,
-            dbname=parsed.database,
-            user=parsed.username,
-            password=parsed.password,
-            autocommit=True,
-            application_name=f"syncward-control:{process}-heartbeat",
-            options=_options(process, 5_000),
-            **_LINK,
-            **query,
-        )
+        if not pooled:
+            return psycopg.connect(**known, options=_options(settings))
+        link = pooler.PooledLink.connect(**known, prepare_threshold=None)
+    link.opening = pooler.opening(settings)
+    return link
 
 
 def run_script(tx: Connection, sql: str) -> None:
@@ -237,6 +276,10 @@ def _unreachable(error: psycopg.Error, where: str, url: URL) -> SyncwardError:
         return ConfigError(
             f"{where}: role missing or not granted to login {url.username}; "
             "run: syncward db upgrade"
+        )
+    if "unsupported startup parameter" in text:
+        return ConfigError(
+            f"{where}: a pooler answers; add ?pooler=transaction to SYNCWARD_DATABASE_URL"
         )
     if "certificate" in text or "SSL" in text:
         return ConfigError(f"{where}: TLS refused; check sslmode and sslrootcert in the URL")

@@ -45,7 +45,12 @@ def current(tx: Connection) -> str | None:
 
 
 def _admin_engine(url: str) -> Engine:
-    return create_engine(parse_url(url), hide_parameters=True, connect_args={"connect_timeout": 5})
+    """Return an engine of the login's own rights. Nothing is prepared: a pooler may be between."""
+    return create_engine(
+        parse_url(url),
+        hide_parameters=True,
+        connect_args={"connect_timeout": 5, "prepare_threshold": None},
+    )
 
 
 def upgrade(url: str, principal: Principal) -> tuple[str | None, str]:

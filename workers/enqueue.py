@@ -15,6 +15,7 @@ from redis.retry import Retry
 from schemas.errors import ConfigError
 from schemas.health import QueueHealth
 from schemas.jobs import QUEUE, Job
+from workers import sentinels
 
 #: The actor's name on the wire; workers/actors.py registers the function behind it.
 ACTOR = "execute"
@@ -35,14 +36,16 @@ def open_client(url: str) -> redis.Redis:
 
     Retries belong to Postgres: a command that redis-py repeats may enqueue a job twice.
     """
+    options = {
+        "socket_timeout": 5,
+        "socket_connect_timeout": 3,
+        "health_check_interval": 30,
+        "retry": Retry(NoBackoff(), 0),
+    }
     try:
-        return redis.Redis.from_url(
-            url,
-            socket_timeout=5,
-            socket_connect_timeout=3,
-            health_check_interval=30,
-            retry=Retry(NoBackoff(), 0),
-        )
+        if sentinels.named_in(url):
+            return sentinels.open_client(url, **options)
+        return redis.Redis.from_url(url, **options)
     except ValueError:
         raise ConfigError(
             "SYNCWARD_REDIS_URL: not a URL; write rediss://user:password@host:6379/0"
@@ -208,7 +211,7 @@ class JobQueue:
 
 def _problem(error: redis.RedisError, client: redis.Redis) -> str:
     """Say in our words why Redis cannot be asked."""
-    where = "Redis {host}:{port}".format(**{"host": "?", "port": "?", **_address(client)})
+    where = sentinels.whom(client) or "Redis {host}:{port}".format(**_address(client))
     match error:
         case redis.AuthenticationError() | redis.exceptions.NoPermissionError():
             return f"{where}: refuses the login of SYNCWARD_REDIS_URL"
@@ -224,4 +227,4 @@ def _problem(error: redis.RedisError, client: redis.Redis) -> str:
 
 def _address(client: redis.Redis) -> dict[str, Any]:
     known = client.connection_pool.connection_kwargs
-    return {name: known[name] for name in ("host", "port") if name in known}
+    return {name: known.get(name, "?") for name in ("host", "port")}
