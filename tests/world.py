@@ -27,6 +27,7 @@ from storage import accounts, audit, claims, connections, logs, outputs, runs
 from storage.claims import WorkerState
 from storage.engine import Process, open_engine, open_link, transaction
 from workers import run_sync
+from workers.attempt import Dependencies
 from workers.heartbeat import Heartbeat
 from workers.run_log import LogWriter
 
@@ -193,7 +194,7 @@ class World:
     pair: Pair
     cli: Cli
     scheduler: ticks.Scheduler
-    deps: run_sync.Dependencies
+    deps: Dependencies
     jobs: Jobs
     directory: Path
 
@@ -229,7 +230,7 @@ class World:
         )
 
     @staticmethod
-    def _deps(control: Control, settings: Settings, worker_file: Path) -> run_sync.Dependencies:
+    def _deps(control: Control, settings: Settings, worker_file: Path) -> Dependencies:
         engine = control.engine("worker")
 
         def write(lines: Sequence[logs.LogLine]) -> None:
@@ -242,7 +243,7 @@ class World:
             1.0,
         )
         heartbeat.beat()
-        return run_sync.Dependencies(
+        return Dependencies(
             engine=engine,
             keyring=keyrings.load(str(worker_file)),
             heartbeat=heartbeat,

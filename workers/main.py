@@ -27,6 +27,7 @@ from storage.claims import WorkerState, sign_off
 from storage.engine import open_engine, open_link, transaction
 from storage.metrics import BUILD
 from workers import actors, run_sync
+from workers.attempt import Dependencies
 from workers.enqueue import JobQueue, open_broker, open_client
 from workers.heartbeat import Heartbeat
 from workers.metrics import RUNNING
@@ -48,7 +49,7 @@ EXIT_HANGING = 70
 @dataclass(slots=True)
 class _Process:
     worker: dramatiq.Worker
-    deps: run_sync.Dependencies
+    deps: Dependencies
     client: Redis
     draining: Event
 
@@ -104,7 +105,7 @@ def _build(settings: Settings) -> _Process:
         with transaction(engine) as tx:
             logs.append(tx, lines)
 
-    deps = run_sync.Dependencies(
+    deps = Dependencies(
         engine=engine,
         keyring=keyring,
         heartbeat=Heartbeat(
@@ -137,7 +138,7 @@ def required(settings: Settings) -> tuple[str, str, str]:
 
 
 def _dramatiq(
-    deps: run_sync.Dependencies, client: Redis, settings: Settings, draining: Event
+    deps: Dependencies, client: Redis, settings: Settings, draining: Event
 ) -> dramatiq.Worker:
     broker, put_back = open_broker(client), JobQueue(client)
 

@@ -3,13 +3,8 @@
 import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
 from time import monotonic
 
-from sqlalchemy import Engine
-
-from crypto.keyring import Keyring
-from schemas.audit import Principal
 from schemas.errors import (
     ConfigError,
     CredentialsError,
@@ -20,62 +15,20 @@ from schemas.errors import (
 from schemas.failures import OF_ONE_STREAM
 from schemas.jobs import Job
 from schemas.limits import GIVE_UP_AFTER_S
-from schemas.records import (
-    CONTROL_RESTORED,
-    Destination,
-    LoadRequest,
-    Source,
-    StreamClaim,
-    StreamResult,
-    ahead,
-)
+from schemas.records import Destination, LoadRequest, Source, StreamResult
 from schemas.runs import Claim, Outcome, RunKind
-from schemas.settings import Settings
 from schemas.streams import Mode
-from storage import claims, restored, work
+from storage import claims, work
 from storage.claims import ClaimRefusal
 from storage.engine import again, transaction
 from storage.work import Work
-from workers import answers, metrics, outcomes
-from workers.control import RunControl, clock
+from workers import answers, history, metrics, outcomes
+from workers.attempt import Attempt, Dependencies, Taken
+from workers.control import clock
 from workers.ends import open_destination, open_source
-from workers.heartbeat import Heartbeat
-from workers.run_log import LogWriter, RunLog
+from workers.run_log import RunLog
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Dependencies:
-    """What a worker process builds once, in main.py."""
-
-    engine: Engine
-    keyring: Keyring
-    heartbeat: Heartbeat
-    logs: LogWriter
-    settings: Settings
-    worker_id: str
-    principal: Principal
-
-
-#: What a run works on, or why it cannot be taken: then that is how the attempt ends.
-Taken = Work | SyncwardError
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One claimed attempt at a run, and what it works with."""
-
-    claim: Claim
-    control: RunControl
-    run_log: RunLog
-    deps: Dependencies
-    taken: Taken
-
-    @property
-    def reads_from(self) -> str | None:
-        """The kind of its source; None while its subject is not known."""
-        return self.taken.source.kind if isinstance(self.taken, Work) else None
 
 
 class UnknownRun(SyncwardError):  # noqa: N818 - an event more than an error
@@ -154,7 +107,7 @@ def _sync(attempt: Attempt, subject: Work) -> Outcome:
         open_source(subject.source, keyring, control) as source,
         open_destination(subject.destination, keyring, control) as destination,
     ):
-        attempt = _adopted(attempt, destination)
+        attempt = history.adopted(attempt, destination)
         for position, request in enumerate(_requests(attempt.claim, subject)):
             try:
                 result = _stream(attempt, request, source, destination)
@@ -193,20 +146,6 @@ def _requests(claim: Claim, subject: Work) -> Iterator[LoadRequest]:
                 target_schema=subject.target_schema,
                 rewrite=claim.options.full_refresh and spec.mode is Mode.APPEND,
             )
-
-
-def _adopted(attempt: Attempt, destination: Destination) -> Attempt:
-    """Catch up with a destination that is ahead, once a person has said that this is right."""
-    claim = attempt.claim
-    if claim.options.approved != CONTROL_RESTORED:
-        return attempt
-    seen = destination.highest_fence(claim.subject_id)
-    if seen < claim.fence:
-        return attempt
-    with transaction(attempt.deps.engine) as tx:
-        adopted = restored.adopt(tx, claim, seen, attempt.deps.principal)
-    attempt.run_log.info(f"goes on from the destination's state; fence {seen} there")
-    return replace(attempt, claim=adopted)
 
 
 def _stream(
@@ -252,7 +191,7 @@ def _move(
     """Fence the stream, extract from its cursor, load each batch with its cursor in one commit."""
     spec, run_log = request.stream, attempt.run_log
     known = destination.claim_stream(request)
-    _check_history(attempt, spec.name, known)
+    history.check(attempt, spec.name, known)
     if known.result is not None:  # an earlier attempt of this run committed it, then died
         run_log.info(f"already loaded by attempt {known.result.attempt}; not read again", spec.name)
         return known.result
@@ -268,23 +207,6 @@ def _move(
         raise RuntimeError(f"{spec.name}: the source ended without a batch")
     run_log.info(outcomes.sentence(result), spec.name)
     return result
-
-
-def _check_history(attempt: Attempt, stream: str, known: StreamClaim) -> None:
-    """Trip if a run that the control database never heard of has loaded this stream.
-
-    Fences alone would not tell for long: after a restore they grow with every attempt. Usually the
-    last load is on record, and nothing is asked.
-    """
-    on_record = attempt.taken.fences.get(stream, 0) if isinstance(attempt.taken, Work) else 0
-    if known.last_run is None or known.fence_before <= on_record:
-        return
-    if attempt.claim.options.approved == CONTROL_RESTORED:
-        return
-    with transaction(attempt.deps.engine) as tx:
-        heard_of = restored.knows(tx, known.last_run)
-    if not heard_of:
-        raise ahead(stream)
 
 
 def _give_up(attempt: Attempt, reason: SyncwardError) -> None:

@@ -19,6 +19,7 @@ from storage.engine import open_link
 from tests.faults.test_processes import Fleet
 from tests.world import OPERATOR
 from workers import run_sync
+from workers.attempt import Dependencies
 from workers.heartbeat import Heartbeat
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
@@ -102,9 +103,9 @@ def working(world):
         beat,
     )
     heartbeat.start()
-    deps = run_sync.Dependencies(
+    deps = Dependencies(
         **{
-            **{f: getattr(world.deps, f) for f in run_sync.Dependencies.__slots__},
+            **{f: getattr(world.deps, f) for f in Dependencies.__slots__},
             "heartbeat": heartbeat,
         }
     )
