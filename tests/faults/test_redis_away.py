@@ -127,6 +127,7 @@ def test_a_job_whose_send_got_no_answer_comes_twice_and_is_executed_once(shop, p
 
 
 def queue_up(world) -> float:
+    world.scheduler.cluster.wait()
     (value,) = [
         sample.value
         for family in world.scheduler.cluster.collect()
