@@ -24,6 +24,7 @@ from uuid import UUID
 
 import psycopg
 
+from connectors.pg_errors import Kind, all_answers
 from schemas.limits import DISPATCH_DEADLINE
 from tests.faults import checker, recording
 from tests.faults.arena import EQUALS, LEASE_S, RUNS_MAX, Arena
@@ -34,7 +35,9 @@ PATIENCE_S = 120.0
 TMPFS_MB = 160
 #: How a run may fail here: it was unlucky too often. Nothing that is done asks a person to act, so
 #: any other code was misjudged.
-TIMES_FAULT = {"transient", "disk_full", "cancelled_there", "lost_leases"}
+TIMES_FAULT = {"transient", "lost_leases"} | {
+    answer.code for answer in all_answers() if answer.kind is Kind.TRANSIENT
+}
 #: An outcome -> what those who read the summary call it.
 HEADLINES = {
     "lost": ("I1", "I2"),
