@@ -121,6 +121,14 @@ def _find(tx: Connection, account_id: UUID, name: str) -> Run:
     return latest[0]
 
 
+def _find_id(tx: Connection, account_id: UUID, name: str) -> UUID:
+    """Return the id, which may be of a run that is only promised, or of a connection's latest."""
+    try:
+        return UUID(name)
+    except ValueError:
+        return _find(tx, account_id, name).run_id
+
+
 @command(run)
 @click.argument("name", metavar="RUN|CONNECTION")
 def show(cli: Cli, name: str) -> None:
@@ -136,10 +144,7 @@ def show(cli: Cli, name: str) -> None:
 def explain(cli: Cli, name: str) -> None:
     """Say which rule holds a run back, and when it is expected to start."""
     with cli.inside(name) as (tx, account, short):
-        try:
-            run_id = UUID(short)
-        except ValueError:
-            run_id = _find(tx, account.account_id, short).run_id
+        run_id = _find_id(tx, account.account_id, short)
         why = explanations.explain(tx, run_id, runs_max=cli.settings.runs_max)
     cli.answer(why, lambda: explanation_text(why))
 
@@ -220,11 +225,11 @@ def output(cli: Cli, name: str) -> None:
 def cancel(cli: Cli, name: str) -> None:
     """Stop a run: at once if no worker has it, within seconds otherwise."""
     with cli.inside(name) as (tx, account, short):
-        found = _find(tx, account.account_id, short)
-        state = runs.cancel(tx, found.run_id, cli.principal)
+        run_id = _find_id(tx, account.account_id, short)
+        state = runs.cancel(tx, run_id, cli.principal)
     if state is RunState.RUNNING:
-        state = wait_for_run(cli, account.name, found.run_id).state
-    cli.answer({"run_id": found.run_id, "state": state}, lambda: f"run {found.run_id} {state}")
+        state = wait_for_run(cli, account.name, run_id).state
+    cli.answer({"run_id": run_id, "state": state}, lambda: f"run {run_id} {state}")
 
 
 @command(run)

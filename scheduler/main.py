@@ -33,6 +33,10 @@ REAP_EVERY_S = 1.0
 PRESENCE_EVERY_S = 5.0
 UPKEEP_EVERY_S = 30.0
 RETENTION_EVERY_S = 3_600.0
+#: While there is more to forget.
+RETENTION_BUSY_S = 1.0
+#: After a tick that failed, whatever its kind: the reason rarely goes away at once.
+FAILED_PAUSE_S = 1.0
 
 
 def run(settings: Settings) -> None:
@@ -63,11 +67,19 @@ def run(settings: Settings) -> None:
     logger.info("scheduler_stopped")
 
 
-def _pause(name: str, every: float, done: int) -> float:
+def _pause(name: str, every: float, done: int | None) -> float:
     """Come back sooner while there is work: a due batch was full, or jobs found free slots."""
-    if name == "due" and done >= DUE_BATCH:
-        return 0.0
-    return DISPATCH_BUSY_S if name == "dispatch" and done else every
+    match name:
+        case _ if done is None:
+            return max(every, FAILED_PAUSE_S)
+        case "due" if done >= DUE_BATCH:
+            return 0.0
+        case "dispatch" if done:
+            return DISPATCH_BUSY_S
+        case "retention" if done:
+            return RETENTION_BUSY_S
+        case _:
+            return every
 
 
 def _build(settings: Settings) -> Scheduler:
@@ -94,14 +106,15 @@ def _build(settings: Settings) -> Scheduler:
     )
 
 
-def _tick(name: str, tick: Callable[[Scheduler], int], scheduler: Scheduler) -> int:
+def _tick(name: str, tick: Callable[[Scheduler], int], scheduler: Scheduler) -> int | None:
+    """Do one tick; None if it failed."""
     started = monotonic()
     try:
         done = tick(scheduler)
     except SyncwardError as error:
         metrics.TICKS_FAILED.labels(name).inc()
         logger.warning("tick_failed", extra={"tick": name, "reason": error.public})
-        return 0
+        return None
     metrics.TICK_DURATION.labels(name).observe(monotonic() - started)
     metrics.TICK_ITEMS.labels(name).inc(done)
     metrics.TICK_LAST.labels(name).set_to_current_time()

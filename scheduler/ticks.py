@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import takewhile
-from time import CLOCK_BOOTTIME, clock_gettime
+from time import CLOCK_BOOTTIME, clock_gettime, monotonic
 from typing import Protocol
 
 from sqlalchemy import Connection, Engine
@@ -14,7 +14,7 @@ from scheduler.dispatch import pick
 from scheduler.due import decide
 from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
 from schemas.jobs import Job
-from schemas.limits import DISPATCH_DEADLINE, RETENTION_BATCHES
+from schemas.limits import DISPATCH_DEADLINE, RETENTION_SLICE_S
 from schemas.settings import Settings
 from storage import audit, dispatch, due, instance, partitions, reap, retention
 from storage.engine import transaction
@@ -158,19 +158,18 @@ def leave(scheduler: Scheduler) -> int:
 
 
 def retention_tick(scheduler: Scheduler) -> int:
-    """Forget what plans no longer keep, batch by batch; return how many runs went."""
-    gone = 0
-    with transaction(scheduler.engine) as tx:
-        accounts = retention.expired(tx)
-    for account in accounts:
-        for _ in range(RETENTION_BATCHES):
-            with transaction(scheduler.engine) as tx:
-                batch = retention.forget(tx, account, scheduler.principal).runs
-            gone += batch
-            if not batch:
-                break
-    with transaction(scheduler.engine) as tx:
-        retention.drop_months(tx, scheduler.principal)
+    """Forget what plans no longer keep, a slice of time's worth; return how many runs went.
+
+    0 when nothing is left: then old months go, too.
+    """
+    gone, until = 0, monotonic() + RETENTION_SLICE_S
+    while monotonic() < until:
+        with transaction(scheduler.engine) as tx:
+            account = retention.behind(tx)
+            if account is None:
+                retention.drop_months(tx, scheduler.principal)
+                return gone
+            gone += retention.forget(tx, account, scheduler.principal).runs
     return gone
 
 

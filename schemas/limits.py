@@ -69,8 +69,8 @@ LOG_MESSAGE_MAX = 4_000
 ERROR_TEXT_MAX = 1_000
 
 #: Runs forgotten in one transaction of `retention`.
-RETENTION_BATCH = 2_000
-#: Batches of one account in one go of the scheduler: the rest comes with the next one.
-RETENTION_BATCHES = 25
+RETENTION_BATCH = 500
+#: Seconds of it between other ticks of a scheduler, which must not wait; the rest comes soon after.
+RETENTION_SLICE_S = 0.2
 #: The ledger of slots proves that none was lost; nobody asks about older ones.
 SLOTS_KEPT = timedelta(days=93)

@@ -8,8 +8,11 @@ from sqlalchemy import Connection, text
 
 from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
 from schemas.limits import RETENTION_BATCH, SLOTS_KEPT
-from schemas.plans import PLANS, plan
+from schemas.plans import PLANS
 from storage import audit
+
+#: A partition is dropped when all of its month is old enough.
+_A_MONTH = timedelta(days=31)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,12 @@ class Expired:
     runs: int
 
 
+_PLAN_DAYS = {
+    "plans": list(PLANS),
+    "days": [known.retention_days for known in PLANS.values()],
+}
+
+
 def expired(tx: Connection) -> list[Expired]:
     """Return the accounts that have something to forget, and how many runs."""
     rows = tx.execute(
@@ -50,9 +59,23 @@ def expired(tx: Connection) -> list[Expired]:
             "AND r.finished_at < now() - make_interval(days => p.days) "
             "GROUP BY a.id, a.name, p.days ORDER BY a.name"
         ),
-        {"plans": list(PLANS), "days": [known.retention_days for known in PLANS.values()]},
+        _PLAN_DAYS,
     )
     return [Expired(*row) for row in rows]
+
+
+def behind(tx: Connection) -> Expired | None:
+    """Return an account with something to forget, without counting it; None if there is none."""
+    row = tx.execute(
+        text(
+            "SELECT a.id, a.name, p.days FROM accounts a "
+            "JOIN unnest(CAST(:plans AS text[]), CAST(:days AS int[])) AS p (plan, days) "
+            "ON p.plan = a.plan WHERE EXISTS (SELECT FROM runs r WHERE r.account_id = a.id "
+            "AND r.finished_at < now() - make_interval(days => p.days)) LIMIT 1"
+        ),
+        _PLAN_DAYS,
+    ).one_or_none()
+    return None if row is None else Expired(row.id, row.name, row.days, runs=0)
 
 
 def forget(tx: Connection, one: Expired, principal: Principal) -> Forgotten:
@@ -78,11 +101,13 @@ def forget(tx: Connection, one: Expired, principal: Principal) -> Forgotten:
 
 
 def drop_months(tx: Connection, principal: Principal) -> list[str]:
-    """Drop the partitions of months that no plan keeps; return their names."""
-    longest = max(timedelta(days=plan(name).retention_days) for name in PLANS)
-    kept = max(longest, SLOTS_KEPT) + timedelta(days=31)
+    """Drop the partitions of months that no plan keeps, and of old slots; return their names."""
+    longest = timedelta(days=max(known.retention_days for known in PLANS.values()))
     dropped = list(
-        tx.execute(text("SELECT drop_partitions(now() - :kept)"), {"kept": kept}).scalars()
+        tx.execute(
+            text("SELECT drop_partitions(now() - :runs, now() - :slots)"),
+            {"runs": longest + _A_MONTH, "slots": SLOTS_KEPT + _A_MONTH},
+        ).scalars()
     )
     if dropped:
         audit.append(

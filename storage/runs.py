@@ -283,7 +283,12 @@ def _lock(tx: Connection, run_id: UUID) -> Row[Any]:
 
 
 def cancel(tx: Connection, run_id: UUID, principal: Principal) -> RunState:
-    """Ask a run to stop. One that no worker holds ends at once; others hear by heartbeat."""
+    """Ask a run to stop. One that no worker holds ends at once; others hear by heartbeat.
+
+    One that is only promised, for when the live run of its subject ends, will not begin.
+    """
+    if _withdrawn(tx, run_id, principal):
+        return RunState.CANCELLED
     live = _lock(tx, run_id)
     assert RunState(live.state) in LIVE_STATES  # noqa: S101 - the table's CHECK says so
     if live.state == RunState.RUNNING:
@@ -299,6 +304,35 @@ def cancel(tx: Connection, run_id: UUID, principal: Principal) -> RunState:
         return RunState.RUNNING
     end(tx, run_id, RunState.CANCELLED, principal, error_code="cancelled", error="Cancelled.")
     return RunState.CANCELLED
+
+
+#: What was asked for meanwhile is dropped, but not forgotten: it gets its line of history.
+_WITHDRAW = text(
+    "WITH live AS (SELECT subject_id, again_run_id, again_trigger FROM active_runs "
+    "WHERE again_run_id = :id FOR UPDATE), "
+    "dropped AS (UPDATE active_runs a SET again_run_id = NULL, again_trigger = NULL, "
+    "again_options = NULL FROM live WHERE a.subject_id = live.subject_id "
+    "RETURNING a.account_id, a.kind, a.subject_id) "
+    "INSERT INTO runs (run_id, account_id, kind, subject_id, state, trigger, scheduled_for, "
+    "queued_at, attempt, fence, error_code, error) SELECT live.again_run_id, d.account_id, d.kind, "
+    "d.subject_id, 'cancelled', live.again_trigger, clock_timestamp(), clock_timestamp(), 0, 0, "
+    "'cancelled', 'Cancelled.' FROM live JOIN dropped d ON d.subject_id = live.subject_id "
+    "RETURNING run_id, account_id, subject_id, attempt"
+)
+
+
+def _withdrawn(tx: Connection, run_id: UUID, principal: Principal) -> bool:
+    subject = tx.execute(
+        text("SELECT subject_id FROM active_runs WHERE again_run_id = :id"), {"id": run_id}
+    ).scalar()
+    if subject is None:
+        return False
+    lock_schedule(tx, subject)
+    row = tx.execute(_WITHDRAW, {"id": run_id}).one_or_none()
+    if row is None:  # the live run ended between our two statements: the promised one is live now
+        return False
+    audit.append(tx, run_event(AuditAction.RUN_CANCELLED, row, principal, reason="cancelled"))
+    return True
 
 
 def busy(tx: Connection, *, account_id: UUID, subject_id: UUID | None = None) -> Sequence[UUID]:

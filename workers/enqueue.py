@@ -138,17 +138,22 @@ class JobQueue:
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
         self._broker = open_broker(client)
-        self._asked_at = float("-inf")
+        self._ask_at = float("-inf")
         self._alive = False
 
     def alive(self) -> bool:
-        """Say whether Redis answered within the last second; never raises."""
-        if monotonic() - self._asked_at > _ALIVE_FOR_S:
+        """Say whether Redis answered within the last second; never raises.
+
+        One that is silent costs its whole timeout, so that it is asked less often the longer it
+        lets us wait: a scheduler has other things to do.
+        """
+        began = monotonic()
+        if began >= self._ask_at:
             try:
                 self._alive = bool(self._client.ping())
             except redis.RedisError:
                 self._alive = False
-            self._asked_at = monotonic()
+            self._ask_at = monotonic() + max(_ALIVE_FOR_S, 3 * (monotonic() - began))
         return self._alive
 
     def send(self, job: Job) -> bool:
@@ -166,7 +171,7 @@ class JobQueue:
         try:
             self._broker.enqueue(message)
         except redis.RedisError:
-            self._asked_at = float("-inf")
+            self._ask_at = float("-inf")
             return False
         return True
 

@@ -281,7 +281,7 @@ def test_retention_drops_months_that_no_plan_keeps_and_refuses_young_ones(shop):
         shop.scheduler.engine.connect() as tx,
         pytest.raises(Exception, match="at least one month"),
     ):
-        tx.exec_driver_sql("SELECT drop_partitions(now())").all()
+        tx.exec_driver_sql("SELECT drop_partitions(now(), now())").all()
     with shop.scheduler.engine.connect() as tx, pytest.raises(Exception, match="at least one day"):
         tx.exec_driver_sql("SELECT * FROM expire_runs(gen_random_uuid(), now(), 1)").all()
 

@@ -115,6 +115,17 @@ def test_a_trigger_during_a_run_starts_the_next_run_with_its_options(shop):
     assert options["full_refresh"] is True
 
 
+def test_a_run_that_is_only_promised_can_be_cancelled(shop, shell):
+    claim = claimed(shop)
+    promised = shop.enqueue().run_id
+    code, out, _ = shell("run", "cancel", str(promised))
+    assert (code, out.strip()) == (0, f"run {promised} cancelled")
+    assert state(shop, promised) is RunState.CANCELLED
+    finish(shop, claim, Outcome(OutcomeKind.SUCCEEDED))
+    assert shop.control.one("SELECT count(*) FROM active_runs") == 0
+    assert shop.events(promised)[-1] == "run.cancelled"
+
+
 def test_a_trigger_is_kept_even_when_the_running_run_fails(shop):
     claim = claimed(shop)
     asked = shop.enqueue()

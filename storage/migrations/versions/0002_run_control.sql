@@ -96,12 +96,13 @@ BEGIN
 END $$;
 
 -- Drops months that nobody keeps any more; the audit stream is not touched by this.
-CREATE FUNCTION drop_partitions(older_than timestamptz) RETURNS SETOF text
+CREATE FUNCTION drop_partitions(runs_before timestamptz, slots_before timestamptz)
+  RETURNS SETOF text
   LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
 DECLARE
   part record;
 BEGIN
-  IF older_than > now() - interval '31 days' THEN
+  IF greatest(runs_before, slots_before) > now() - interval '31 days' THEN
     RAISE EXCEPTION 'retention keeps at least one month of partitions' USING ERRCODE = '22023';
   END IF;
   FOR part IN
@@ -110,16 +111,17 @@ BEGIN
     WHERE i.inhparent IN ('public.slots'::regclass, 'public.runs'::regclass,
                           'public.run_logs'::regclass)
       AND c.relname ~ '_[0-9]{6}$'
-      AND to_timestamp(right(c.relname, 6), 'YYYYMM') + interval '1 month' < older_than
+      AND to_timestamp(right(c.relname, 6), 'YYYYMM') + interval '1 month'
+        < CASE WHEN i.inhparent = 'public.slots'::regclass THEN slots_before ELSE runs_before END
     ORDER BY c.relname
   LOOP
     EXECUTE format('DROP TABLE %s', part.name);
     RETURN NEXT part.relname;
   END LOOP;
 END $$;
-REVOKE ALL ON FUNCTION expire_runs(uuid, timestamptz, integer), drop_partitions(timestamptz)
+REVOKE ALL ON FUNCTION expire_runs(uuid, timestamptz, integer), drop_partitions(timestamptz, timestamptz)
   FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION expire_runs(uuid, timestamptz, integer), drop_partitions(timestamptz)
+GRANT EXECUTE ON FUNCTION expire_runs(uuid, timestamptz, integer), drop_partitions(timestamptz, timestamptz)
   TO syncward_scheduler, syncward_operator;
 
 -- The same bytes as before, in a form that Postgres inlines into the trigger: a SQL-standard body is
