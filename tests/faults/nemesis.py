@@ -46,6 +46,7 @@ class Nemesis:
 
     def strike(self) -> None:
         """Make one fault. One that finds nothing to hit is not counted."""
+        self.revive()
         names, weights = zip(*((f, w) for f, w in FAULTS.items()), strict=True)
         (fault,) = self.random.choices(names, weights)
         try:
@@ -53,6 +54,13 @@ class Nemesis:
                 self.made[fault.__name__.removeprefix("_")] += 1
         except (psycopg.Error, SyncwardError, OSError):
             pass  # a server that another fault has just taken down
+
+    def revive(self) -> None:
+        """Start servers that did not come back by themselves, as on a disk that was full then."""
+        for server in (self.arena.base, self.arena.data, self.arena.valkey):
+            if server.pid is None:
+                with suppress(SyncwardError, OSError):
+                    server.start(server.port)
 
     def heal(self) -> None:
         """Undo everything that lasts, until everything is up: from here on nothing is wrong."""
