@@ -91,7 +91,7 @@ POINTS = (
     Point("doubt", "after", "storage.restored:knows", "it was a run of ours"),
     Point("restored", "before", "storage.restored:adopt", "approved, fence not raised"),
     Point("restored", "after", "storage.restored:adopt", "fence raised, not committed"),
-    Point("restored", "after", f"{RUN}:_adopted", "fence committed"),
+    Point("restored", "after", "workers.history:adopted", "fence committed"),
     # beside it
     Point("beat", "before", "workers.heartbeat:heartbeat", "lease not renewed"),
     Point("beat", "after", "workers.heartbeat:heartbeat", "lease renewed"),
