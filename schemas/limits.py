@@ -3,9 +3,9 @@
 from datetime import timedelta
 
 #: Due schedules claimed in one transaction: keeps a tick under the 250 ms budget.
-DUE_BATCH = 500
+DUE_BATCH = 400
 #: Jobs sent in one tick: keeps a tick under the 250 ms budget.
-DISPATCH_BATCH = 500
+DISPATCH_BATCH = 400
 #: Accounts, and runs of each, read beyond what a tick needs: some will meet a busy resource.
 DISPATCH_SPARE = 5
 #: Candidates read per account and dispatch, so that one backlog cannot fill the picker's memory.

@@ -5,6 +5,7 @@ changed row: INSERT, DELETE and UPDATE OF state of the tables below.
 """
 
 import json
+from collections import Counter as Counted
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,6 +16,7 @@ from prometheus_client import Counter
 from sqlalchemy import Connection, Row, text
 
 from schemas.audit import AuditAction, AuditClass, AuditEvent, TargetKind, audit_class
+from storage.rowset import rowset
 
 #: Guarded table -> the column an event must target. A test compares this with the triggers.
 GUARDED_TABLES = {
@@ -45,9 +47,13 @@ def append(tx: Connection, *events: AuditEvent) -> None:
     """Record events; they commit or vanish with what they describe."""
     if not events:
         return
-    tx.execute(_APPEND, {"events": json.dumps([_row(event) for event in events])})
-    for event in events:
-        EVENTS.labels(audit_class(event.action).name.lower()).inc()
+    tx.execute(_APPEND, {"events": rowset([_row(event) for event in events])})
+    for kind, count in Counted(audit_class(event.action) for event in events).items():
+        EVENTS.labels(kind.name.lower()).inc(count)
+
+
+#: Made once: with these options json.dumps would make one for each event.
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def _row(event: AuditEvent) -> dict[str, str | None]:
@@ -71,12 +77,7 @@ def _body(event: AuditEvent) -> str:
         "run_id": str(event.run_id) if event.run_id else None,
         "v": 1,
     }
-    canonical = json.dumps(
-        {k: v for k, v in body.items() if v is not None},
-        sort_keys=True,
-        separators=(",", ":"),
-        ensure_ascii=False,
-    )
+    canonical = _CANONICAL.encode({k: v for k, v in body.items() if v is not None})
     return canonical.encode("utf-8", "backslashreplace").decode()  # lone surrogates: as escapes
 
 

@@ -21,6 +21,7 @@ from schemas.limits import (
 )
 from storage import audit
 from storage.endings import lock_accounts, run_event
+from storage.rowset import rowset
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,15 +222,21 @@ def _charge(tx: Connection, seen: Waiting, served: Counter[UUID]) -> None:
             "LEFT JOIN schedules s ON s.connection_id = r.subject_id "
             "WHERE r.account_id = q.account_id AND r.state = 'queued' AND r.not_before <= now() "
             "AND coalesce(s.state, 'active') = 'active') "
-            "FROM unnest(CAST(:ids AS uuid[]), CAST(:n AS int[]), CAST(:free AS int[]), "
-            "CAST(:offered AS bool[]), CAST(:woken AS bigint[])) "
-            "AS u (id, n, free, offered, woken) WHERE q.account_id = u.id"
+            "FROM json_to_recordset(CAST(:seen AS json)) AS u (id uuid, n int, free int, "
+            "offered bool, woken bigint) WHERE q.account_id = u.id"
         ),
         {
-            "ids": ids,
-            "n": [served[a.account_id] for a in seen.accounts],
-            "free": [a.free for a in seen.accounts],
-            "offered": [a.account_id in offered for a in seen.accounts],
-            "woken": [a.woken for a in seen.accounts],
+            "seen": rowset(
+                [
+                    {
+                        "id": account.account_id,
+                        "n": served[account.account_id],
+                        "free": account.free,
+                        "offered": account.account_id in offered,
+                        "woken": account.woken,
+                    }
+                    for account in seen.accounts
+                ]
+            )
         },
     )

@@ -13,7 +13,8 @@ from schemas.ids import new_id
 from schemas.limits import DUE_BATCH
 from schemas.runs import Priority
 from schemas.schedules import CatchUp, Overlap, Schedule
-from storage import audit, metrics
+from storage import audit
+from storage.rowset import rowset
 from storage.runs import wake_account
 
 
@@ -81,9 +82,8 @@ INSERT INTO active_runs (subject_id, run_id, account_id, kind, source_id, destin
                          trigger, scheduled_for, priority)
 SELECT u.subject, u.run, u.account, 'sync', u.source, u.destination, 'queued', 'schedule', u.slot,
        :priority
-FROM unnest(CAST(:subjects AS uuid[]), CAST(:runs AS uuid[]), CAST(:accounts AS uuid[]),
-            CAST(:sources AS uuid[]), CAST(:destinations AS uuid[]),
-            CAST(:slots AS timestamptz[])) AS u (subject, run, account, source, destination, slot)
+FROM json_to_recordset(CAST(:rows AS json)) AS u
+  (subject uuid, run uuid, account uuid, source uuid, destination uuid, slot timestamptz)
 ORDER BY u.subject
 ON CONFLICT (subject_id) DO {on_conflict}
 RETURNING subject_id, run_id, again_run_id, (xmax = 0) AS inserted
@@ -117,13 +117,11 @@ def apply(tx: Connection, decisions: Sequence[Decision], principal: Principal) -
     _pause(tx, [d.due for d in decisions if d.invalid], principal)
     tx.execute(
         text(
-            "UPDATE schedules s SET next_due_at = u.next FROM unnest(CAST(:ids AS uuid[]), "
-            "CAST(:next AS timestamptz[])) AS u (id, next) WHERE s.connection_id = u.id"
+            "UPDATE schedules s SET next_due_at = u.next "
+            "FROM json_to_recordset(CAST(:rows AS json)) AS u (id uuid, next timestamptz) "
+            "WHERE s.connection_id = u.id"
         ),
-        {
-            "ids": [d.due.connection_id for d in decisions],
-            "next": [d.next_due_at for d in decisions],
-        },
+        {"rows": rowset([{"id": d.due.connection_id, "next": d.next_due_at} for d in decisions])},
     )
     return queued
 
@@ -181,12 +179,7 @@ def _queue(
         text(_QUEUE.format(on_conflict=_ON_CONFLICT[overlap])),
         {
             "priority": Priority.SCHEDULED,
-            "subjects": [d.due.connection_id for d in chosen],
-            "runs": [new_id() for _ in chosen],
-            "accounts": [d.due.account_id for d in chosen],
-            "sources": [d.due.source_id for d in chosen],
-            "destinations": [d.due.destination_id for d in chosen],
-            "slots": [d.run_for for d in chosen],
+            "rows": rowset([_run_row(decision) for decision in chosen]),
         },
     ).all()
     answers = {row.subject_id: row for row in rows}
@@ -206,6 +199,18 @@ def _queue(
     wake_account(tx, *(d.due.account_id for d in chosen))
     audit.append(tx, *events)
     return sum(1 for row in rows if row.inserted)
+
+
+def _run_row(decision: Decision) -> dict[str, object]:
+    due = decision.due
+    return {
+        "subject": due.connection_id,
+        "run": new_id(),
+        "account": due.account_id,
+        "source": due.source_id,
+        "destination": due.destination_id,
+        "slot": decision.run_for,
+    }
 
 
 def _event(decision: Decision, row: Row[Any], principal: Principal) -> AuditEvent:
@@ -229,19 +234,22 @@ def _ledger(tx: Connection, slots: Sequence[_Slot]) -> None:
         return
     tx.execute(
         text(
-            "INSERT INTO slots (scheduled_for, connection_id, outcome, run_id, missed) SELECT * "
-            "FROM unnest(CAST(:at AS timestamptz[]), CAST(:connections AS uuid[]), "
-            "CAST(:outcomes AS text[]), CAST(:runs AS uuid[]), CAST(:missed AS int[])) "
-            "ON CONFLICT DO NOTHING"
+            "INSERT INTO slots (scheduled_for, connection_id, outcome, run_id, missed) SELECT u.* "
+            "FROM json_to_recordset(CAST(:rows AS json)) AS u (at timestamptz, connection uuid, "
+            "outcome text, run uuid, missed int) ON CONFLICT DO NOTHING"
         ),
         {
-            "at": [slot.at for slot in slots],
-            "connections": [slot.connection_id for slot in slots],
-            "outcomes": [slot.outcome for slot in slots],
-            "runs": [slot.run_id for slot in slots],
-            "missed": [slot.missed for slot in slots],
+            "rows": rowset(
+                [
+                    {
+                        "at": slot.at,
+                        "connection": slot.connection_id,
+                        "outcome": slot.outcome,
+                        "run": slot.run_id,
+                        "missed": slot.missed,
+                    }
+                    for slot in slots
+                ]
+            )
         },
     )
-    for slot in slots:
-        metrics.SLOTS.labels(slot.outcome).inc()
-        metrics.SLOTS.labels("skipped").inc(slot.missed)

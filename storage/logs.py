@@ -1,6 +1,5 @@
 """Log lines of runs: written in batches, read while the run is going."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,6 +9,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from storage import tenancy
+from storage.rowset import rowset
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ def append(tx: Connection, lines: Sequence[LogLine]) -> None:
 def append_own(tx: Connection, lines: Sequence[LogLine]) -> None:
     """Store lines of one account, which `tx` has entered."""
     if lines:
-        tx.execute(_APPEND, {"lines": json.dumps([_row(line) for line in lines])})
+        tx.execute(_APPEND, {"lines": rowset([_row(line) for line in lines])})
 
 
 def _row(line: LogLine) -> dict[str, str | None]:
