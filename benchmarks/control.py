@@ -16,6 +16,13 @@ from schemas.jobs import Job
 from storage.engine import open_engine, parse_url
 
 PRINCIPAL = Principal("scheduler", "bench")
+#: What docs/scaling.md asks of the control database for a million connections; still durable.
+POSTGRES = {
+    "shared_buffers": "1GB",
+    "max_wal_size": "8GB",
+    "checkpoint_timeout": "30min",
+    "autovacuum_naptime": "10s",
+}
 
 
 class Nowhere:
@@ -36,7 +43,7 @@ class Bench:
     """A durable control database that is filled by its owner, and a scheduler's ticks."""
 
     def __init__(self, root: Path) -> None:
-        self.instance = dev.start(root, PRINCIPAL, guard_parent=True)
+        self.instance = dev.start(root, PRINCIPAL, guard_parent=True, postgres=POSTGRES)
         settings = dev.settings(self.instance)
         assert settings.database_url is not None
         self.url = settings.database_url.get_secret_value()

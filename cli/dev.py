@@ -60,19 +60,26 @@ class Instance:
         self.postgres.stop()
 
 
-def start(data_dir: Path, principal: Principal, *, guard_parent: bool = False) -> Instance:
+def start(
+    data_dir: Path,
+    principal: Principal,
+    *,
+    guard_parent: bool = False,
+    postgres: Mapping[str, str] | None = None,
+) -> Instance:
     """Start (or find running) the embedded servers and bring the control database up to date.
 
     Idempotent. Everything lives in `data_dir`, mode 0700; passwords only in files of mode 0600.
+    `postgres` holds server settings beyond the embedded cluster's own.
     """
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     data_dir.chmod(0o700)
     directory = data_dir.resolve()
-    postgres = Cluster(directory / "postgres", guard_parent=guard_parent)
+    cluster = Cluster(directory / "postgres", settings=postgres, guard_parent=guard_parent)
     valkey = Server(directory / "valkey", guard_parent=guard_parent)
-    postgres.start()
+    cluster.start()
     valkey.start()
-    instance = Instance(directory, postgres, valkey)
+    instance = Instance(directory, cluster, valkey)
     instance.log_dir.mkdir(mode=0o700, exist_ok=True)
     if not (instance.keyring_dir / "operator.json").exists():
         keyrings.init(instance.keyring_dir)

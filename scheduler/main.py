@@ -54,12 +54,14 @@ def run(settings: Settings) -> None:
         ("retention", RETENTION_EVERY_S, ticks.retention_tick),
     ]
     next_at = dict.fromkeys((name for name, _, _ in loops), 0.0)
+    pauses = {name: every for name, every, _ in loops}
     logger.info("scheduler_started")
     while not stop.is_set():
         for name, every, tick in loops:
             if monotonic() >= next_at[name]:
                 done = _tick(name, tick, scheduler)
-                next_at[name] = monotonic() + _pause(name, every, done)
+                pauses[name] = _pause(name, every, done, pauses[name])
+                next_at[name] = monotonic() + pauses[name]
         stop.wait(max(0.0, min(next_at.values()) - monotonic()))
     _tick("leave", ticks.leave, scheduler)
     scheduler.queue.close()
@@ -67,15 +69,19 @@ def run(settings: Settings) -> None:
     logger.info("scheduler_stopped")
 
 
-def _pause(name: str, every: float, done: int | None) -> float:
-    """Come back sooner while there is work: a due batch was full, or jobs found free slots."""
+def _pause(name: str, every: float, done: int | None, before: float) -> float:
+    """Come back sooner while there is work: a due batch was full, or jobs found free slots.
+
+    Slots that were full become free again soon: after jobs were sent, the pause (it was `before`)
+    grows step by step to the usual one.
+    """
     match name:
         case _ if done is None:
             return max(every, FAILED_PAUSE_S)
         case "due" if done >= DUE_BATCH:
             return 0.0
-        case "dispatch" if done:
-            return DISPATCH_BUSY_S
+        case "dispatch":
+            return DISPATCH_BUSY_S if done else min(2 * before, every)
         case "retention" if done:
             return RETENTION_BUSY_S
         case _:
