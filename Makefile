@@ -5,7 +5,7 @@ WORKERS ?= 2
 LOCK := UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1 $(BIN)/uv pip compile -q --universal --no-header --no-annotate --generate-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down test unit test-full chaos check format bench migration lock clean
+.PHONY: help setup demo up down test unit test-full chaos check format bench migration previous lock clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -49,6 +49,9 @@ bench: .venv/.ok ## Compare with psql by hand on this machine
 
 migration: .venv/.ok ## New migration: make migration m="add run priority"
 	@$(BIN)/python -m storage.migrate new "$(m)"
+
+previous: ## Keep the code of a release for the upgrade tests: make previous REV=v1.2.0
+	@git archive --format=tar $(REV) cli connectors crypto embedded scheduler schemas storage workers | gzip -9n > tests/upgrade/previous.tar.gz
 
 lock: .venv/.ok ## Resolve the dependencies again: all of them, and those of production alone
 	@$(LOCK) --extra dev pyproject.toml -o requirements.lock

@@ -245,9 +245,6 @@ _FINAL = {
 }
 
 
-#: Failures that another attempt can only make worse: they pause the connection at once.
-
-
 #: The first lock in the order, and the account, in one round trip.
 _BEGIN_FINISH = text(
     "WITH locked AS MATERIALIZED (SELECT FROM schedules WHERE connection_id = :subject "
@@ -274,8 +271,6 @@ def finish(
         _record(tx, held, outcome.streams[-1], len(outcome.streams) - 1)
     if outcome.document:
         _store_output(tx, held, outcome)
-    if outcome.kind not in _FINAL and _cancel_requested(tx, held):
-        outcome = Outcome(OutcomeKind.CANCELLED, "cancelled", "Cancelled.")
     if outcome.kind not in _FINAL:
         tx.execute(text("DELETE FROM leases WHERE token = :token"), {"token": held.token})
         if _put_back(tx, held, outcome, principal):
@@ -299,17 +294,6 @@ def finish(
             AuditAction.CREDENTIAL_REFUSED, row, principal, outcome="error", reason="unsealable"
         )
         audit.append(tx, refused)
-
-
-def _cancel_requested(tx: Connection, held: Claim) -> bool:
-    """Say whether somebody wants the run to end: a drain or a failure may be heard before that."""
-    return (
-        tx.execute(
-            text("SELECT cancel_requested_at FROM active_runs WHERE run_id = :run"),
-            {"run": held.run_id},
-        ).scalar()
-        is not None
-    )
 
 
 def _store_output(tx: Connection, held: Claim, outcome: Outcome) -> None:
