@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between two ticks of a kind. Due and dispatch decide how late a run starts.
 DUE_EVERY_S = 0.25
-DISPATCH_EVERY_S = 0.2
+DISPATCH_EVERY_S = 0.25
 #: While jobs are being sent: slots become free sooner than the usual tick would notice.
 DISPATCH_BUSY_S = 0.01
 REAP_EVERY_S = 1.0
@@ -62,6 +62,8 @@ def run(settings: Settings) -> None:
                 done = _tick(name, tick, scheduler)
                 pauses[name] = _pause(name, every, done, pauses[name])
                 next_at[name] = monotonic() + pauses[name]
+                if name == "due" and done:
+                    next_at["dispatch"] = 0.0  # what has just been queued need not wait
         stop.wait(max(0.0, min(next_at.values()) - monotonic()))
     _tick("leave", ticks.leave, scheduler)
     scheduler.queue.close()

@@ -51,15 +51,18 @@ class Waiting:
 
 
 def lock(tx: Connection) -> bool:
-    """Become the only dispatcher until the transaction ends; False if somebody else is.
+    """Become the only dispatcher until the transaction ends.
 
-    Counting what is busy needs a snapshot taken after the lock: hence a statement of its own
-    (locking and counting in one statement lets an account exceed its cap).
+    False if somebody else is, or if no account needs a look. Counting what is busy needs a
+    snapshot taken after the lock: hence a statement of its own (locking and counting in one
+    statement lets an account exceed its cap).
     """
     return bool(
         tx.execute(
             text(
-                "SELECT pg_try_advisory_xact_lock(hashtext('syncward.dispatch')), "
+                "SELECT CASE WHEN EXISTS (SELECT FROM account_queues WHERE has_work "
+                "AND NOT at_cap AND NOT paused) "
+                "THEN pg_try_advisory_xact_lock(hashtext('syncward.dispatch')) END, "
                 "set_config('enable_sort', 'off', true)"  # see _candidates
             )
         ).scalar_one()

@@ -47,13 +47,13 @@ def claim_due(tx: Connection) -> tuple[datetime, Sequence[DueSchedule]]:
     """Lock a batch of due schedules that no other scheduler holds; return (database now, batch)."""
     rows = tx.execute(
         text(
-            "SELECT *, now() AS at FROM schedules WHERE state = 'active' AND next_due_at <= now() "
-            "ORDER BY next_due_at LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED"
+            "SELECT n.at, s.* FROM (SELECT now() AS at) AS n LEFT JOIN (SELECT * FROM schedules "
+            "WHERE state = 'active' AND next_due_at <= now() ORDER BY next_due_at LIMIT :limit "
+            "FOR NO KEY UPDATE SKIP LOCKED) AS s ON true"
         ),
         {"limit": DUE_BATCH},
     ).all()
-    now: datetime = tx.execute(text("SELECT now()")).scalar_one() if not rows else rows[0].at
-    return now, [_due(row) for row in rows]
+    return rows[0].at, [_due(row) for row in rows if row.connection_id is not None]
 
 
 def _due(row: Row[Any]) -> DueSchedule:

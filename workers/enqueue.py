@@ -22,6 +22,8 @@ ACTOR = "execute"
 
 #: The pause after the first look that found no job; it doubles up to the worker's timeout.
 _PAUSE_FIRST_S = 0.005
+#: Where nothing ever comes; a worker that stops waits for it.
+_PAUSE_LONGEST_S = 1.0
 #: Every key of ours in Redis begins with this.
 NAMESPACE = "syncward"
 #: What `health` looks at to find keys of others.
@@ -77,7 +79,8 @@ class _EagerConsumer(_RedisConsumer):
 
     def __init__(self, broker: RedisBroker, queue_name: str, prefetch: int, timeout: int) -> None:
         super().__init__(broker, queue_name, prefetch, 0)  # type: ignore[no-untyped-call]  # dramatiq ships no types here
-        self._longest_s = timeout / 1_000
+        idle = queue_name.endswith(".DQ")  # Dramatiq's queue of delayed messages: there are none
+        self._longest_s = _PAUSE_LONGEST_S if idle else timeout / 1_000
         self._pause_s = _PAUSE_FIRST_S
         self._slot_free = Event()
 
