@@ -13,7 +13,7 @@ from schemas.ids import new_id
 from schemas.limits import DUE_BATCH
 from schemas.runs import Priority
 from schemas.schedules import CatchUp, Overlap, Schedule
-from storage import audit
+from storage import audit, metrics
 from storage.rowset import rowset
 from storage.runs import wake_account
 
@@ -253,3 +253,6 @@ def _ledger(tx: Connection, slots: Sequence[_Slot]) -> None:
             )
         },
     )
+    for slot in slots:
+        metrics.SLOTS.labels(slot.outcome).inc()
+        metrics.SLOTS.labels("skipped").inc(slot.missed)
