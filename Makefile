@@ -1,7 +1,8 @@
 # Needs python3 (>= 3.11) and make; everything else is brought by `make setup` from PyPI.
 PYTHON ?= python3
 BIN := .venv/bin
-WORKERS ?= 2
+# one more than two cores: tests wait more than they compute
+WORKERS ?= 3
 LOCK := UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1 $(BIN)/uv pip compile -q --universal --no-header --no-annotate --generate-hashes
 
 .DEFAULT_GOAL := help
