@@ -46,7 +46,7 @@ POINTS = (
     # a queued run becomes a job
     Point("dispatch", "after", f"{DISPATCH}:lock", "the only dispatcher"),
     Point("dispatch", "after", f"{DISPATCH}:room", "slots counted"),
-    Point("dispatch", "after", f"{DISPATCH}:waiting", "accounts locked"),
+    Point("dispatch", "after", f"{DISPATCH}:waiting", "accounts and runs read"),
     Point("dispatch", "after", f"{DISPATCH}:mark", "marked, not committed"),
     Point("dispatch", "before", "tests.world:Jobs.send", "committed, not sent"),
     Point("dispatch", "after", "tests.world:Jobs.send", "sent"),
