@@ -350,6 +350,7 @@ TEXTS: tuple[tuple[str, Answer], ...] = (
             r"closed the connection|closed unexpectedly|connection is closed|connection is lost"
             r"|reset by peer|EOF|Broken pipe|unexpected eof|SSL SYSCALL|consuming input failed"
             r"|sending .* failed|no connection to the server"
+            r"|terminating connection|connection to client lost|canceling authentication"
         ),
         _LOST,
     ),

@@ -102,6 +102,7 @@ FATAL = 'connection failed: connection to server at "127.0.0.1", port 5432 faile
         (FATAL + "sorry, too many clients already", "too_many_connections"),
         (FATAL + 'too many connections for role "x"', "too_many_connections"),
         (FATAL + "the database system is starting up", "server_restarting"),
+        (FATAL + "terminating connection due to administrator command", "connection_lost"),
         (FATAL + "unsupported startup parameter in options: search_path", "pooler"),
         (FATAL + "Passwort-Authentifizierung für Benutzer »x« fehlgeschlagen", "refused_at_login"),
         ("failed to resolve host 'x': [Errno -2] Name or service not known", "no_host"),
