@@ -83,7 +83,16 @@ def resume(cli: Cli, name: str) -> None:
 @command(account)
 @click.argument("name")
 def delete(cli: Cli, name: str) -> None:
-    """Delete an account that has nothing left in it."""
-    with cli.transaction() as tx:
-        accounts.delete(tx, accounts.get(tx, name), cli.principal)
-    cli.answer({"deleted": name}, lambda: f"account {name} deleted")
+    """Delete an account that has nothing left in it, and the keys of all that was kept of it."""
+    kept = cli.settings.keystore_backup_keep if cli.keystore.separate else cli.settings.backup_keep
+    with cli.transaction() as tx, cli.keystore.beside(tx) as keys:
+        gone_at = accounts.delete(
+            tx, keys, accounts.get(tx, name), cli.principal, backups=kept
+        )
+    cli.answer(
+        {"deleted": name, "shredded_at": gone_at},
+        lambda: (
+            f"account {name} deleted and its keys shredded; backups that hold the keys "
+            f"expire {gone_at:%Y-%m-%d}"
+        ),
+    )

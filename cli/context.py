@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from sqlalchemy import Connection, Engine
@@ -18,6 +18,9 @@ from schemas.audit import Principal
 from schemas.environment import load_settings
 from schemas.errors import ConfigError
 from schemas.settings import Settings
+
+if TYPE_CHECKING:  # `--help` must not wait for SQLAlchemy
+    from storage.keystore import Keystore
 
 
 @dataclass
@@ -41,6 +44,15 @@ class Cli:
                 "syncward up --dev"
             )
         return open_engine(self.settings.database_url.get_secret_value(), "operator", pool_size=1)
+
+    @cached_property
+    def keystore(self) -> "Keystore":
+        from storage.engine import open_engine  # noqa: PLC0415 - as above
+        from storage.keystore import Keystore  # noqa: PLC0415 - as above
+
+        url = self.settings.keystore_url
+        own = open_engine(url.get_secret_value(), "operator", pool_size=1) if url else None
+        return Keystore(self.engine, own)
 
     @cached_property
     def principal(self) -> Principal:
@@ -67,6 +79,8 @@ class Cli:
         """Close what was opened."""
         if "engine" in self.__dict__:
             self.engine.dispose()
+        if "keystore" in self.__dict__:
+            self.keystore.dispose()
 
     def split(self, name: str | None) -> tuple[str | None, str]:
         """Return (account, name) of `acme/shop`, or the account of `-A` and the name."""

@@ -32,6 +32,21 @@ class Settings(BaseSettings):
         None,
         description="Control database, `postgresql://login:password@host:5432/database?sslmode=verify-full`.",
     )
+    keystore_url: SecretStr | None = Field(
+        None,
+        description="Database of the wrapped keys; the control database if unset. "
+        "Apart, with backups kept for a shorter time, deleting an account shreds it.",
+    )
+    backup_keep: Duration = Field(
+        timedelta(days=30),
+        description="How long backups of the control database are kept: a replaced key lives so "
+        "long, for the backups that need it.",
+    )
+    keystore_backup_keep: Duration = Field(
+        timedelta(days=7),
+        description="How long backups of a separate keystore are kept: so long after a deletion "
+        "a key could still be restored.",
+    )
     redis_url: SecretStr | None = Field(
         None, description="Redis or Valkey, `rediss://user:password@host:6379/0`."
     )

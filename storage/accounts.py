@@ -1,6 +1,7 @@
 """Accounts: create, find, delete. Plans become limits of the account's queue."""
 
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -12,7 +13,7 @@ from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
 from schemas.errors import ConfigError, Conflict, NotFound
 from schemas.ids import new_id
 from schemas.plans import plan as find_plan
-from storage import audit, tenancy
+from storage import audit, keystore, tenancy
 
 
 def create(tx: Connection, name: str, *, company: str, plan: str, principal: Principal) -> Account:
@@ -84,8 +85,19 @@ def resolve(tx: Connection, name: str | None) -> Account:
     return account
 
 
-def delete(tx: Connection, account: Account, principal: Principal) -> None:
-    """Delete an account that has no connections and resources left; Conflict names what is left."""
+def delete(
+    tx: Connection,
+    keys: Connection,
+    account: Account,
+    principal: Principal,
+    *,
+    backups: timedelta,
+) -> datetime:
+    """Delete an account and shred what is kept of it: its data keys go, so its records are noise.
+
+    Conflict names connections and resources that are left. Return when the last backup of the
+    keystore that holds its keys has expired: they could be restored until then.
+    """
     tenancy.enter(tx, account.account_id)
     left = tx.execute(
         text("SELECT (SELECT count(*) FROM connections), (SELECT count(*) FROM resources)")
@@ -95,9 +107,23 @@ def delete(tx: Connection, account: Account, principal: Principal) -> None:
             f"account {account.name}: {left[0]} connections and {left[1]} resources are left; "
             "delete them first"
         )
-    tx.execute(text("DELETE FROM keystore.dek WHERE account_id = :id"), {"id": account.account_id})
+    shredded = keystore.shred_account(keys, account.account_id)
     tx.execute(text("DELETE FROM accounts WHERE id = :id"), {"id": account.account_id})
-    audit.append(tx, _event(AuditAction.ACCOUNT_DELETED, account.account_id, principal))
+    effective: datetime = tx.execute(
+        text("SELECT now() + :backups"), {"backups": backups}
+    ).scalar_one()
+    audit.append(
+        tx,
+        _event(AuditAction.ACCOUNT_DELETED, account.account_id, principal),
+        _event(
+            AuditAction.ACCOUNT_SHREDDED,
+            account.account_id,
+            principal,
+            keys=str(shredded),
+            effective_at=effective.isoformat(timespec="seconds"),
+        ),
+    )
+    return effective
 
 
 def _account(row: Row[Any]) -> Account:

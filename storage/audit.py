@@ -27,6 +27,7 @@ GUARDED_TABLES = {
     "schedules": "connection_id",
     "active_runs": "run_id",
     "instance": "id",
+    "keystore.root": "id",
 }
 
 #: Target of events about the installation itself.

@@ -12,7 +12,8 @@ from sqlalchemy.exc import IntegrityError
 from schemas.accounts import Account, Resource
 from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
 from schemas.errors import Conflict, NotFound
-from storage import audit
+from storage import audit, keystore
+from storage.keystore import StoredKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class SealedSecret:
     dek_id: UUID
     root_id: UUID
     wrapped: bytes
+    short: bool = False  # too short to be looked for in texts
 
 
 _SELECT = """
@@ -154,25 +156,21 @@ def update_config(
 
 
 def store_secret(
-    tx: Connection, account: Account, resource_id: UUID, secret: SealedSecret, principal: Principal
+    tx: Connection,
+    keys: Connection,
+    account: Account,
+    resource_id: UUID,
+    secret: SealedSecret,
+    principal: Principal,
 ) -> None:
-    """Store a new version of a sealed credential beside its wrapped key."""
-    tx.execute(
-        text(
-            "INSERT INTO keystore.dek (id, account_id, purpose, root_id, wrapped) "
-            "VALUES (:id, :account, 'credentials', :root, :wrapped)"
-        ),
-        {
-            "id": secret.dek_id,
-            "account": account.account_id,
-            "root": secret.root_id,
-            "wrapped": secret.wrapped,
-        },
-    )
+    """Store a new version of a sealed credential, and its wrapped key in the keystore first."""
+    key = StoredKey(secret.dek_id, account.account_id, secret.root_id, secret.wrapped)
+    keystore.put(keys, key, "credentials")
     tx.execute(
         text(
             "INSERT INTO credentials (resource_id, field, version, account_id, envelope, "
-            "fingerprint) VALUES (:id, :field, :version, :account, :envelope, :fingerprint)"
+            "fingerprint, short) "
+            "VALUES (:id, :field, :version, :account, :envelope, :fingerprint, :short)"
         ),
         {
             "id": resource_id,
@@ -181,6 +179,7 @@ def store_secret(
             "account": account.account_id,
             "envelope": secret.envelope,
             "fingerprint": secret.fingerprint,
+            "short": secret.short,
         },
     )
     audit.append(
@@ -208,8 +207,10 @@ def fingerprints(tx: Connection, resource_id: UUID) -> dict[str, bytes]:
     return {row.field: bytes(row.fingerprint) for row in rows}
 
 
-def delete(tx: Connection, account: Account, resource: Resource, principal: Principal) -> None:
-    """Delete a resource and its credentials; Conflict names the connections that still use it."""
+def delete(
+    tx: Connection, keys: Connection, account: Account, resource: Resource, principal: Principal
+) -> None:
+    """Delete a resource with its credentials and their keys; Conflict names who still uses it."""
     used = tx.execute(
         text("SELECT name FROM connections WHERE :id IN (source_id, destination_id) ORDER BY name"),
         {"id": resource.resource_id},
@@ -217,6 +218,8 @@ def delete(tx: Connection, account: Account, resource: Resource, principal: Prin
     names = ", ".join(used)
     if names:
         raise Conflict(f"resource {resource.name}: used by {names}; delete those connections first")
+    held = tx.execute(text("SELECT credential_key_ids(:id)"), {"id": resource.resource_id})
+    keystore.shred(keys, list(held.scalars()))
     tx.execute(text("DELETE FROM resources WHERE id = :id"), {"id": resource.resource_id})
     audit.append(
         tx,

@@ -11,6 +11,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Date,
     Double,
     ForeignKey,
     ForeignKeyConstraint,
@@ -26,9 +27,10 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     Uuid,
+    func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB, REAL, TIMESTAMP
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, REAL, TIMESTAMP
 from sqlalchemy.dialects.postgresql.base import ischema_names
 from sqlalchemy.schema import SchemaItem
 from sqlalchemy.types import TypeEngine, UserDefinedType
@@ -119,8 +121,10 @@ credentials = Table(
     _req("envelope", LargeBinary),
     _req("fingerprint", LargeBinary),
     _at("created_at", default=True),
+    Column("short", Boolean, nullable=False, server_default="false"),
     _of_account("resource_id", "resources"),
 )  # fmt: skip
+Index("credentials_by_key", func.substr(credentials.c.envelope, 5, 16))
 
 connections = Table(
     "connections", metadata,
@@ -287,6 +291,7 @@ workers = Table(
     Column("draining", Boolean, nullable=False, server_default="false"),
     _at("started_at", default=True),
     _at("seen_at", default=True),
+    Column("roots", ARRAY(Uuid), nullable=False, server_default="{}"),
 )  # fmt: skip
 
 slots = Table(
@@ -345,8 +350,9 @@ run_outputs = Table(
     "run_outputs", metadata,
     _id("run_id"),
     _req("account_id", Uuid),
-    _req("document", JSONB),
+    _opt("document", JSONB),  # of the version before this one; sealed since
     Column("created_at", _TZ, nullable=False, server_default=_CLOCK),
+    _opt("envelope", LargeBinary),
 )  # fmt: skip
 
 run_logs = Table(
@@ -357,7 +363,8 @@ run_logs = Table(
     _req("account_id", Uuid),
     _req("level", Text),
     _opt("stream", Text),
-    _req("message", Text),
+    _opt("message", Text),  # as run_outputs.document
+    _opt("envelope", LargeBinary),
     PrimaryKeyConstraint("at", "run_id", "seq"),
 )  # fmt: skip
 Index("run_logs_by_run", run_logs.c.run_id, run_logs.c.seq)
@@ -371,8 +378,28 @@ dek = Table(
     _req("wrapped", LargeBinary),
     Column("state", Text, nullable=False, server_default="active"),
     _at("created_at", default=True),
+    _opt("month", Date),
+    _opt("unused_since", _TZ),
     schema="keystore",
 )  # fmt: skip
+Index("dek_by_root", dek.c.purpose, dek.c.root_id, dek.c.id)
+Index("dek_by_account", dek.c.account_id)
+Index("dek_replaced", dek.c.id, postgresql_where=text("state = 'decrypt_only'"))
+Index("dek_by_month", dek.c.month, postgresql_where=text("month IS NOT NULL"))
+
+root = Table(
+    "root", metadata,
+    _id(),
+    _req("purpose", Text),
+    _req("provider", Text),
+    _req("state", Text),
+    _req("canary", LargeBinary),
+    _at("created_at", default=True),
+    _opt("activated_at", _TZ),
+    _opt("unused_since", _TZ),
+    schema="keystore",
+)  # fmt: skip
+Index("root_active", root.c.purpose, unique=True, postgresql_where=text("state = 'active'"))
 
 event = Table(
     "event", metadata,

@@ -1,7 +1,7 @@
 """What a worker takes with a claimed run: connection, resources, sealed credentials."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -11,7 +11,12 @@ from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
 from schemas.errors import ConfigError, LeaseLost, SyncwardError
 from schemas.runs import Claim, RunKind
 from schemas.streams import StreamSpec
-from storage import audit
+from storage import audit, keystore
+from storage.keystore import Keystore, StoredKey
+
+
+#: The root of a wrapped key that the control database does not have.
+NO_ROOT = UUID(int=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +26,7 @@ class SealedField:
     field: str
     version: int
     envelope: bytes
-    dek_id: UUID
-    root_id: UUID
-    wrapped: bytes
+    key: StoredKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +126,28 @@ def _field(row: Row[Any]) -> SealedField:
         field=row.field,
         version=row.version,
         envelope=bytes(row.envelope),
-        dek_id=row.dek_id,
-        root_id=row.root_id,
-        wrapped=bytes(row.wrapped),
+        key=StoredKey(row.dek_id, row.account_id, row.root_id or NO_ROOT, bytes(row.wrapped or b"")),
     )
+
+
+def with_keys(work: Work, store: Keystore) -> Work:
+    """Return the work with the wrapped keys that are in a separate keystore.
+
+    A key that is in neither place stays empty: it was shredded, and opens nothing.
+    """
+    ends = [end for end in (work.source, work.destination) if end is not None]
+    missing = [s.key.dek_id for end in ends for s in end.sealed if not s.key.wrapped]
+    if not missing or not store.separate:
+        return work
+    with store.transaction() as keys:
+        found = keystore.credential_keys(keys, missing)
+
+    def filled(end: SealedResource) -> SealedResource:
+        sealed = (replace(s, key=found.get(s.key.dek_id, s.key)) for s in end.sealed)
+        return replace(end, sealed=tuple(sealed))
+
+    destination = work.destination and filled(work.destination)
+    return replace(work, source=filled(work.source), destination=destination)
 
 
 def _why_nothing(tx: Connection, held: Claim) -> SyncwardError:

@@ -9,6 +9,7 @@ from schemas.audit import Principal
 from schemas.errors import SyncwardError
 from schemas.runs import Claim
 from schemas.settings import Settings
+from storage.keystore import Keystore
 from storage.work import Work
 from workers.control import RunControl
 from workers.heartbeat import Heartbeat
@@ -21,6 +22,7 @@ class Dependencies:
 
     engine: Engine
     keyring: Keyring
+    keystore: Keystore
     heartbeat: Heartbeat
     logs: LogWriter
     settings: Settings

@@ -25,6 +25,7 @@ from schemas.start import until_asked
 from storage import logs, revision
 from storage.claims import WorkerState, sign_off
 from storage.engine import open_engine, open_link, transaction
+from storage.keystore import Keystore
 from storage.metrics import BUILD
 from workers import actors, run_sync
 from workers.attempt import Dependencies
@@ -93,6 +94,9 @@ def _build(settings: Settings) -> _Process:
     keyring = keyrings.load(keyring_uri)
     selftest(keyring)
     engine = open_engine(database_url, "worker", pool_size=settings.worker_threads + 1)
+    own = settings.keystore_url and open_engine(
+        settings.keystore_url.get_secret_value(), "worker", pool_size=settings.worker_threads + 1
+    )
     worker_id = f"{socket.gethostname()}-{token_hex(3)}"
     draining = Event()
 
@@ -108,6 +112,7 @@ def _build(settings: Settings) -> _Process:
     deps = Dependencies(
         engine=engine,
         keyring=keyring,
+        keystore=Keystore(engine, own or None),
         heartbeat=Heartbeat(
             lambda: open_link(database_url, "worker"), state, settings.heartbeat.total_seconds()
         ),

@@ -72,7 +72,19 @@ def _claim(job: Job, deps: Dependencies) -> tuple[Claim, Taken, float] | None:
     _count_claim(claim)
     if claim is ClaimRefusal.UNKNOWN:
         raise UnknownRun(f"run {job.run_id}: no such run was ever asked for")
-    return taken
+    if taken is None:
+        return None
+    return taken[0], _with_keys(taken[1], deps), taken[2]
+
+
+def _with_keys(taken: Taken, deps: Dependencies) -> Taken:
+    """Fetch the wrapped keys from a separate keystore; one that is away is how the attempt ends."""
+    if not isinstance(taken, Work):
+        return taken
+    try:
+        return work.with_keys(taken, deps.keystore)
+    except SyncwardError as error:
+        return error
 
 
 def _count_claim(claim: Claim | ClaimRefusal) -> None:

@@ -44,7 +44,7 @@ def test_the_printed_role_sql_runs_as_it_is_and_twice(control):
 
 def test_every_guarded_table_has_its_triggers_and_no_other(control):
     found = control.all(
-        "SELECT c.relname, encode(t.tgargs, 'escape') FROM pg_trigger t "
+        "SELECT c.oid::regclass::text, encode(t.tgargs, 'escape') FROM pg_trigger t "
         "JOIN pg_class c ON c.oid = t.tgrelid WHERE t.tgname = 'audited'"
     )
     assert {table: column.removesuffix("\\000") for table, column in found} == audit.GUARDED_TABLES
@@ -61,6 +61,7 @@ def test_an_unaudited_change_is_refused_at_commit(control, table):
         "schedules": "UPDATE schedules SET state = 'paused'",
         "active_runs": "UPDATE active_runs SET state = 'dispatched', dispatch_deadline = now()",
         "instance": "UPDATE instance SET state = 'paused'",
+        "keystore.root": "UPDATE keystore.root SET state = 'retired'",
     }
     _fill(control)
     with pytest.raises(DBAPIError, match="unaudited"):
@@ -95,6 +96,10 @@ def _fill(control) -> None:
         "INSERT INTO active_runs (subject_id, run_id, account_id, kind, state, trigger, "
         "scheduled_for, priority) SELECT id, gen_random_uuid(), account_id, 'sync', 'queued', "
         "'manual', now(), 5 FROM connections"
+    )
+    control.act(
+        "INSERT INTO keystore.root (id, purpose, provider, state, canary) "
+        "VALUES (gen_random_uuid(), 'records', 'file', 'active', '')"
     )
 
 

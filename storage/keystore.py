@@ -1,0 +1,321 @@
+"""The keystore: wrapped data keys and their roots, in the control database or in one of its own.
+
+Functions take `keys`, a transaction with the keystore: `Keystore.beside` gives one. A key row is
+committed no later than what is sealed with it; one that nothing was sealed with does no harm.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from uuid import UUID
+
+from sqlalchemy import Connection, Engine, text
+
+from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
+from schemas.errors import ConfigError
+from storage import audit
+from storage.engine import transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Keystore:
+    """Where the wrapped keys are. Without a database of its own they are in the control database.
+
+    Apart from it they have backups of their own, so that a deleted key is gone when those expire.
+    """
+
+    control: Engine
+    own: Engine | None = None
+
+    @property
+    def separate(self) -> bool:
+        return self.own is not None
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """One transaction with the keystore and nothing else."""
+        with transaction(self.own or self.control) as keys:
+            yield keys
+
+    @contextmanager
+    def beside(self, tx: Connection) -> Iterator[Connection]:
+        """Yield `tx` itself, or a transaction with the separate keystore that commits first."""
+        if self.own is None:
+            yield tx
+        else:
+            with transaction(self.own) as keys:
+                yield keys
+
+    def dispose(self) -> None:
+        """Close the connections of a separate keystore."""
+        if self.own is not None:
+            self.own.dispose()
+
+
+@dataclass(frozen=True, slots=True)
+class StoredKey:
+    """A wrapped data key as it is stored."""
+
+    dek_id: UUID
+    account_id: UUID
+    root_id: UUID
+    wrapped: bytes
+
+
+# ── data keys ────────────────────────────────────────────────────────────────────────────────
+
+
+def put(keys: Connection, key: StoredKey, purpose: str, month: date | None = None) -> None:
+    """Keep a key before anything is sealed with it; ConfigError if its root is not in use here."""
+    kept = keys.execute(
+        text("SELECT keystore.put_key(:id, :account, :purpose, :root, :wrapped, :month)"),
+        {
+            "id": key.dek_id,
+            "account": key.account_id,
+            "purpose": purpose,
+            "root": key.root_id,
+            "wrapped": key.wrapped,
+            "month": month,
+        },
+    ).scalar_one()
+    if not kept:
+        raise ConfigError(
+            f"keyring: its {purpose} root {key.root_id} is retired or of another installation; "
+            "use the keyring file that is in use now (see: syncward keys status)",
+            code="wrong_keyring",
+        )
+
+
+def credential_keys(keys: Connection, dek_ids: Sequence[UUID]) -> dict[UUID, StoredKey]:
+    """Return wrapped keys of credentials (workers only); those that are gone are missing."""
+    return _keys(keys, "SELECT * FROM keystore.credential_keys(:ids)", ids=list(dek_ids))
+
+
+def records_keys(keys: Connection, dek_ids: Sequence[UUID]) -> dict[UUID, StoredKey]:
+    """Return wrapped keys of records (operators only); those that are gone are missing."""
+    return _keys(keys, "SELECT * FROM keystore.records_keys(:ids)", ids=list(dek_ids))
+
+
+def _keys(keys: Connection, query: str, **parameters: object) -> dict[UUID, StoredKey]:
+    rows = keys.execute(text(query), parameters)
+    return {row.id: StoredKey(row.id, row.account_id, row.root_id, bytes(row.wrapped)) for row in rows}
+
+
+# ── rotation of a root: its data keys are wrapped again ──────────────────────────────────────
+
+
+def stale(
+    keys: Connection, purpose: str, roots: Sequence[UUID], batch: int
+) -> Sequence[StoredKey]:
+    """Lock and return some keys that these roots wrap; others skip them meanwhile."""
+    source = "stale_credential_keys" if purpose == "credentials" else "stale_records_keys"
+    query = f"SELECT * FROM keystore.{source}(:roots, :batch)"  # noqa: S608 - one of two names
+    return list(_keys(keys, query, roots=list(roots), batch=batch).values())
+
+
+def rewrap(
+    keys: Connection, changed: Sequence[tuple[StoredKey, bytes]], root_id: UUID
+) -> int:
+    """Store keys under the active root, compare-and-set; return how many were still the same."""
+    count: int = keys.execute(
+        text("SELECT keystore.rewrap(:ids, :old, :new, :root)"),
+        {
+            "ids": [key.dek_id for key, _ in changed],
+            "old": [key.wrapped for key, _ in changed],
+            "new": [new for _, new in changed],
+            "root": root_id,
+        },
+    ).scalar_one()
+    return count
+
+
+# ── replacement of data keys: what they sealed is sealed again ───────────────────────────────
+
+
+def replace(keys: Connection, account_id: UUID | None) -> int:
+    """Have the credentials' keys of an account (None: of all) replaced; return how many."""
+    count: int = keys.execute(
+        text("SELECT keystore.replace_keys(:account)"), {"account": account_id}
+    ).scalar_one()
+    return count
+
+
+def to_replace(keys: Connection, after: UUID, batch: int) -> Sequence[UUID]:
+    """Return some keys that are to be replaced, in the order of their ids."""
+    rows = keys.execute(
+        text("SELECT keystore.keys_to_replace(:after, :batch)"), {"after": after, "batch": batch}
+    )
+    return list(rows.scalars())
+
+
+def mark_unused(keys: Connection, dek_ids: Sequence[UUID]) -> None:
+    """Note that nothing is sealed with these any more; they go when no backup needs them."""
+    keys.execute(text("SELECT keystore.mark_unused(:ids)"), {"ids": list(dek_ids)})
+
+
+def forget(keys: Connection, *, backups: timedelta, records: timedelta) -> int:
+    """Delete keys that neither a backup nor a kept record needs; return how many."""
+    count: int = keys.execute(
+        text(
+            "SELECT keystore.forget_keys(now() - :backups, "
+            "CAST(date_trunc('month', now() - :records) AS date))"
+        ),
+        {"backups": backups, "records": records},
+    ).scalar_one()
+    return count
+
+
+# ── shredding ────────────────────────────────────────────────────────────────────────────────
+
+
+def shred_account(keys: Connection, account_id: UUID) -> int:
+    """Delete every key of an account: nothing of it opens any more; return how many."""
+    count: int = keys.execute(
+        text("SELECT keystore.shred_account(:account)"), {"account": account_id}
+    ).scalar_one()
+    return count
+
+
+def shred(keys: Connection, dek_ids: Sequence[UUID]) -> None:
+    """Delete keys whose credentials are deleted."""
+    keys.execute(text("SELECT keystore.shred_keys(:ids)"), {"ids": list(dek_ids)})
+
+
+# ── roots ────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """A root as the keystore knows it; its key is in keyrings only."""
+
+    root_id: UUID
+    purpose: str
+    provider: str
+    state: str  # next | active | decrypt_only | retired
+    canary: bytes
+    created_at: datetime
+    activated_at: datetime | None
+    unused_since: datetime | None
+
+
+def roots(keys: Connection) -> Sequence[Root]:
+    """Return all roots, oldest first."""
+    rows = keys.execute(text("SELECT * FROM keystore.root ORDER BY created_at, id"))
+    return [
+        Root(
+            row.id, row.purpose, row.provider, row.state, bytes(row.canary), row.created_at,
+            row.activated_at, row.unused_since,
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
+def add_root(
+    tx: Connection,
+    keys: Connection,
+    *,
+    root_id: UUID,
+    purpose: str,
+    provider: str,
+    state: str,
+    canary: bytes,
+    principal: Principal,
+) -> bool:
+    """Make a root known; False if it, or another active one of its purpose, is there already."""
+    added = keys.execute(
+        text(
+            "INSERT INTO keystore.root (id, purpose, provider, state, canary, activated_at) "
+            "SELECT :id, :purpose, :provider, CAST(:state AS text), :canary, "
+            "CASE WHEN CAST(:state AS text) = 'active' THEN now() END ON CONFLICT DO NOTHING"
+        ),
+        {
+            "id": root_id,
+            "purpose": purpose,
+            "provider": provider,
+            "state": state,
+            "canary": canary,
+        },
+    ).rowcount
+    if added:
+        detail = {"purpose": purpose, "provider": provider, "state": state}
+        audit.append(tx, _event(AuditAction.ROOT_ADDED, root_id, principal, **detail))
+    return bool(added)
+
+
+def activate(tx: Connection, keys: Connection, root: Root, principal: Principal) -> None:
+    """Wrap by this root from now on; the active one of its purpose only opens."""
+    former = [r for r in roots(keys) if r.purpose == root.purpose and r.state == "active"]
+    for one in former:
+        _move(keys, one.root_id, "decrypt_only")
+        audit.append(tx, _event(AuditAction.ROOT_REPLACED, one.root_id, principal))
+    _move(keys, root.root_id, "active")
+    audit.append(
+        tx, _event(AuditAction.ROOT_ACTIVATED, root.root_id, principal, purpose=root.purpose)
+    )
+
+
+def retire(tx: Connection, keys: Connection, root: Root, principal: Principal) -> None:
+    """Take no key of this root any more. The caller has seen that none is left."""
+    _move(keys, root.root_id, "retired")
+    audit.append(tx, _event(AuditAction.ROOT_RETIRED, root.root_id, principal))
+
+
+def _move(keys: Connection, root_id: UUID, state: str) -> None:
+    keys.execute(
+        text(
+            "UPDATE keystore.root SET state = CAST(:state AS text), unused_since = NULL, "
+            "activated_at = CASE WHEN CAST(:state AS text) = 'active' THEN now() "
+            "ELSE activated_at END WHERE id = :id"
+        ),
+        {"state": state, "id": root_id},
+    )
+
+
+def note_unused(keys: Connection, root_id: UUID) -> None:
+    """Note the moment since which no data key is wrapped by this root."""
+    keys.execute(
+        text(
+            "UPDATE keystore.root SET unused_since = now() "
+            "WHERE id = :id AND unused_since IS NULL AND state = 'decrypt_only'"
+        ),
+        {"id": root_id},
+    )
+
+
+def _event(
+    action: AuditAction, root_id: UUID, principal: Principal, **detail: str
+) -> AuditEvent:
+    return AuditEvent(action, TargetKind.ROOT, root_id, principal, detail=dict(detail))
+
+
+@dataclass(frozen=True, slots=True)
+class KeyCount:
+    """How many data keys a root wraps."""
+
+    purpose: str
+    root_id: UUID
+    keys: int
+    oldest: datetime
+
+
+def counts(keys: Connection) -> Sequence[KeyCount]:
+    """Count data keys by root; reads an index, about 0.1 s for a million."""
+    rows = keys.execute(text("SELECT * FROM keystore.counts() ORDER BY purpose, root_id"))
+    return [KeyCount(*row) for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """What workers still have to do after a rotation."""
+
+    rewrap: int
+    replace: int
+
+
+def pending(keys: Connection, stale_roots: Sequence[UUID]) -> Pending:
+    """Count the keys to wrap again and those to replace."""
+    row = keys.execute(
+        text("SELECT * FROM keystore.pending(:roots)"), {"roots": list(stale_roots)}
+    ).one()
+    return Pending(row.rewrap, row.replace)

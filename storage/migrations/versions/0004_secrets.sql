@@ -1,0 +1,74 @@
+-- Sealed records, keys that rotate. Run as syncward_owner, after ../keystore.sql. Adds only: the version
+-- before this one goes on working beside it.
+
+SELECT audit.guard_table('keystore.root', 'id');
+
+-- Lines and documents are sealed; those of the version before stay readable until they expire.
+ALTER TABLE run_logs ADD COLUMN envelope bytea;
+ALTER TABLE run_logs ALTER COLUMN message DROP NOT NULL;
+ALTER TABLE run_outputs ADD COLUMN envelope bytea;
+ALTER TABLE run_outputs ALTER COLUMN document DROP NOT NULL;
+
+-- Too short to be looked for in texts: doctor names its resource.
+ALTER TABLE credentials ADD COLUMN short boolean NOT NULL DEFAULT false;
+GRANT SELECT (short) ON credentials TO syncward_operator;
+CREATE INDEX credentials_by_key ON credentials (substr(envelope, 5, 16));
+
+-- An envelope may be replaced under a new data key, and then somebody must have said so.
+CREATE CONSTRAINT TRIGGER audited_envelope AFTER UPDATE OF envelope ON credentials
+  DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (OLD.envelope IS DISTINCT FROM NEW.envelope)
+  EXECUTE FUNCTION audit.require_event('resource_id');
+
+-- The roots that a worker holds: a new one becomes active when all of them do.
+ALTER TABLE workers ADD COLUMN roots uuid[] NOT NULL DEFAULT '{}';
+
+-- As before, but the wrapped key may live in a database of its own; it is then looked up there.
+CREATE OR REPLACE FUNCTION sealed_credentials(for_run uuid, lease uuid)
+  RETURNS TABLE (resource_id uuid, field text, version integer, envelope bytea,
+                 dek_id uuid, root_id uuid, wrapped bytea)
+  LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog
+  BEGIN ATOMIC
+    SELECT c.resource_id, c.field, c.version, c.envelope,
+      encode(substr(c.envelope, 5, 16), 'hex')::uuid, d.root_id, d.wrapped
+    FROM public.active_runs a
+    JOIN public.leases l ON l.run_id = a.run_id AND l.token = a.lease_token
+    JOIN public.credentials c ON c.account_id = a.account_id
+      AND c.resource_id IN (a.source_id, a.destination_id)
+    LEFT JOIN keystore.dek d ON d.account_id = c.account_id
+      AND d.id = encode(substr(c.envelope, 5, 16), 'hex')::uuid
+    WHERE a.run_id = for_run AND l.token = lease AND a.state = 'running'
+      AND l.expires_at > clock_timestamp()
+      AND c.version = (SELECT max(n.version) FROM public.credentials n
+                       WHERE n.resource_id = c.resource_id AND n.field = c.field);
+  END;
+
+-- ── re-sealing under a new data key: whatever is sealed with these keys ────────────────────
+CREATE FUNCTION credentials_of_keys(key_ids uuid[])
+  RETURNS TABLE (resource_id uuid, field text, version integer, account_id uuid, envelope bytea,
+                 dek_id uuid)
+  LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
+    SELECT c.resource_id, c.field, c.version, c.account_id, c.envelope,
+      encode(substr(c.envelope, 5, 16), 'hex')::uuid
+    FROM public.credentials c
+    WHERE substr(c.envelope, 5, 16) IN (SELECT uuid_send(k) FROM unnest(key_ids) AS k) $$;
+
+CREATE FUNCTION reseal_credential(of_resource uuid, of_field text, of_version integer,
+    old bytea, new bytea) RETURNS boolean
+  LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
+BEGIN
+  UPDATE public.credentials SET envelope = new
+  WHERE resource_id = of_resource AND field = of_field AND version = of_version AND envelope = old;
+  RETURN FOUND;
+END $$;
+
+-- The data keys of a resource, of an account (NULL: of that), so that they can be shredded with it.
+CREATE FUNCTION credential_key_ids(of_resource uuid) RETURNS SETOF uuid
+  LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
+    SELECT encode(substr(envelope, 5, 16), 'hex')::uuid FROM public.credentials
+    WHERE resource_id = of_resource $$;
+
+REVOKE ALL ON FUNCTION credentials_of_keys(uuid[]), credential_key_ids(uuid),
+  reseal_credential(uuid, text, integer, bytea, bytea) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION credentials_of_keys(uuid[]),
+  reseal_credential(uuid, text, integer, bytea, bytea) TO syncward_worker;
+GRANT EXECUTE ON FUNCTION credential_key_ids(uuid) TO syncward_operator;
