@@ -6,8 +6,8 @@ from uuid import UUID
 from cryptography.exceptions import InvalidTag
 
 from crypto.envelope import CHUNK, TAG, Context, derive, take_apart
-from crypto.errors import UnsealError
-from crypto.keyring import SUITE, Keyring, WrapContext, Wrapped
+from crypto.errors import CryptoError, UnsealError
+from crypto.roots import Keyring, WrapContext, Wrapped
 
 
 def unseal_credential(
@@ -18,14 +18,11 @@ def unseal_credential(
 
 
 def unwrap(keyring: Keyring, wrapped: Wrapped, context: WrapContext) -> bytes:
-    """Open a wrapped data key with the private half of its root; UnsealError without it."""
-    root = keyring.root(wrapped.root_id)
-    if root is None or root.private is None or root.purpose != context.purpose:
-        raise UnsealError
-    try:
-        return SUITE.decrypt(wrapped.blob, root.private, info=context.info(root.root_id))
-    except (InvalidTag, ValueError):
-        raise UnsealError from None
+    """Open one wrapped data key; UnsealError, or UnknownRoot if its root is not here yet."""
+    (found,) = keyring.unwrap_many([(wrapped, context)])
+    if isinstance(found, CryptoError):
+        raise found
+    return found
 
 
 def unseal(dek: bytes, dek_id: UUID, envelope: bytes, context: Context) -> bytes:

@@ -49,6 +49,9 @@ FAILURES: dict[str, Failure] = {
         "`connection resume`",
         pauses=True,
     ),
+    "root_unknown": Failure(Who.TIME_TOLD, "copy the new keyring file to the worker's host"),
+    "kms_unavailable": Failure(Who.TIME_TOLD, "start or unseal the KMS, or mend the way to it"),
+    "kms_denied": _person("give the worker's token the policy that docs/keys.md shows"),
     "login_method": _person("let the login use scram-sha-256 on the server"),
     "permission": _person("run the GRANT that docs/connectors.md shows"),
     # ── reaching the other system ────────────────────────────────────────────────────────────

@@ -10,7 +10,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from crypto import keyring as keyrings
 from crypto.envelope import Context
 from crypto.errors import UnsealError
-from crypto.keyring import SUITE, WrapContext, Wrapped
+from crypto.keyring import WrapContext, Wrapped
+from crypto.kms.file import SUITE
 from crypto.unseal import unseal_credential
 from schemas.errors import ConfigError
 from schemas.runs import RunState
