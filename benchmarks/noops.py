@@ -10,7 +10,7 @@ from threading import Event, Thread
 from sqlalchemy import text
 
 from benchmarks.control import Bench, note
-from cli.credentials import seal_credential
+from cli.credentials import offer, seal_credential
 from cli.supervisor import Child, Supervisor, child_environment
 from crypto import keyring as keyrings
 from embedded.valkey import Server
@@ -88,8 +88,9 @@ def seal(bench: Bench, prefix: str, count: int) -> None:
                     secret=Secret(new_id().hex),
                 )
                 resources.store_secret(
-                    tx, account, resource.resource_id, sealed, bench.scheduler.principal
-                )
+                    tx, tx, account, resource.resource_id, sealed,
+                    offer=offer(keyring), principal=bench.scheduler.principal,
+                )  # fmt: skip
     engine.dispose()
 
 

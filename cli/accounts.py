@@ -85,9 +85,9 @@ def resume(cli: Cli, name: str) -> None:
 def delete(cli: Cli, name: str) -> None:
     """Delete an account that has nothing left in it, and the keys of all that was kept of it."""
     kept = cli.settings.keystore_backup_keep if cli.keystore.separate else cli.settings.backup_keep
-    with cli.transaction() as tx, cli.keystore.beside(tx) as keys:
+    with cli.keystore.after() as last, cli.transaction() as tx:
         gone_at = accounts.delete(
-            tx, keys, accounts.get(tx, name), cli.principal, backups=kept
+            tx, last or tx, accounts.get(tx, name), cli.principal, backups=kept
         )
     cli.answer(
         {"deleted": name, "shredded_at": gone_at},

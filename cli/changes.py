@@ -171,16 +171,15 @@ def _create_resource(
 
 
 def _store(applying: Applying, known: Resource, field: str, version: int, secret: Secret) -> None:
-    sealed = credentials.seal_credential(
+    credentials.store(
+        applying.cli,
+        applying.tx,
+        applying.account,
         applying.keyring,
-        account_id=applying.account.account_id,
         resource_id=known.resource_id,
         field=field,
         version=version,
         secret=secret,
-    )
-    resources.store_secret(
-        applying.tx, applying.account, known.resource_id, sealed, applying.cli.principal
     )
 
 

@@ -5,15 +5,20 @@ from pathlib import Path
 from uuid import UUID
 
 import click
+from sqlalchemy import Connection
 
 from cli.context import Cli, interactive
 from crypto import keyring as keyrings
+from crypto.canary import make_canary
 from crypto.envelope import Context
 from crypto.fingerprint import fingerprint
 from crypto.keyring import Keyring, WrapContext
 from crypto.seal import new_dek, seal
+from schemas.accounts import Account
 from schemas.errors import ConfigError
-from schemas.secret import Secret
+from schemas.secret import SHORTEST_KNOWN, Secret
+from storage import resources
+from storage.keystore import RootOffer
 from storage.resources import SealedSecret
 
 
@@ -83,4 +88,41 @@ def seal_credential(
         dek_id=dek_id,
         root_id=wrapped.root_id,
         wrapped=wrapped.blob,
+        short=len(secret.reveal()) < SHORTEST_KNOWN,
     )
+
+
+def offer(keyring: Keyring) -> RootOffer:
+    """Describe the root that seals credentials here, for a keystore that knows none yet."""
+    return RootOffer(
+        keyring.active_root("credentials"),
+        "credentials",
+        keyring.scheme,
+        lambda: make_canary(keyring, "credentials"),
+    )
+
+
+def store(
+    cli: Cli,
+    tx: Connection,
+    account: Account,
+    keyring: Keyring,
+    *,
+    resource_id: UUID,
+    field: str,
+    version: int,
+    secret: Secret,
+) -> None:
+    """Seal one credential and store it as a version of its field."""
+    sealed = seal_credential(
+        keyring,
+        account_id=account.account_id,
+        resource_id=resource_id,
+        field=field,
+        version=version,
+        secret=secret,
+    )
+    with cli.keystore.beside(tx) as keys:
+        resources.store_secret(
+            tx, keys, account, resource_id, sealed, offer=offer(keyring), principal=cli.principal
+        )

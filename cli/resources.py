@@ -59,15 +59,16 @@ def create(  # noqa: PLR0917 - click passes what the operator typed
             principal=cli.principal,
         )
         for field, source in given.items():
-            sealed = credentials.seal_credential(
+            credentials.store(
+                cli,
+                tx,
+                account,
                 keyring,
-                account_id=account.account_id,
                 resource_id=resource_id,
                 field=field,
                 version=1,
                 secret=credentials.read(field, source, base=Path()),
             )
-            resources.store_secret(tx, account, resource_id, sealed, cli.principal)
     cli.answer(
         {"created": short, "sealed": sorted(given)},
         lambda: f"resource {short} created; next: syncward resource test {short}",
@@ -217,15 +218,16 @@ def rotate(cli: Cli, name: str, secret_file: tuple[str, ...], secret_stdin: str 
         if not given:
             raise ConfigError("no secret was given; use --secret-file FIELD=FILE or --secret-stdin")
         for field, source in given.items():
-            sealed = credentials.seal_credential(
+            credentials.store(
+                cli,
+                tx,
+                account,
                 keyring,
-                account_id=account.account_id,
                 resource_id=found.resource_id,
                 field=field,
                 version=found.secret_versions.get(field, 0) + 1,
                 secret=credentials.read(field, source, base=Path()),
             )
-            resources.store_secret(tx, account, found.resource_id, sealed, cli.principal)
     cli.answer(
         {"rotated": short, "fields": sorted(given)}, lambda: f"resource {short}: credentials stored"
     )
@@ -234,7 +236,7 @@ def rotate(cli: Cli, name: str, secret_file: tuple[str, ...], secret_stdin: str 
 @command(resource)
 @click.argument("name")
 def delete(cli: Cli, name: str) -> None:
-    """Delete a resource that no connection uses."""
-    with cli.inside(name) as (tx, account, short):
-        resources.delete(tx, account, resources.get(tx, short), cli.principal)
+    """Delete a resource that no connection uses, with its credentials and their keys."""
+    with cli.keystore.after() as last, cli.inside(name) as (tx, account, short):
+        resources.delete(tx, last or tx, account, resources.get(tx, short), cli.principal)
     cli.answer({"deleted": short}, lambda: f"resource {short} deleted")

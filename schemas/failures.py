@@ -52,6 +52,7 @@ FAILURES: dict[str, Failure] = {
     "root_unknown": Failure(Who.TIME_TOLD, "copy the new keyring file to the worker's host"),
     "kms_unavailable": Failure(Who.TIME_TOLD, "start or unseal the KMS, or mend the way to it"),
     "kms_denied": _person("give the worker's token the policy that docs/keys.md shows"),
+    "wrong_keyring": _person("use the keyring of this installation; `keys status` names its roots"),
     "login_method": _person("let the login use scram-sha-256 on the server"),
     "permission": _person("run the GRANT that docs/connectors.md shows"),
     # ── reaching the other system ────────────────────────────────────────────────────────────

@@ -2,6 +2,9 @@
 
 from typing import NoReturn
 
+#: Shorter secrets cannot be looked for in texts: they would be found everywhere.
+SHORTEST_KNOWN = 8
+
 
 class Secret:
     """Plaintext held as late and as briefly as possible; `reveal()` is the only way out."""

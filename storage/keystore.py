@@ -4,7 +4,7 @@ Functions take `keys`, a transaction with the keystore: `Keystore.beside` gives 
 committed no later than what is sealed with it; one that nothing was sealed with does no harm.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -47,6 +47,15 @@ class Keystore:
             with transaction(self.own) as keys:
                 yield keys
 
+    @contextmanager
+    def after(self) -> Iterator[Connection | None]:
+        """Yield a transaction with a separate keystore that commits last: for what is deleted."""
+        if self.own is None:
+            yield None
+        else:
+            with transaction(self.own) as keys:
+                yield keys
+
     def dispose(self) -> None:
         """Close the connections of a separate keystore."""
         if self.own is not None:
@@ -66,9 +75,48 @@ class StoredKey:
 # ── data keys ────────────────────────────────────────────────────────────────────────────────
 
 
-def put(keys: Connection, key: StoredKey, purpose: str, month: date | None = None) -> None:
-    """Keep a key before anything is sealed with it; ConfigError if its root is not in use here."""
-    kept = keys.execute(
+@dataclass(frozen=True, slots=True)
+class RootOffer:
+    """The root that a host wraps with, in case that the keystore does not know one yet."""
+
+    root_id: UUID
+    purpose: str
+    provider: str
+    canary: Callable[[], bytes]
+
+
+def keep(
+    tx: Connection,
+    keys: Connection,
+    key: StoredKey,
+    offer: RootOffer,
+    principal: Principal,
+    *,
+    month: date | None = None,
+) -> None:
+    """Keep a key before anything is sealed with it; ConfigError if its root is not in use here.
+
+    The first root of a purpose that wraps a key becomes the one that is known. Any later one must
+    be made known by a rotation: a keyring of another installation seals nothing here.
+    """
+    if _put(keys, key, offer.purpose, month):
+        return
+    if not any(root.purpose == offer.purpose for root in roots(keys)):
+        add_root(
+            tx, keys, root_id=offer.root_id, purpose=offer.purpose, provider=offer.provider,
+            state="active", canary=offer.canary(), principal=principal,
+        )  # fmt: skip
+        if _put(keys, key, offer.purpose, month):
+            return
+    raise ConfigError(
+        f"keyring: its {offer.purpose} root {key.root_id} is retired or of another installation; "
+        "use the keyring that is in use now (see: syncward keys status)",
+        code="wrong_keyring",
+    )
+
+
+def _put(keys: Connection, key: StoredKey, purpose: str, month: date | None) -> bool:
+    kept: bool = keys.execute(
         text("SELECT keystore.put_key(:id, :account, :purpose, :root, :wrapped, :month)"),
         {
             "id": key.dek_id,
@@ -79,12 +127,7 @@ def put(keys: Connection, key: StoredKey, purpose: str, month: date | None = Non
             "month": month,
         },
     ).scalar_one()
-    if not kept:
-        raise ConfigError(
-            f"keyring: its {purpose} root {key.root_id} is retired or of another installation; "
-            "use the keyring file that is in use now (see: syncward keys status)",
-            code="wrong_keyring",
-        )
+    return kept
 
 
 def credential_keys(keys: Connection, dek_ids: Sequence[UUID]) -> dict[UUID, StoredKey]:
@@ -99,24 +142,22 @@ def records_keys(keys: Connection, dek_ids: Sequence[UUID]) -> dict[UUID, Stored
 
 def _keys(keys: Connection, query: str, **parameters: object) -> dict[UUID, StoredKey]:
     rows = keys.execute(text(query), parameters)
-    return {row.id: StoredKey(row.id, row.account_id, row.root_id, bytes(row.wrapped)) for row in rows}
+    return {
+        row.id: StoredKey(row.id, row.account_id, row.root_id, bytes(row.wrapped)) for row in rows
+    }
 
 
 # ── rotation of a root: its data keys are wrapped again ──────────────────────────────────────
 
 
-def stale(
-    keys: Connection, purpose: str, roots: Sequence[UUID], batch: int
-) -> Sequence[StoredKey]:
+def stale(keys: Connection, purpose: str, roots: Sequence[UUID], batch: int) -> Sequence[StoredKey]:
     """Lock and return some keys that these roots wrap; others skip them meanwhile."""
     source = "stale_credential_keys" if purpose == "credentials" else "stale_records_keys"
     query = f"SELECT * FROM keystore.{source}(:roots, :batch)"  # noqa: S608 - one of two names
     return list(_keys(keys, query, roots=list(roots), batch=batch).values())
 
 
-def rewrap(
-    keys: Connection, changed: Sequence[tuple[StoredKey, bytes]], root_id: UUID
-) -> int:
+def rewrap(keys: Connection, changed: Sequence[tuple[StoredKey, bytes]], root_id: UUID) -> int:
     """Store keys under the active root, compare-and-set; return how many were still the same."""
     count: int = keys.execute(
         text("SELECT keystore.rewrap(:ids, :old, :new, :root)"),
@@ -283,9 +324,7 @@ def note_unused(keys: Connection, root_id: UUID) -> None:
     )
 
 
-def _event(
-    action: AuditAction, root_id: UUID, principal: Principal, **detail: str
-) -> AuditEvent:
+def _event(action: AuditAction, root_id: UUID, principal: Principal, **detail: str) -> AuditEvent:
     return AuditEvent(action, TargetKind.ROOT, root_id, principal, detail=dict(detail))
 
 

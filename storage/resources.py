@@ -13,7 +13,7 @@ from schemas.accounts import Account, Resource
 from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
 from schemas.errors import Conflict, NotFound
 from storage import audit, keystore
-from storage.keystore import StoredKey
+from storage.keystore import RootOffer, StoredKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +161,13 @@ def store_secret(
     account: Account,
     resource_id: UUID,
     secret: SealedSecret,
+    *,
+    offer: RootOffer,
     principal: Principal,
 ) -> None:
     """Store a new version of a sealed credential, and its wrapped key in the keystore first."""
     key = StoredKey(secret.dek_id, account.account_id, secret.root_id, secret.wrapped)
-    keystore.put(keys, key, "credentials")
+    keystore.keep(tx, keys, key, offer, principal)
     tx.execute(
         text(
             "INSERT INTO credentials (resource_id, field, version, account_id, envelope, "

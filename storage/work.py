@@ -14,7 +14,6 @@ from schemas.streams import StreamSpec
 from storage import audit, keystore
 from storage.keystore import Keystore, StoredKey
 
-
 #: The root of a wrapped key that the control database does not have.
 NO_ROOT = UUID(int=0)
 
@@ -126,7 +125,9 @@ def _field(row: Row[Any]) -> SealedField:
         field=row.field,
         version=row.version,
         envelope=bytes(row.envelope),
-        key=StoredKey(row.dek_id, row.account_id, row.root_id or NO_ROOT, bytes(row.wrapped or b"")),
+        key=StoredKey(
+            row.dek_id, row.account_id, row.root_id or NO_ROOT, bytes(row.wrapped or b"")
+        ),
     )
 
 

@@ -26,6 +26,7 @@ from schemas.settings import Settings
 from storage import accounts, audit, claims, connections, logs, outputs, runs
 from storage.claims import WorkerState
 from storage.engine import Process, open_engine, open_link, transaction
+from storage.keystore import Keystore
 from workers import run_sync
 from workers.attempt import Dependencies
 from workers.heartbeat import Heartbeat
@@ -246,6 +247,7 @@ class World:
         return Dependencies(
             engine=engine,
             keyring=keyrings.load(str(worker_file)),
+            keystore=Keystore(engine),
             heartbeat=heartbeat,
             logs=LogWriter(write),
             settings=settings,

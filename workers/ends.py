@@ -61,7 +61,9 @@ def _open(resource: SealedResource, field: SealedField, keyring: Keyring) -> str
         plaintext = unseal_credential(
             keyring,
             Wrapped(root_id=field.key.root_id, blob=field.key.wrapped),
-            WrapContext(account_id=resource.account_id, purpose="credentials", dek_id=field.key.dek_id),
+            WrapContext(
+                account_id=resource.account_id, purpose="credentials", dek_id=field.key.dek_id
+            ),
             field.envelope,
             Context(
                 account_id=resource.account_id,

@@ -1,4 +1,4 @@
-"""Keys that rotate, records that are sealed (the SQL is in 0004_secrets.sql and ../keystore.sql)."""
+"""Keys that rotate, sealed records (the SQL is in 0004_secrets.sql and ../keystore.sql)."""
 
 from pathlib import Path
 
