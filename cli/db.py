@@ -28,11 +28,13 @@ def _url(cli: Cli) -> str:
 @command(db)
 @click.option("--print-sql", is_flag=True, help="Print the role SQL for a DBA; change nothing.")
 def upgrade(cli: Cli, *, print_sql: bool) -> None:
-    """Create roles and bring the schema to this version."""
+    """Create roles and bring the schema to this version, and that of a separate keystore."""
     if print_sql:
         cli.answer({"sql": role_sql()}, role_sql)
         return
     before, after = migrate.upgrade(_url(cli), cli.principal)
+    if cli.settings.keystore_url is not None:
+        migrate.upgrade_keystore(cli.settings.keystore_url.get_secret_value())
     text = (
         f"already at {after}"
         if before == after

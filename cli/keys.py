@@ -1,18 +1,26 @@
-"""`syncward keys`: the keyring files."""
+"""`syncward keys`: keyrings, roots, and their rotation."""
 
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from uuid import UUID
 
 import click
 
-from cli import credentials
+from cli import credentials, key_rotation
 from cli.context import Cli, command
 from cli.show import ago, table
 from crypto import keyring as keyrings
+from crypto.kms import file
+from crypto.roots import Purpose, RootStatus
+from schemas.errors import Conflict, NotFound
+from storage import keystore
+from storage.keystore import Root
 
 
 @click.group()
 def keys() -> None:
-    """Keyrings: init, status."""
+    """Keyrings: init, status, rotate, replace, retire, merge."""
 
 
 commands = {"keys": keys}
@@ -32,21 +40,157 @@ def init(cli: Cli, directory: Path) -> None:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class RootLine:
+    """One root, as the keystore and as this host's keyring know it."""
+
+    purpose: str
+    root_id: UUID
+    state: str
+    created_at: datetime
+    keys: int  # data keys that it wraps
+    wraps_here: bool
+    opens_here: bool
+
+
 @command(keys)
 def status(cli: Cli) -> None:
-    """Show the keyring in use: purposes, age, and what this host can do with them."""
-    found = credentials.open_keyring(cli).status()
+    """Show the roots: age, use, what this host can do with them, and what is pending."""
+    held = {one.root_id: one for one in credentials.open_keyring(cli).status()}
+    with cli.keystore.transaction() as tx:
+        known = {one.root_id: one for one in keystore.roots(tx)}
+        counted = {one.root_id: one.keys for one in keystore.counts(tx)}
+        former = [r.root_id for r in known.values() if r.state == "decrypt_only"]
+        left = keystore.pending(tx, former)
+    lines = [
+        _line(root_id, held.get(root_id), known.get(root_id), counted.get(root_id, 0))
+        for root_id in {**known, **held}
+    ]
+    heads = ("PURPOSE", "ROOT", "STATE", "MADE", "KEYS", "SEALS", "OPENS")
     rows = [
         (
-            s.purpose,
-            str(s.root_id),
-            s.state,
-            ago(s.created_at),
-            "yes" if s.can_wrap else "no",
-            "yes" if s.can_unwrap else "no",
+            one.purpose, str(one.root_id), one.state, ago(one.created_at), f"{one.keys:,}",
+            "yes" if one.wraps_here else "no", "yes" if one.opens_here else "no",
         )
-        for s in found
-    ]
+        for one in lines
+    ]  # fmt: skip
+    pending = f"pending: {left.rewrap:,} keys to wrap again, {left.replace:,} to replace"
     cli.answer(
-        list(found), lambda: table(("PURPOSE", "ROOT", "STATE", "MADE", "SEALS", "OPENS"), rows)
+        {"roots": lines, "pending": {"rewrap": left.rewrap, "replace": left.replace}},
+        lambda: f"{table(heads, rows)}\n{pending}",
     )
+
+
+def _line(root_id: UUID, held: RootStatus | None, known: Root | None, count: int) -> RootLine:
+    """Join both views; the keystore's state decides where it knows the root."""
+    purpose, state, made = ("", "", datetime.now(UTC))
+    if held is not None:
+        purpose, state, made = held.purpose, f"{held.state} (not in use yet)", held.created_at
+    if known is not None:
+        purpose, state, made = known.purpose, known.state, known.created_at
+    return RootLine(
+        purpose,
+        root_id,
+        state,
+        made,
+        count,
+        wraps_here=held is not None and held.state != "decrypt_only",
+        opens_here=held is not None and held.can_unwrap,
+    )
+
+
+@command(keys)
+@click.argument("purpose", type=click.Choice(["credentials", "records"]))
+@click.option(
+    "--worker-file", type=click.Path(path_type=Path), metavar="PATH",
+    help="The workers' keyring file, if it is on this host, too.",
+)  # fmt: skip
+@click.option(
+    "--update-file", type=click.Path(path_type=Path), metavar="PATH",
+    help="Write the workers' part of the new root here, to be carried to their hosts.",
+)  # fmt: skip
+@click.option(
+    "--timeout", default=600, show_default=True, metavar="SECONDS",
+    help="Wait so long for workers; say the same again to go on.",
+)  # fmt: skip
+def rotate(
+    cli: Cli,
+    purpose: Purpose,
+    *,
+    worker_file: Path | None,
+    update_file: Path | None,
+    timeout: int,
+) -> None:
+    """Replace a root: make one, wait until all workers have it, wrap every data key again."""
+    done = key_rotation.rotate(
+        cli,
+        purpose,
+        key_rotation.Files(worker_file, update_file),
+        patience=timedelta(seconds=timeout),
+    )
+    cli.answer(done, lambda: done.text)
+
+
+@command(keys)
+@click.option("--all", "everybody", is_flag=True, help="Of all accounts.")
+@click.option("--wait/--no-wait", default=True, help="Wait until workers have done it.")
+def replace(cli: Cli, *, everybody: bool, wait: bool) -> None:
+    """Replace the data keys of credentials: workers seal each again under a new one."""
+    done = key_rotation.replace(cli, everybody=everybody, wait=wait)
+    cli.answer(done, lambda: f"{done['replaced']:,} data keys are replaced")
+
+
+@command(keys)
+@click.argument("file_", metavar="FILE", type=click.Path(path_type=Path))
+@click.argument("update", type=click.Path(path_type=Path))
+def merge(cli: Cli, file_: Path, update: Path) -> None:
+    """Add the roots of an update file to a keyring file; running workers take them at once."""
+    added = file.merge(file_, update)
+    cli.answer(
+        {"added": added},
+        lambda: (
+            f"{len(added)} roots added to {file_}; delete {update} now"
+            if added
+            else f"{file_} has them already; delete {update} now"
+        ),
+    )
+
+
+@command(keys)
+@click.argument("root_id", metavar="ROOT", type=click.UUID)
+@click.option("--force", is_flag=True, help="Also while backups exist that need it.")
+def retire(cli: Cli, root_id: UUID, *, force: bool) -> None:
+    """Take a replaced root out of use, when neither a data key nor a backup needs it."""
+    with cli.transaction() as tx, cli.keystore.beside(tx) as stored:
+        found = next((r for r in keystore.roots(stored) if r.root_id == root_id), None)
+        if found is None:
+            raise NotFound(f"root {root_id}: no such root; see: syncward keys status")
+        in_use = sum(one.keys for one in keystore.counts(stored) if one.root_id == root_id)
+        _refuse_early(cli, found, in_use, force=force)
+        keystore.retire(tx, stored, found, cli.principal)
+    key_rotation.drop_here(cli, found)
+    cli.answer(
+        {"retired": root_id},
+        lambda: f"root {root_id} is retired; delete it from the keyring files of other hosts, too",
+    )
+
+
+def _refuse_early(cli: Cli, found: Root, in_use: int, *, force: bool) -> None:
+    if found.state in {"active", "retired"}:
+        raise Conflict(
+            f"root {found.root_id} is {found.state}; only a replaced one can be retired "
+            "(syncward keys rotate replaces one)"
+        )
+    if in_use:
+        raise Conflict(
+            f"root {found.root_id} still wraps {in_use:,} data keys; "
+            f"wrap them again with: syncward keys rotate {found.purpose}"
+        )
+    store, settings = cli.keystore, cli.settings
+    kept = settings.keystore_backup_keep if store.separate else settings.backup_keep
+    safe = (found.unused_since or datetime.now(UTC)) + kept
+    if safe > datetime.now(UTC) and not force:
+        raise Conflict(
+            f"root {found.root_id}: backups that need it are kept until {safe:%Y-%m-%d %H:%M} UTC; "
+            "retire it then, or now with --force if no backup is to be opened any more"
+        )

@@ -7,7 +7,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 from uuid import UUID
 
 from crypto.envelope import length_prefixed
@@ -91,6 +91,12 @@ class Keyring(Protocol):
     def active_root(self, purpose: Purpose) -> UUID:
         """Return the root that `wrap` uses; KeyringError if there is none."""
 
+    def prefer(self, root_id: UUID) -> bool:
+        """Wrap by this root from now on; False unless this host has it as `next` or `active`.
+
+        The keystore says which root is active; a host that got the root beforehand follows.
+        """
+
     def can_unwrap(self, purpose: Purpose) -> bool:
         """Say whether this host may open what was wrapped for a purpose."""
 
@@ -105,3 +111,14 @@ class Keyring(Protocol):
 
     def close(self) -> None:
         """Give back connections; the keyring is not used after it."""
+
+
+@runtime_checkable
+class Rotating(Protocol):
+    """A keyring whose roots a KMS makes and rotates; every host has them at once."""
+
+    def rotate(self, purpose: Purpose) -> UUID:
+        """Make a new version of the purpose's key and return its root."""
+
+    def retire_below(self, purpose: Purpose, root_id: UUID) -> None:
+        """Have the KMS refuse every version older than this root's."""

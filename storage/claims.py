@@ -128,9 +128,10 @@ WHERE l.token = b.token AND a.run_id = l.run_id AND a.lease_token = l.token
 RETURNING l.token, a.cancel_requested_at IS NOT NULL
 """
 _SEEN = """
-INSERT INTO workers (worker_id, version, slots, draining)
-VALUES (%(worker)s, %(version)s, %(slots)s, %(draining)s)
-ON CONFLICT (worker_id) DO UPDATE SET seen_at = clock_timestamp(), draining = excluded.draining
+INSERT INTO workers (worker_id, version, slots, draining, roots)
+VALUES (%(worker)s, %(version)s, %(slots)s, %(draining)s, %(roots)s)
+ON CONFLICT (worker_id) DO UPDATE SET seen_at = clock_timestamp(), draining = excluded.draining,
+  roots = excluded.roots
 """
 
 
@@ -142,6 +143,7 @@ class WorkerState:
     version: str
     slots: int
     draining: bool
+    roots: tuple[UUID, ...] = ()  # of its keyring
 
 
 def heartbeat(
@@ -162,6 +164,7 @@ def heartbeat(
                 "version": worker.version,
                 "slots": worker.slots,
                 "draining": worker.draining,
+                "roots": list(worker.roots),
             },
         )
         renewed.execute(

@@ -182,12 +182,10 @@ def replace(keys: Connection, account_id: UUID | None) -> int:
     return count
 
 
-def to_replace(keys: Connection, after: UUID, batch: int) -> Sequence[UUID]:
-    """Return some keys that are to be replaced, in the order of their ids."""
-    rows = keys.execute(
-        text("SELECT keystore.keys_to_replace(:after, :batch)"), {"after": after, "batch": batch}
-    )
-    return list(rows.scalars())
+def to_replace(keys: Connection, *, but: Sequence[UUID], batch: int) -> Sequence[StoredKey]:
+    """Lock and return some keys whose credentials are to be sealed again; others skip them."""
+    query = "SELECT * FROM keystore.keys_to_replace(:but, :batch)"
+    return list(_keys(keys, query, but=list(but), batch=batch).values())
 
 
 def mark_unused(keys: Connection, dek_ids: Sequence[UUID]) -> None:

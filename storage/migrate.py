@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, create_engine, text
 from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
 from schemas.errors import ConfigError, TransientError
 from storage import audit
-from storage.engine import ROLLED_BACK, explained, parse_url
+from storage.engine import ROLLED_BACK, explained, parse_url, run_script
 from storage.roles import create_roles
 
 _HERE = Path(__file__).parent / "migrations"
@@ -91,6 +91,22 @@ def _upgrade(engine: Engine, principal: Principal) -> str | None:
         if before != head():
             audit.append(tx, _upgraded(before, principal))
     return before
+
+
+def upgrade_keystore(url: str) -> None:
+    """Create roles and bring a separate keystore to this version; idempotent.
+
+    What changes there is described by the script alone. The event is the control database's.
+    """
+    engine = _admin_engine(url)
+    try:
+        with explained(engine.url), engine.begin() as keys:
+            create_roles(keys)
+            keys.execute(text("SET LOCAL ROLE syncward_owner"))
+            keys.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
+            run_script(keys, (_HERE / "keystore.sql").read_text(encoding="utf-8"))
+    finally:
+        engine.dispose()
 
 
 def _upgraded(before: str | None, principal: Principal) -> AuditEvent:

@@ -30,6 +30,7 @@ from storage.keystore import Keystore
 from workers import run_sync
 from workers.attempt import Dependencies
 from workers.heartbeat import Heartbeat
+from workers.key_upkeep import KeyUpkeep
 from workers.run_log import LogWriter
 
 OPERATOR = Principal("operator", "test")
@@ -257,6 +258,11 @@ class World:
 
     def close(self) -> None:
         self.deps.heartbeat.drop_link()
+
+    def key_upkeep(self) -> KeyUpkeep:
+        """What the worker's thread for keys would do, a round at a time."""
+        deps = self.deps
+        return KeyUpkeep(deps.keyring, deps.keystore, deps.settings, deps.principal)
 
     # ── what operators do ────────────────────────────────────────────────────────────────────
 

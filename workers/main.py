@@ -18,7 +18,7 @@ from redis import Redis
 from crypto import keyring as keyrings
 from crypto.selftest import selftest
 from schemas.audit import Principal
-from schemas.errors import Draining, StartRefused, SyncwardError
+from schemas.errors import Draining, StartRefused, SyncwardError, TransientError
 from schemas.jobs import QUEUE, Job
 from schemas.settings import Settings
 from schemas.start import until_asked
@@ -27,10 +27,11 @@ from storage.claims import WorkerState, sign_off
 from storage.engine import open_engine, open_link, transaction
 from storage.keystore import Keystore
 from storage.metrics import BUILD
-from workers import actors, run_sync
+from workers import actors, key_upkeep, run_sync
 from workers.attempt import Dependencies
 from workers.enqueue import JobQueue, open_broker, open_client
 from workers.heartbeat import Heartbeat
+from workers.key_upkeep import KeyUpkeep
 from workers.metrics import RUNNING
 from workers.run_log import LogWriter
 
@@ -51,6 +52,7 @@ EXIT_HANGING = 70
 class _Process:
     worker: dramatiq.Worker
     deps: Dependencies
+    keys: KeyUpkeep
     client: Redis
     draining: Event
 
@@ -64,7 +66,9 @@ def run(settings: Settings) -> None:
     process = _build(settings)
     if not revision.require(process.deps.engine):
         logger.warning("schema_not_checked", extra={"reason": "the control database is away"})
+    _check_roots(process.deps)
     stop = until_asked()
+    process.keys.start()
     process.deps.heartbeat.start()
     process.deps.logs.start()
     process.worker.start()
@@ -78,6 +82,13 @@ def run(settings: Settings) -> None:
         os._exit(EXIT_HANGING)  # a thread that hangs would keep the interpreter from ending
     if not in_order:
         sys.exit(EXIT_LEFT)
+
+
+def _check_roots(deps: Dependencies) -> None:
+    try:
+        key_upkeep.check_roots(deps.keyring, deps.keystore)
+    except TransientError as error:
+        logger.warning("roots_not_checked", extra={"reason": error.public})
 
 
 def _must_leave(process: _Process) -> bool:
@@ -102,7 +113,11 @@ def _build(settings: Settings) -> _Process:
 
     def state() -> WorkerState:
         return WorkerState(
-            worker_id, version("syncward"), settings.worker_threads, draining.is_set()
+            worker_id,
+            version("syncward"),
+            settings.worker_threads,
+            draining.is_set(),
+            roots=tuple(root.root_id for root in keyring.status()),
         )
 
     def write_logs(lines: Sequence[logs.LogLine]) -> None:
@@ -123,7 +138,8 @@ def _build(settings: Settings) -> _Process:
     )
     BUILD.labels(version("syncward")).set(1)
     client = open_client(redis_url)
-    return _Process(_dramatiq(deps, client, settings, draining), deps, client, draining)
+    keys = KeyUpkeep(keyring, deps.keystore, settings, deps.principal)
+    return _Process(_dramatiq(deps, client, settings, draining), deps, keys, client, draining)
 
 
 def required(settings: Settings) -> tuple[str, str, str]:
@@ -175,6 +191,7 @@ def _drain(process: _Process, settings: Settings) -> bool:
     last = Timer(grace + LEAVING_S, _leave_at_once)
     last.daemon = True
     last.start()
+    process.keys.ask_to_stop()
     for consumer in process.worker.consumers.values():
         consumer.stop()  # one that is only paused goes on fetching while jobs come
     for thread in process.worker.workers:

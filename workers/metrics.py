@@ -46,6 +46,10 @@ CLAIMS = Counter(
     "syncward_claims", "Jobs taken from the queue, by what the claim said.", ["result"]
 )
 DECRYPTS = Counter("syncward_decrypts", "Data keys used to open something.", ["purpose", "outcome"])
+KEYS_PENDING = Gauge(
+    "syncward_keys_pending", "Data keys that a rotation has yet to reach, by what is due.", ["kind"]
+)
+KEYS_AGE = Gauge("syncward_keys_age_seconds", "Age of the active root.", ["purpose"])
 LEASE_RENEWALS = Counter(
     "syncward_lease_renewals", "Renewals of leases, by what the database said.", ["result"]
 )
@@ -72,6 +76,10 @@ for _result in ("claimed", "stale", "unknown"):
     CLAIMS.labels(_result)
 for _outcome in ("opened", "refused"):
     DECRYPTS.labels("credentials", _outcome)
+for _what in ("rewrap", "reseal"):
+    KEYS_PENDING.labels(_what)
+for _purpose in ("credentials", "records"):
+    KEYS_AGE.labels(_purpose)
 for _result in ("renewed", "lost", "failed"):
     LEASE_RENEWALS.labels(_result)
 for _reason in ("taken", "no_heartbeat", "at_finish"):

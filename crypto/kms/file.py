@@ -32,6 +32,7 @@ class FileKeyring:
         self._reloading = Lock()
         self._stamp = _stamp(path)
         self._roots = _by_id(path)
+        self._preferred: dict[str, UUID] = {}  # by purpose
 
     def __repr__(self) -> str:
         return f"FileKeyring({len(self._roots)} roots)"
@@ -74,6 +75,14 @@ class FileKeyring:
         """Return the root that `wrap` uses; KeyringError if there is none."""
         return self._active(purpose).root_id
 
+    def prefer(self, root_id: UUID) -> bool:
+        """Wrap by this root from now on; False unless it is here as `next` or `active`."""
+        root = self._roots.get(root_id)
+        if root is None or root.state == "decrypt_only":
+            return False
+        self._preferred[root.purpose] = root_id
+        return True
+
     def can_unwrap(self, purpose: Purpose) -> bool:
         """Say whether this host can open what was wrapped for a purpose."""
         return any(r.purpose == purpose and r.private for r in self._roots.values())
@@ -113,12 +122,21 @@ class FileKeyring:
         """Nothing is open."""
 
     def _active(self, purpose: Purpose) -> Root:
-        for root in self._roots.values():
+        roots = self._roots
+        preferred = roots.get(self._preferred.get(purpose, UUID(int=0)))
+        if preferred is not None and preferred.state != "decrypt_only":
+            return preferred
+        for root in roots.values():
             if root.purpose == purpose and root.state == "active":
                 return root
         raise KeyringError(
             f"keyring: it has no active root for {purpose}; use the file that `keys init` made"
         )
+
+
+def path_of(uri: str) -> Path:
+    """Return the path of `file:///path` or of a path."""
+    return Path(uri.removeprefix("file://"))
 
 
 def load(path: str) -> FileKeyring:

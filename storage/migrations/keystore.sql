@@ -18,7 +18,7 @@ ALTER TABLE keystore.dek ADD COLUMN IF NOT EXISTS month date;
 ALTER TABLE keystore.dek ADD COLUMN IF NOT EXISTS unused_since timestamptz;
 CREATE INDEX IF NOT EXISTS dek_by_root ON keystore.dek (purpose, root_id, id);
 CREATE INDEX IF NOT EXISTS dek_by_account ON keystore.dek (account_id);
-CREATE INDEX IF NOT EXISTS dek_replaced ON keystore.dek (id) WHERE state = 'decrypt_only';
+CREATE INDEX IF NOT EXISTS dek_replaced ON keystore.dek (id) WHERE state = 'decrypt_only' AND unused_since IS NULL;
 CREATE INDEX IF NOT EXISTS dek_by_month ON keystore.dek (month) WHERE month IS NOT NULL;
 ALTER TABLE keystore.dek ENABLE ROW LEVEL SECURITY;
 ALTER TABLE keystore.dek FORCE ROW LEVEL SECURITY;
@@ -50,6 +50,7 @@ BEGIN
                  WHERE r.id = by_root AND r.purpose = for_purpose AND r.state <> 'retired') THEN
     RETURN false;
   END IF;
+  UPDATE keystore.root SET unused_since = NULL WHERE id = by_root AND unused_since IS NOT NULL;
   INSERT INTO keystore.dek (id, account_id, purpose, root_id, wrapped, month)
   VALUES (key_id, of_account, for_purpose, by_root, blob, of_month) ON CONFLICT (id) DO NOTHING;
   RETURN true;
@@ -102,11 +103,13 @@ CREATE OR REPLACE FUNCTION keystore.replace_keys(of_account uuid) RETURNS bigint
         AND (of_account IS NULL OR account_id = of_account) RETURNING 1)
     SELECT count(*) FROM changed $$;
 
-CREATE OR REPLACE FUNCTION keystore.keys_to_replace(after_id uuid, batch integer) RETURNS SETOF uuid
-  LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
-    SELECT id FROM keystore.dek
-    WHERE state = 'decrypt_only' AND unused_since IS NULL AND id > after_id
-    ORDER BY id LIMIT batch $$;
+-- Locked until the caller has sealed again what they sealed; others skip them meanwhile.
+CREATE OR REPLACE FUNCTION keystore.keys_to_replace(except_ids uuid[], batch integer)
+  RETURNS TABLE (id uuid, account_id uuid, root_id uuid, wrapped bytea)
+  LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
+    SELECT d.id, d.account_id, d.root_id, d.wrapped FROM keystore.dek d
+    WHERE d.state = 'decrypt_only' AND d.unused_since IS NULL AND NOT d.id = ANY (except_ids)
+    ORDER BY d.id LIMIT batch FOR NO KEY UPDATE SKIP LOCKED $$;
 
 CREATE OR REPLACE FUNCTION keystore.mark_unused(key_ids uuid[]) RETURNS bigint
   LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
@@ -164,7 +167,7 @@ GRANT EXECUTE ON FUNCTION keystore.put_key(uuid, uuid, text, uuid, bytea, date),
   keystore.rewrap(uuid[], bytea[], bytea[], uuid), keystore.counts(), keystore.pending(uuid[]),
   keystore.shred_keys(uuid[]) TO syncward_worker, syncward_operator;
 GRANT EXECUTE ON FUNCTION keystore.credential_keys(uuid[]),
-  keystore.stale_credential_keys(uuid[], integer), keystore.keys_to_replace(uuid, integer),
+  keystore.stale_credential_keys(uuid[], integer), keystore.keys_to_replace(uuid[], integer),
   keystore.mark_unused(uuid[]), keystore.forget_keys(timestamptz, date) TO syncward_worker;
 GRANT EXECUTE ON FUNCTION keystore.records_keys(uuid[]),
   keystore.stale_records_keys(uuid[], integer), keystore.replace_keys(uuid),

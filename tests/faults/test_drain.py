@@ -188,7 +188,9 @@ def test_jobs_in_a_workers_memory_go_back_to_redis(world, valkey):
 
     release = Thread(target=let_go)
     release.start()
-    assert main._drain(main._Process(worker, world.deps, client, draining), settings)
+    assert main._drain(
+        main._Process(worker, world.deps, world.key_upkeep(), client, draining), settings
+    )
     release.join()
     assert client.llen(f"syncward:{QUEUE}") == 3
     assert client.zcard(f"syncward:{QUEUE}.XQ") == 1  # the unknown run that was begun
@@ -225,7 +227,9 @@ def test_a_draining_worker_takes_no_more_jobs_however_long_its_runs_take(world, 
     until(lambda: client.llen(f"syncward:{QUEUE}") == 200 - world.cli.settings.worker_threads)
     release = Thread(target=lambda: draining.wait() and slow.close())
     release.start()
-    assert main._drain(main._Process(worker, world.deps, client, draining), world.cli.settings)
+    assert main._drain(
+        main._Process(worker, world.deps, world.key_upkeep(), client, draining), world.cli.settings
+    )
     for thread in (run, release):
         thread.join()
     begun = client.zcard(f"syncward:{QUEUE}.XQ")

@@ -1,0 +1,306 @@
+"""How a root is replaced, step by step; each step can be said again after an interruption.
+
+1. A new root is made and made known as `next`, with its canary.
+2. Every living worker reports that it has the root.
+3. It becomes active: the keystore says so, and everybody who has it wraps by it.
+4. Data keys are wrapped again: those of credentials by workers, those of records here.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+
+from cli import credentials
+from cli.context import Cli
+from crypto.canary import make_canary
+from crypto.kms import file
+from crypto.roots import Keyring, Purpose, Rotating, WrapContext, Wrapped
+from schemas.audit import AuditAction, AuditEvent, TargetKind
+from schemas.errors import ConfigError, TransientError
+from schemas.limits import WORKER_SILENT_AFTER
+from storage import audit, keystore
+from storage.keystore import Root
+
+_POLL_S = 0.5
+_BATCH = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Where the workers' half of a new root goes: into their file here, or to be carried."""
+
+    worker: Path | None
+    update: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rotated:
+    """The end of a rotation, or how far it got."""
+
+    root_id: UUID
+    active: bool
+    text: str
+    rewrapped: int = 0
+
+
+def rotate(cli: Cli, purpose: Purpose, files: Files, *, patience: timedelta) -> Rotated:
+    """Begin a rotation, or go on with one that has begun; says what to do where it must wait."""
+    keyring = credentials.open_keyring(cli)
+    waiting = _find(cli, purpose, "next")
+    if waiting is None and not _unfinished(cli, purpose):
+        made = _new_root(cli, keyring, purpose, files)
+        if isinstance(made, Rotated):
+            return made
+        waiting = made
+    if waiting is not None:
+        if not _everybody_has(cli, waiting, patience):
+            raise TransientError(
+                f"root {waiting.root_id}: {_lacking(cli, waiting)} workers do not have it yet; "
+                "carry the update file to each host and run there: syncward keys merge "
+                f"WORKER_FILE UPDATE_FILE, then here again: syncward keys rotate {purpose}"
+            )
+        _activate(cli, keyring, waiting)
+    active = _find(cli, purpose, "active")
+    if active is None:
+        raise ConfigError(f"{purpose}: no root is known yet; nothing was ever sealed by one")
+    count = _wrap_again(cli, keyring, purpose, active, patience)
+    return Rotated(
+        active.root_id,
+        active=True,
+        text=f"root {active.root_id} is active; {count:,} data keys were wrapped again",
+        rewrapped=count,
+    )
+
+
+def _find(cli: Cli, purpose: str, state: str) -> Root | None:
+    with cli.keystore.transaction() as keys:
+        found = keystore.roots(keys)
+    return next((r for r in found if r.purpose == purpose and r.state == state), None)
+
+
+def _former(cli: Cli, purpose: str) -> list[UUID]:
+    with cli.keystore.transaction() as keys:
+        found = keystore.roots(keys)
+    return [r.root_id for r in found if r.purpose == purpose and r.state == "decrypt_only"]
+
+
+def _left(cli: Cli, purpose: str) -> int:
+    """Count the data keys that a replaced root still wraps."""
+    former = _former(cli, purpose)
+    with cli.keystore.transaction() as keys:
+        return sum(one.keys for one in keystore.counts(keys) if one.root_id in former)
+
+
+def _unfinished(cli: Cli, purpose: str) -> bool:
+    return _left(cli, purpose) > 0
+
+
+def _new_root(cli: Cli, keyring: Keyring, purpose: Purpose, files: Files) -> Root | Rotated:
+    """Make a root and make it known; the workers' half goes where the operator said."""
+    if keyring.scheme != "file":
+        return _new_version(cli, keyring, purpose)
+    own = file.path_of(cli.settings.keyring or "")
+    if files.worker is not None:
+        root_id = file.add_root(own, files.worker, purpose)
+    elif files.update is not None:
+        root_id = file.carry(own, files.update, purpose)
+    else:
+        raise ConfigError(
+            "say where the workers' part of the new root goes: --worker-file PATH if their keyring "
+            "file is on this host, or --update-file PATH to be carried to their hosts"
+        )
+    keyring.reload()
+    return _make_known(cli, keyring, purpose, root_id)
+
+
+def _new_version(cli: Cli, keyring: Keyring, purpose: Purpose) -> Root:
+    """Have the KMS make a new version of its key; every host has it at once."""
+    if not isinstance(keyring, Rotating):
+        raise ConfigError(f"keyring {keyring.scheme}://: it cannot be rotated from here")
+    root_id = keyring.rotate(purpose)
+    return _make_known(cli, keyring, purpose, root_id)
+
+
+def _make_known(cli: Cli, keyring: Keyring, purpose: Purpose, root_id: UUID) -> Root:
+    if not keyring.prefer(root_id):
+        raise ConfigError(f"root {root_id}: this host's keyring does not have it")
+    with cli.transaction() as tx, cli.keystore.beside(tx) as keys:
+        keystore.add_root(
+            tx, keys, root_id=root_id, purpose=purpose, provider=keyring.scheme, state="next",
+            canary=make_canary(keyring, purpose), principal=cli.principal,
+        )  # fmt: skip
+    made = _find(cli, purpose, "next")
+    if made is None:
+        raise ConfigError(
+            f"root {root_id}: another rotation is under way; see: syncward keys status"
+        )
+    return made
+
+
+# ── every worker has it ──────────────────────────────────────────────────────────────────────
+
+_LACKING = text(
+    "SELECT count(*) FROM workers WHERE NOT CAST(:root AS uuid) = ANY (roots) "
+    "AND seen_at > clock_timestamp() - CAST(:silent AS interval)"
+)
+
+
+def _lacking(cli: Cli, root: Root) -> int:
+    with cli.transaction() as tx:
+        count: int = tx.execute(
+            _LACKING, {"root": root.root_id, "silent": WORKER_SILENT_AFTER}
+        ).scalar_one()
+    return count
+
+
+def _everybody_has(cli: Cli, root: Root, patience: timedelta) -> bool:
+    return _until(
+        cli,
+        lambda: _lacking(cli, root),
+        lambda left: f"waiting for {left} workers to take root {root.root_id}",
+        patience,
+    )
+
+
+def _activate(cli: Cli, keyring: Keyring, root: Root) -> None:
+    """Say it in the keystore first: hosts that have the root follow it."""
+    with cli.transaction() as tx, cli.keystore.beside(tx) as keys:
+        keystore.activate(tx, keys, root, cli.principal)
+    keyring.prefer(root.root_id)
+    if keyring.scheme == "file":
+        file.activate(file.path_of(cli.settings.keyring or ""), root.root_id)
+
+
+# ── data keys are wrapped again ──────────────────────────────────────────────────────────────
+
+
+def _wrap_again(
+    cli: Cli, keyring: Keyring, purpose: Purpose, active: Root, patience: timedelta
+) -> int:
+    total = _left(cli, purpose)
+    if purpose == "records":
+        _wrap_records(cli, keyring, active)
+    done = _until(
+        cli,
+        lambda: _left(cli, purpose),
+        lambda left: f"{total - left:,} of {total:,} data keys wrapped again",
+        patience,
+    )
+    if not done:
+        raise TransientError(
+            f"root {active.root_id} is active, but {_left(cli, purpose):,} data keys wait to be "
+            "wrapped by it; workers go on (syncward keys status shows how far they are)"
+        )
+    return total
+
+
+def _wrap_records(cli: Cli, keyring: Keyring, active: Root) -> None:
+    """Wrap records keys again here: workers cannot open them."""
+    for former in _former(cli, "records"):
+        while True:
+            with cli.transaction() as tx, cli.keystore.beside(tx) as keys:
+                found = keystore.stale(keys, "records", [former], _BATCH)
+                if not found:
+                    keystore.note_unused(keys, former)
+                    break
+                wrapped = keyring.rewrap_many(
+                    [
+                        (
+                            Wrapped(key.root_id, key.wrapped),
+                            WrapContext(key.account_id, "records", key.dek_id),
+                        )
+                        for key in found
+                    ]
+                )
+                changed = [
+                    (key, new.blob)
+                    for key, new in zip(found, wrapped, strict=True)
+                    if isinstance(new, Wrapped)
+                ]
+                if not changed:
+                    raise ConfigError(
+                        f"root {former}: its records keys do not open here; use the operator's "
+                        "keyring that has both roots"
+                    )
+                count = keystore.rewrap(keys, changed, active.root_id)
+                audit.append(
+                    tx,
+                    AuditEvent(
+                        AuditAction.KEYS_REWRAPPED, TargetKind.ROOT, active.root_id, cli.principal,
+                        detail={"keys": count},
+                    ),
+                )  # fmt: skip
+
+
+# ── data keys are replaced ───────────────────────────────────────────────────────────────────
+
+
+def replace(cli: Cli, *, everybody: bool, wait: bool) -> dict[str, Any]:
+    """Have the data keys of an account's credentials replaced by workers."""
+    if everybody:
+        with cli.transaction() as tx, cli.keystore.beside(tx) as keys:
+            count = keystore.replace(keys, None)
+            _record_replace(cli, tx, count, None)
+    else:
+        with cli.inside() as (tx, account, _), cli.keystore.beside(tx) as keys:
+            count = keystore.replace(keys, account.account_id)
+            _record_replace(cli, tx, count, account.account_id)
+    if wait:
+        _until(
+            cli,
+            lambda: _to_replace(cli),
+            lambda left: f"{left:,} data keys wait to be replaced",
+            timedelta(hours=24),
+        )
+    return {"replaced": count, "waited": wait}
+
+
+def _to_replace(cli: Cli) -> int:
+    with cli.keystore.transaction() as keys:
+        return keystore.pending(keys, []).replace
+
+
+def _record_replace(cli: Cli, tx: Any, count: int, account_id: UUID | None) -> None:  # noqa: ANN401 - a transaction
+    audit.append(
+        tx,
+        AuditEvent(
+            AuditAction.KEYS_REPLACED,
+            TargetKind.ACCOUNT if account_id else TargetKind.INSTANCE,
+            account_id or audit.INSTANCE_ID,
+            cli.principal,
+            account_id=account_id,
+            detail={"keys": count},
+        ),
+    )
+
+
+def drop_here(cli: Cli, root: Root) -> None:
+    """Take a retired root out of this host's keyring, or have the KMS refuse it from now on."""
+    keyring = credentials.open_keyring(cli)
+    if isinstance(keyring, Rotating):
+        purpose: Purpose = "credentials" if root.purpose == "credentials" else "records"
+        keyring.retire_below(purpose, keyring.active_root(purpose))
+    elif any(one.root_id == root.root_id for one in keyring.status()):
+        file.drop_root(file.path_of(cli.settings.keyring or ""), root.root_id)
+
+
+def _until(
+    cli: Cli, left: Callable[[], int], says: Callable[[int], str], patience: timedelta
+) -> bool:
+    """Wait until nothing is left, saying how far it is; False if patience ends first."""
+    deadline = time.monotonic() + patience.total_seconds()
+    said = ""
+    while (now := left()) > 0:
+        if says(now) != said:
+            said = says(now)
+            cli.note(said)
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True

@@ -1,0 +1,88 @@
+"""Sealed credentials that get another data key: taken by the key that they have, changed in place.
+
+Workers only: what is returned here is opened, and each use has its event before.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
+from storage import audit
+
+
+@dataclass(frozen=True, slots=True)
+class SealedCredential:
+    """One credential with where it stands: what its envelope is bound to."""
+
+    account_id: UUID
+    resource_id: UUID
+    field: str
+    version: int
+    envelope: bytes
+    dek_id: UUID
+
+
+def take(
+    tx: Connection, dek_ids: Sequence[UUID], principal: Principal
+) -> Sequence[SealedCredential]:
+    """Return all that is sealed with these keys, and record that it is about to be opened."""
+    rows = tx.execute(text("SELECT * FROM credentials_of_keys(:ids)"), {"ids": list(dek_ids)})
+    found = [
+        SealedCredential(
+            account_id=row.account_id,
+            resource_id=row.resource_id,
+            field=row.field,
+            version=row.version,
+            envelope=bytes(row.envelope),
+            dek_id=row.dek_id,
+        )
+        for row in rows
+    ]
+    audit.append(
+        tx,
+        *(
+            _event(AuditAction.CREDENTIAL_UNSEALED, one, principal, outcome="attempted")
+            for one in found
+        ),
+    )
+    return found
+
+
+def put(tx: Connection, one: SealedCredential, envelope: bytes, principal: Principal) -> bool:
+    """Replace an envelope, compare-and-set; False if it changed or went meanwhile."""
+    replaced: bool = tx.execute(
+        text("SELECT reseal_credential(:resource, :field, :version, :old, :new)"),
+        {
+            "resource": one.resource_id,
+            "field": one.field,
+            "version": one.version,
+            "old": one.envelope,
+            "new": envelope,
+        },
+    ).scalar_one()
+    if replaced:
+        audit.append(tx, _event(AuditAction.CREDENTIAL_RESEALED, one, principal))
+    return replaced
+
+
+def refused(tx: Connection, one: SealedCredential, principal: Principal) -> None:
+    """Record that a credential did not open; it stays as it is."""
+    audit.append(tx, _event(AuditAction.CREDENTIAL_REFUSED, one, principal, outcome="error"))
+
+
+def _event(
+    action: AuditAction, one: SealedCredential, principal: Principal, outcome: str = "success"
+) -> AuditEvent:
+    return AuditEvent(
+        action,
+        TargetKind.RESOURCE,
+        one.resource_id,
+        principal,
+        account_id=one.account_id,
+        outcome=outcome,
+        reason="reseal",
+        detail={"fields": one.field, "versions": str(one.version)},
+    )
