@@ -7,9 +7,9 @@ from uuid import UUID
 
 from crypto.envelope import Context, length_prefixed, take_apart
 from crypto.errors import CryptoError, UnsealError
+from crypto.opening import open_envelope
 from crypto.roots import Keyring, Purpose, WrapContext, Wrapped
 from crypto.seal import new_dek, seal
-from crypto.unseal import unseal
 
 _NOBODY = UUID(int=0)
 _TEXT = b"syncward canary"
@@ -33,7 +33,7 @@ def check_canary(keyring: Keyring, purpose: Purpose, root_id: UUID, canary: byte
         found = keyring.unwrap_many([(Wrapped(root_id, blob), context)])[0]
         if isinstance(found, CryptoError):
             return False
-        return unseal(found, dek_id, envelope, _context(root_id)) == _TEXT
+        return open_envelope(found, dek_id, envelope, _context(root_id)) == _TEXT
     except UnsealError:
         return False
 

@@ -19,13 +19,14 @@ FORMAT = 1
 SUITE = 1  # HKDF-SHA-512, AES-256-GCM
 CONTEXT_LAYOUT = 1
 
+KEY = 32
 CHUNK = 16 * 1024
 TAG = 16
 SALT = 24
 COMMITMENT = 32
 HEADER = len(MAGIC) + 2 + 16 + 1
-_BODY = HEADER + SALT + COMMITMENT
-SHORTEST = _BODY + TAG
+BODY = HEADER + SALT + COMMITMENT
+SHORTEST = BODY + TAG
 
 _LABEL = b"c2sp.org/chunked-encryption@v1+AEAD_AES_256_GCM\x00"
 
@@ -86,10 +87,17 @@ def header(dek_id: UUID) -> bytes:
 
 
 def derive(dek: bytes, dek_id: UUID, salt: bytes, context: Context) -> MessageKeys:
-    """Derive a message's keys (RFC 5869 expand) from the data key, the salt and the context."""
-    info = _LABEL + salt + header(dek_id) + context.encoded()
-    output = HKDFExpand(hashes.SHA512(), 32 + 12 + COMMITMENT, info).derive(dek)
-    return MessageKeys(AESGCM(output[:32]), output[32:44], output[44:])
+    """Derive a message's keys from the data key, the salt and where the envelope belongs."""
+    return message_keys(dek, salt, header(dek_id) + context.encoded())
+
+
+def message_keys(dek: bytes, salt: bytes, bound: bytes) -> MessageKeys:
+    """Derive key, nonce and commitment of one message (RFC 5869 expand), bound to these bytes."""
+    if len(dek) != KEY:
+        raise UnsealError
+    info = _LABEL + salt + bound
+    output = HKDFExpand(hashes.SHA512(), KEY + 12 + COMMITMENT, info).derive(dek)
+    return MessageKeys(AESGCM(output[:KEY]), output[KEY : KEY + 12], output[KEY + 12 :])
 
 
 def take_apart(envelope: bytes) -> Parts:
@@ -105,6 +113,6 @@ def take_apart(envelope: bytes) -> Parts:
     return Parts(
         dek_id=dek_id,
         salt=envelope[HEADER : HEADER + SALT],
-        commitment=envelope[HEADER + SALT : _BODY],
-        body=envelope[_BODY:],
+        commitment=envelope[HEADER + SALT : BODY],
+        body=envelope[BODY:],
     )

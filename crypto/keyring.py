@@ -14,13 +14,17 @@ __all__ = [
 
 
 def load(uri: str) -> Keyring:
-    """Open a keyring by `file:///path` or path; KeyringError says what to type otherwise."""
+    """Open a keyring by `file:///path`, path or `vault://…`; KeyringError says what is wrong."""
     scheme, separator, rest = uri.partition("://")
     if not separator:
         return file.load(uri)
     if scheme == "file":
         return file.load(rest)
+    if scheme in {"vault", "vault+http"}:
+        from crypto.kms import vault  # noqa: PLC0415 - HTTP is loaded only where it is used
+
+        return vault.load(uri)
     raise KeyringError(
-        f"keyring {scheme}://…: there is no such kind; use file:///path/to/worker.json "
-        "(docs/keys.md says what another KMS would need)"
+        f"keyring {scheme}://…: there is no such kind; use file:///path/to/worker.json or "
+        "vault://host:8200/mount/name?token=FILE (docs/keys.md; it says what another KMS needs)"
     )

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Literal, Protocol, runtime_checkable
 from uuid import UUID
 
-from crypto.envelope import length_prefixed
+from crypto.envelope import Context, length_prefixed
 from crypto.errors import CryptoError
 
 Purpose = Literal["credentials", "records"]
@@ -50,6 +50,16 @@ class Wrapped:
 
 
 @dataclass(frozen=True, slots=True)
+class Sealed:
+    """An envelope as it was found, with the wrapped key that opens it."""
+
+    wrapped: Wrapped
+    wrap: WrapContext
+    envelope: bytes
+    context: Context
+
+
+@dataclass(frozen=True, slots=True)
 class RootStatus:
     """One root as `keys status` shows it."""
 
@@ -62,7 +72,16 @@ class RootStatus:
     fingerprint: str
 
 
-class Keyring(Protocol):
+class Unwraps(Protocol):
+    """Whatever unwraps data keys: a keyring, or the cache in front of one."""
+
+    def unwrap_many(
+        self, items: Sequence[tuple[Wrapped, WrapContext]]
+    ) -> list[bytes | CryptoError]:
+        """Unwrap data keys; an item that fails stands as its error in its place."""
+
+
+class Keyring(Unwraps, Protocol):
     """The roots that one host may use. One per process; all methods may be called by any thread.
 
     Any of them raises KmsUnavailable while the KMS does not answer, KmsDenied if it refuses.
@@ -77,11 +96,6 @@ class Keyring(Protocol):
         self, purpose: Purpose, items: Sequence[tuple[bytes, WrapContext]]
     ) -> list[Wrapped]:
         """Wrap many data keys of one purpose: all of them, or an error."""
-
-    def unwrap_many(
-        self, items: Sequence[tuple[Wrapped, WrapContext]]
-    ) -> list[bytes | CryptoError]:
-        """Unwrap data keys; an item that fails stands as its error in its place."""
 
     def rewrap_many(
         self, items: Sequence[tuple[Wrapped, WrapContext]]

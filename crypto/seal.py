@@ -3,7 +3,7 @@
 import os
 from uuid import UUID
 
-from crypto.envelope import CHUNK, SALT, Context, derive, header
+from crypto.envelope import CHUNK, SALT, Context, MessageKeys, derive, header
 from schemas.ids import new_id
 
 
@@ -23,9 +23,13 @@ def seal_with_salt(
 ) -> bytes:
     """Seal with a given salt: only for known answers. A repeated salt breaks the encryption."""
     keys = derive(dek, dek_id, salt, context)
+    return header(dek_id) + salt + keys.commitment + seal_body(keys, plaintext)
+
+
+def seal_body(keys: MessageKeys, plaintext: bytes) -> bytes:
+    """Return the chunks of a message, each with its tag."""
     # One more chunk than full ones: the short last chunk makes a cut envelope detectable.
-    chunks = (
+    return b"".join(
         keys.cipher.encrypt(keys.nonce(n), plaintext[n * CHUNK : (n + 1) * CHUNK], None)
         for n in range(len(plaintext) // CHUNK + 1)
     )
-    return header(dek_id) + salt + keys.commitment + b"".join(chunks)

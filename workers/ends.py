@@ -5,9 +5,9 @@ from contextlib import contextmanager
 
 from connectors import registry
 from crypto.envelope import Context
-from crypto.errors import UnsealError
-from crypto.keyring import Keyring, WrapContext, Wrapped
-from crypto.unseal import unseal_credential
+from crypto.errors import CryptoError, UnsealError
+from crypto.roots import Keyring, Sealed, WrapContext, Wrapped
+from crypto.unseal import unseal_credentials
 from schemas.errors import ConfigError
 from schemas.records import Destination, Source
 from storage.work import SealedField, SealedResource
@@ -51,34 +51,49 @@ def open_destination(
         destination.close()
 
 
+def warm(keyring: Keyring, *resources: SealedResource | None) -> None:
+    """Unwrap the keys of all ends at once: the worker's cache has them when each is opened."""
+    sealed = [item for found in resources if found is not None for item in _sealed(found)]
+    keyring.unwrap_many([(item.wrapped, item.wrap) for item in sealed])
+
+
 def unsealed(resource: SealedResource, keyring: Keyring) -> dict[str, str]:
     """Open all credentials of a resource. Keep the result no longer than the call it is for."""
-    return {field.field: _open(resource, field, keyring) for field in resource.sealed}
+    answers = unseal_credentials(keyring, _sealed(resource))
+    return {
+        field.field: _plaintext(resource, field, answer)
+        for field, answer in zip(resource.sealed, answers, strict=True)
+    }
 
 
-def _open(resource: SealedResource, field: SealedField, keyring: Keyring) -> str:
-    try:
-        plaintext = unseal_credential(
-            keyring,
+def _sealed(resource: SealedResource) -> list[Sealed]:
+    account_id = resource.account_id
+    return [
+        Sealed(
             Wrapped(root_id=field.key.root_id, blob=field.key.wrapped),
-            WrapContext(
-                account_id=resource.account_id, purpose="credentials", dek_id=field.key.dek_id
-            ),
+            WrapContext(account_id=account_id, purpose="credentials", dek_id=field.key.dek_id),
             field.envelope,
             Context(
-                account_id=resource.account_id,
+                account_id=account_id,
                 kind="resource",
                 resource_id=resource.resource_id,
                 field=field.field,
                 version=field.version,
             ),
         )
-    except UnsealError:
+        for field in resource.sealed
+    ]
+
+
+def _plaintext(resource: SealedResource, field: SealedField, answer: bytes | CryptoError) -> str:
+    if isinstance(answer, UnsealError):
         DECRYPTS.labels("credentials", "refused").inc()
         raise ConfigError(
             f"resource {resource.name}: its {field.field} cannot be opened with this worker's "
             f"keyring; store it again with: syncward resource rotate {resource.name}",
             code="unsealable",
-        ) from None
+        )
+    if isinstance(answer, CryptoError):  # its root is not here yet: the run waits for it
+        raise answer
     DECRYPTS.labels("credentials", "opened").inc()
-    return plaintext.decode()
+    return answer.decode()

@@ -16,6 +16,7 @@ from prometheus_client import start_http_server
 from redis import Redis
 
 from crypto import keyring as keyrings
+from crypto.cache import KeyCache
 from crypto.selftest import selftest
 from schemas.audit import Principal
 from schemas.errors import Draining, StartRefused, SyncwardError, TransientError
@@ -126,7 +127,7 @@ def _build(settings: Settings) -> _Process:
 
     deps = Dependencies(
         engine=engine,
-        keyring=keyring,
+        keyring=KeyCache(keyring),
         keystore=Keystore(engine, own or None),
         heartbeat=Heartbeat(
             lambda: open_link(database_url, "worker"), state, settings.heartbeat.total_seconds()

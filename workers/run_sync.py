@@ -25,7 +25,7 @@ from storage.work import Work
 from workers import answers, history, metrics, outcomes
 from workers.attempt import Attempt, Dependencies, Taken
 from workers.control import clock
-from workers.ends import open_destination, open_source
+from workers.ends import open_destination, open_source, warm
 from workers.run_log import RunLog
 
 logger = logging.getLogger(__name__)
@@ -115,6 +115,7 @@ def _sync(attempt: Attempt, subject: Work) -> Outcome:
     wanted = len(list(_requests(attempt.claim, subject)))
     results: list[StreamResult] = []
     postponed: list[TransientError] = []
+    warm(keyring, subject.source, subject.destination)
     with (
         open_source(subject.source, keyring, control) as source,
         open_destination(subject.destination, keyring, control) as destination,

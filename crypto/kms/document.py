@@ -3,7 +3,6 @@
 import fcntl
 import json
 import os
-import stat
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,11 +17,11 @@ from uuid import UUID
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from crypto.errors import KeyringError
+from crypto.kms import private
 from crypto.roots import PURPOSES, RootState
 from schemas.ids import new_id
 
 _FORMAT = "syncward-keyring/1"
-_BYTES_MAX = 1024 * 1024
 #: Private keys that everybody knows: RFC 7748 section 6.1, RFC 9180 appendix A.1.
 _PUBLISHED = (
     "77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a",
@@ -70,7 +69,8 @@ def new_pair(purpose: str, state: RootState) -> tuple[Entry, Entry]:
 
 def read(path: Path) -> tuple[list[Entry], tuple[Root, ...]]:
     """Read a keyring file that only its owner can read; KeyringError says what is wrong."""
-    content = _read_private(path)
+    missing = f"make one with: syncward keys init {path.parent}"
+    content = private.read(path, "keyring", missing)
     try:
         document = json.loads(content)
         if document["format"] != _FORMAT:
@@ -139,59 +139,13 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _read_private(path: Path) -> bytes:
-    """Read a file that nobody else can read; checks the opened file, not the name."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise KeyringError(
-            f"keyring {path}: no such file; make one with: syncward keys init {path.parent}"
-        ) from None
-    except OSError:
-        raise KeyringError(
-            f"keyring {path}: cannot be opened (a symbolic link, or no permission); "
-            "give the file itself, owned by this user"
-        ) from None
-    about = os.fstat(descriptor)
-    if not stat.S_ISREG(about.st_mode):
-        os.close(descriptor)
-        raise KeyringError(f"keyring {path}: not a regular file; give the file itself")
-    with os.fdopen(descriptor, "rb") as file:
-        if about.st_uid != os.geteuid():
-            raise KeyringError(
-                f"keyring {path}: belongs to another user; run: chown {os.geteuid()} {path}"
-            )
-        if about.st_mode & 0o077:
-            raise KeyringError(
-                f"keyring {path}: others can read it; run: chmod 600 {path} "
-                "(and make new keys if somebody may have)"
-            )
-        _check_place(path)
-        return file.read(_BYTES_MAX)
-
-
-def _check_place(path: Path) -> None:
-    """Refuse a directory in which others could put another file, or that is backed up with data."""
-    directory = path.absolute().parent
-    if directory.stat().st_mode & 0o022:
-        raise KeyringError(
-            f"keyring {path}: others can replace files in {directory}; run: chmod go-w {directory}"
-        )
-    for above in (directory, *directory.parents):
-        if (above / "PG_VERSION").exists():
-            raise KeyringError(
-                f"keyring {path}: stands in the data directory of a database ({above}), whose "
-                "backups would hold both; move it elsewhere"
-            )
-
-
 def _root(entry: Entry) -> Root:
-    private = None
+    half = None
     if "private" in entry:
         raw = b64decode(entry["private"], validate=True)
         _refuse_sample(entry, raw)
-        private = X25519PrivateKey.from_private_bytes(raw)
-        public = private.public_key()
+        half = X25519PrivateKey.from_private_bytes(raw)
+        public = half.public_key()
     else:
         public = X25519PublicKey.from_public_bytes(b64decode(entry["public"], validate=True))
     if public.public_bytes_raw() in _known_publics() or _is_low(public):
@@ -204,7 +158,7 @@ def _root(entry: Entry) -> Root:
         state=entry["state"],
         created_at=datetime.fromisoformat(entry["created_at"]),
         public=public,
-        private=private,
+        private=half,
     )
 
 

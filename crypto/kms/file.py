@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from threading import Lock
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives import hpke
 from crypto.errors import CryptoError, KeyringError, UnknownRoot, UnsealError
 from crypto.kms import document
 from crypto.kms.document import Entry, Root
+from crypto.kms.private import stamp
 from crypto.roots import PURPOSES, Purpose, RootStatus, WrapContext, Wrapped
 
 SUITE = hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
@@ -30,7 +32,7 @@ class FileKeyring:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._reloading = Lock()
-        self._stamp = _stamp(path)
+        self._stamp = stamp(path)
         self._roots = _by_id(path)
         self._preferred: dict[str, UUID] = {}  # by purpose
 
@@ -58,7 +60,13 @@ class FileKeyring:
     def unwrap_many(
         self, items: Sequence[tuple[Wrapped, WrapContext]]
     ) -> list[bytes | CryptoError]:
-        """Unwrap data keys; an item that fails stands as its error in its place."""
+        """Unwrap data keys; an item that fails stands as its error in its place.
+
+        A root that is not known may be in a file that was brought here a moment ago.
+        """
+        if any(wrapped.root_id not in self._roots for wrapped, _ in items):
+            with suppress(KeyringError):  # then its roots are not known, and `doctor` says why
+                self.reload()
         roots = self._roots
         return [_unwrap(roots, wrapped, context) for wrapped, context in items]
 
@@ -110,12 +118,12 @@ class FileKeyring:
     def reload(self) -> bool:
         """Read the file again if it is another one than before; every check is made again."""
         with self._reloading:
-            stamp = _stamp(self._path)
-            if stamp == self._stamp:
+            now = stamp(self._path)
+            if now == self._stamp:
                 return False
             before = self.status()
             self._roots = _by_id(self._path)
-            self._stamp = stamp
+            self._stamp = now
             return self.status() != before
 
     def close(self) -> None:
@@ -146,15 +154,6 @@ def load(path: str) -> FileKeyring:
 
 def _by_id(path: Path) -> dict[UUID, Root]:
     return {root.root_id: root for root in document.read(path)[1]}
-
-
-def _stamp(path: Path) -> tuple[int, ...] | None:
-    """Return what tells that a file was replaced; None leaves the words to whoever reads it."""
-    try:
-        about = path.stat()
-    except OSError:
-        return None
-    return (about.st_dev, about.st_ino, about.st_mtime_ns, about.st_size, about.st_mode)
 
 
 def _purpose(context: WrapContext) -> Purpose:

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from crypto import selftest
 from crypto.envelope import CHUNK, Context
 from crypto.errors import UnsealError
+from crypto.opening import open_envelope as unseal
 from crypto.seal import new_dek, seal
-from crypto.unseal import unseal
 
 CONTEXT = Context(uuid4(), "resource", uuid4(), "password", 1)
 SIZES = [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK]

@@ -11,11 +11,17 @@ import pytest
 
 from crypto import keyring as keyrings
 from crypto import selftest
-from crypto.errors import KeyringError, SelfTestError, UnsealError
+from crypto.errors import CryptoError, KeyringError, SelfTestError, UnsealError
 from crypto.fingerprint import fingerprint, matches
 from crypto.keyring import WrapContext
-from crypto.unseal import unwrap
 from schemas.secret import Secret, looks_secret
+
+
+def unwrap(keyring, wrapped, context):
+    (found,) = keyring.unwrap_many([(wrapped, context)])
+    if isinstance(found, CryptoError):
+        raise found
+    return found
 
 
 @pytest.fixture
