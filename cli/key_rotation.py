@@ -7,7 +7,8 @@
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +18,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from cli import credentials
-from cli.context import Cli
+from cli.context import Cli, interactive
 from crypto.canary import make_canary
 from crypto.kms import file
 from crypto.roots import Keyring, Purpose, Rotating, WrapContext, Wrapped
@@ -295,12 +296,32 @@ def _until(
 ) -> bool:
     """Wait until nothing is left, saying how far it is; False if patience ends first."""
     deadline = time.monotonic() + patience.total_seconds()
-    said = ""
-    while (now := left()) > 0:
-        if says(now) != said:
-            said = says(now)
-            cli.note(said)
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(_POLL_S)
+    with _shown(cli) as show:
+        first = now = left()
+        while now > 0:
+            show(says(now), first - now, first)
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_POLL_S)
+            now = left()
     return True
+
+
+@contextmanager
+def _shown(cli: Cli) -> Iterator[Callable[[str, int, int], None]]:
+    """Show how far it is: a bar on a terminal, a line for each change elsewhere."""
+    if interactive() and not cli.json:
+        from cli.progress import counting  # noqa: PLC0415 - rich takes a tenth of a second
+
+        with counting() as show:
+            yield show
+        return
+    said = ""
+
+    def line(text_: str, _done: int, _total: int) -> None:
+        nonlocal said
+        if text_ != said:
+            said = text_
+            cli.note(text_)
+
+    yield line

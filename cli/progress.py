@@ -107,3 +107,20 @@ def bar() -> Iterator[Callable[[str, int | None, int | None, float | None], None
             )
 
         yield show
+
+
+@contextmanager
+def counting() -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar on stderr for something that is counted, gone at the end; takes (text, n, of)."""
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        Elapsed(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as shown:
+        task = shown.add_task("", total=None)
+        yield lambda text, done, total: shown.update(
+            task, description=escape(text), completed=done, total=total
+        )

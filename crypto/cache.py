@@ -125,6 +125,10 @@ class KeyCache:
         """Return the root that `wrap` uses."""
         return self._keyring.active_root(purpose)
 
+    def prefer(self, root_id: UUID) -> bool:
+        """Wrap by this root from now on, if this host may."""
+        return self._keyring.prefer(root_id)
+
     def can_unwrap(self, purpose: Purpose) -> bool:
         """Say whether this host may open what was wrapped for a purpose."""
         return self._keyring.can_unwrap(purpose)

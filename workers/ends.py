@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from connectors import registry
 from crypto.envelope import Context
-from crypto.errors import CryptoError, UnsealError
+from crypto.errors import CryptoError, UnknownRoot, UnsealError
 from crypto.roots import Keyring, Sealed, WrapContext, Wrapped
 from crypto.unseal import unseal_credentials
 from schemas.errors import ConfigError
@@ -60,6 +60,8 @@ def warm(keyring: Keyring, *resources: SealedResource | None) -> None:
 def unsealed(resource: SealedResource, keyring: Keyring) -> dict[str, str]:
     """Open all credentials of a resource. Keep the result no longer than the call it is for."""
     answers = unseal_credentials(keyring, _sealed(resource))
+    if any(isinstance(answer, UnknownRoot) for answer in answers) and keyring.reload():
+        answers = unseal_credentials(keyring, _sealed(resource))  # its root has just been brought
     return {
         field.field: _plaintext(resource, field, answer)
         for field, answer in zip(resource.sealed, answers, strict=True)
@@ -86,7 +88,7 @@ def _sealed(resource: SealedResource) -> list[Sealed]:
 
 
 def _plaintext(resource: SealedResource, field: SealedField, answer: bytes | CryptoError) -> str:
-    if isinstance(answer, UnsealError):
+    if isinstance(answer, UnsealError) or not field.key.wrapped:  # empty: it was shredded
         DECRYPTS.labels("credentials", "refused").inc()
         raise ConfigError(
             f"resource {resource.name}: its {field.field} cannot be opened with this worker's "

@@ -18,8 +18,9 @@ from crypto.canary import check_canary
 from crypto.envelope import Context
 from crypto.errors import CryptoError, KeyringError, UnsealError
 from crypto.keyring import PURPOSES, Keyring, Purpose, WrapContext, Wrapped
+from crypto.roots import Sealed
 from crypto.seal import new_dek, seal
-from crypto.unseal import unseal
+from crypto.unseal import unseal_credential, unseal_credentials
 from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
 from schemas.errors import StartRefused, SyncwardError
 from schemas.plans import PLANS
@@ -181,15 +182,19 @@ class KeyUpkeep:
     ) -> list[tuple[SealedCredential, bytes]]:
         """Open what opens; what does not leaves an event and stays as it is."""
         by_id = {key.dek_id: key for key in found}
-        deks = self.keyring.unwrap_many([_item(by_id[one.dek_id], "credentials") for one in sealed])
+        answers = unseal_credentials(
+            self.keyring,
+            [
+                Sealed(*_item(by_id[one.dek_id], "credentials"), one.envelope, _context(one))
+                for one in sealed
+            ],
+        )
         opened = []
-        for one, dek in zip(sealed, deks, strict=True):
-            try:
-                if isinstance(dek, CryptoError):
-                    raise dek
-                opened.append((one, unseal(dek, one.dek_id, one.envelope, _context(one))))
-            except CryptoError as error:
-                self._refuse(one, error)
+        for one, answer in zip(sealed, answers, strict=True):
+            if isinstance(answer, CryptoError):
+                self._refuse(one, answer)
+            else:
+                opened.append((one, answer))
         return opened
 
     def _refuse(self, one: SealedCredential, error: CryptoError) -> None:
@@ -204,7 +209,7 @@ class KeyUpkeep:
         context = WrapContext(one.account_id, "credentials", dek_id)
         wrapped = self.keyring.wrap("credentials", dek, context)
         envelope = seal(dek, dek_id, plaintext, _context(one))
-        if unseal(dek, dek_id, envelope, _context(one)) != plaintext:
+        if unseal_credential(self.keyring, wrapped, context, envelope, _context(one)) != plaintext:
             raise RuntimeError("what was just sealed does not open")
         key = StoredKey(dek_id, one.account_id, wrapped.root_id, wrapped.blob)
         offer = RootOffer(wrapped.root_id, "credentials", self.keyring.scheme, _no_first_root)

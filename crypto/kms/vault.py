@@ -93,6 +93,10 @@ class VaultKeyring:
         """Return the root that `wrap` uses: the newest version of the purpose's key."""
         return self._root_id(purpose, self._key(purpose).latest)
 
+    def prefer(self, root_id: UUID) -> bool:
+        """Say whether this is a newest version: those wrap, at every host at once."""
+        return any(root_id == self.active_root(purpose) for purpose in PURPOSES)
+
     def can_unwrap(self, purpose: Purpose) -> bool:
         """Say whether this host's token may decrypt what was wrapped for a purpose."""
         return purpose in self._allowed().unwraps
@@ -190,7 +194,7 @@ class VaultKeyring:
         asked: Sequence[dict[str, str]],
         read: Callable[[Purpose, dict[str, Any]], T | None],
     ) -> list[T | CryptoError]:
-        """Return an answer for each item; one that failed in part is a 400 with the others in it."""
+        """Return an answer for each item; a batch that failed in part is a 400 with the others."""
         found: list[T | CryptoError] = []
         for batch in (asked[start : start + BATCH] for start in range(0, len(asked), BATCH)):
             answer = self._transit.call("POST", self._path(verb, purpose), {"batch_input": batch})

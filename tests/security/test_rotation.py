@@ -1,8 +1,10 @@
 """Roots rotate, data keys are replaced, accounts are shredded; no run fails because of it."""
 
+import json
 import secrets
 import threading
 import time
+from dataclasses import replace
 from datetime import timedelta
 
 import psycopg
@@ -10,15 +12,17 @@ import pytest
 from psycopg import sql
 from sqlalchemy import text
 
-from cli import key_rotation
-from cli.context import Cli
+from cli import credentials, key_rotation
 from crypto import keyring as keyrings
+from crypto.canary import make_canary
 from crypto.errors import UnknownRoot
 from crypto.kms import file
 from schemas.audit import Principal
 from schemas.errors import ConfigError, StartRefused, TransientError
+from schemas.ids import new_id
 from schemas.runs import RunState
-from storage import keystore, migrate, resources
+from schemas.secret import Secret
+from storage import accounts, connections, keystore, migrate, reseal, resources
 from storage.engine import open_engine, transaction
 from storage.keystore import Keystore
 from workers import key_upkeep, run_sync
@@ -63,6 +67,11 @@ def report(world) -> None:
         "ON CONFLICT (worker_id) DO UPDATE SET seen_at = clock_timestamp(), roots = :roots",
         roots=roots,
     )
+
+
+def take_roots(world) -> None:
+    world.deps.keyring.reload()
+    report(world)
 
 
 def keys_of(world):
@@ -141,20 +150,21 @@ def test_what_was_sealed_with_the_old_root_during_a_rotation_is_wrapped_again(wo
     world = workers_live
     old_keyring = keyrings.load(world.cli.settings.keyring)  # an operator who has not heard of it
     done = rotate(world, worker=worker_file(world))
-    stale = Cli(account="acme")
-    stale.__dict__.update(settings=world.cli.settings, engine=world.cli.engine)
-    from cli import credentials
-    from schemas.secret import Secret
-
-    with stale.inside() as (tx, account, _):
-        found = resources.get(tx, "shop")
-        credentials.store(
-            stale, tx, account, old_keyring, resource_id=found.resource_id,
-            field="password", version=2, secret=Secret(world.pair.secret("source")["password"]),
-        )  # fmt: skip
+    store_password(world, old_keyring)
     until(lambda: {root for _, root, _ in keys_of(world)} == {done.root_id})
     run, _ = world.sync()
     assert run.state is RunState.SUCCEEDED
+
+
+def store_password(world, keyring) -> None:
+    """Do what `resource rotate shop` does, as an operator with this keyring."""
+    with world.cli.inside() as (tx, account, _):
+        found = resources.get(tx, "shop")
+        credentials.store(
+            world.cli, tx, account, keyring, resource_id=found.resource_id, field="password",
+            version=found.secret_versions["password"] + 1,
+            secret=Secret(world.pair.secret("source")["password"]),
+        )  # fmt: skip
 
 
 def until(condition, seconds=20.0) -> None:
@@ -168,10 +178,12 @@ def test_records_keys_are_wrapped_again_by_the_operator(workers_live):
     world = workers_live
     records = world.deps.keyring
     dek_context = keyrings.WrapContext(
-        world.control.one("SELECT id FROM accounts"), "records", secrets_id()
+        world.control.one("SELECT id FROM accounts"), "records", new_id()
     )
     wrapped = records.wrap("records", secrets.token_bytes(32), dek_context)
-    offer = keystore.RootOffer(wrapped.root_id, "records", "file", lambda: canary(records))
+    offer = keystore.RootOffer(
+        wrapped.root_id, "records", "file", lambda: make_canary(records, "records")
+    )
     with transaction(world.deps.engine) as tx:
         key = keystore.StoredKey(
             dek_context.dek_id, dek_context.account_id, wrapped.root_id, wrapped.blob
@@ -183,18 +195,6 @@ def test_records_keys_are_wrapped_again_by_the_operator(workers_live):
         == done.root_id
     )
     until(lambda: world.deps.keyring.active_root("records") == done.root_id)
-
-
-def canary(keyring):
-    from crypto.canary import make_canary
-
-    return make_canary(keyring, "records")
-
-
-def secrets_id():
-    from schemas.ids import new_id
-
-    return new_id()
 
 
 def test_replaced_data_keys_seal_again_and_the_old_ones_wait_for_the_backups(stored):
@@ -234,9 +234,9 @@ def test_resealing_that_is_killed_anywhere_loses_and_doubles_nothing(stored, mon
     originals = {
         (module, name): getattr(module, name)
         for module, name in (
-            (key_upkeep.reseal, "take"), (key_upkeep.reseal, "put"),
-            (key_upkeep.keystore, "keep"), (key_upkeep.keystore, "mark_unused"),
-            (key_upkeep.keystore, "to_replace"),
+            (reseal, "take"), (reseal, "put"),
+            (keystore, "keep"), (keystore, "mark_unused"),
+            (keystore, "to_replace"),
         )
     }  # fmt: skip
     deaths = 0
@@ -267,7 +267,8 @@ def test_resealing_that_is_killed_anywhere_loses_and_doubles_nothing(stored, mon
     world.key_upkeep().look()
     assert (
         world.control.one(
-            "SELECT count(*) FROM keystore.dek WHERE state = 'decrypt_only' AND unused_since IS NULL"
+            "SELECT count(*) FROM keystore.dek "
+            "WHERE state = 'decrypt_only' AND unused_since IS NULL"
         )
         == 0
     )
@@ -289,20 +290,10 @@ def keyed(world) -> None:
 
 
 def change_password(world, originals) -> None:
-    from cli import credentials
-    from schemas.secret import Secret
-
     keep = keystore.keep
     keystore.keep = originals[keystore, "keep"]
     try:
-        with world.cli.inside() as (tx, account, _):
-            found = resources.get(tx, "shop")
-            credentials.store(
-                world.cli, tx, account, keyrings.load(world.cli.settings.keyring),
-                resource_id=found.resource_id, field="password",
-                version=found.secret_versions["password"] + 1,
-                secret=Secret(world.pair.secret("source")["password"]),
-            )  # fmt: skip
+        store_password(world, keyrings.load(world.cli.settings.keyring))
     finally:
         keystore.keep = keep
 
@@ -387,20 +378,12 @@ def test_the_keyring_of_another_installation_seals_nothing_and_starts_nothing(st
     with pytest.raises(StartRefused) as refused:
         key_upkeep.check_roots(keyrings.load(str(other_worker)), world.deps.keystore)
     assert "lacks the active credentials root" in refused.value.public
-    from cli import credentials
-    from schemas.secret import Secret
 
-    with pytest.raises(ConfigError, match="of another installation"), world.cli.inside() as found:
-        tx, account, _ = found
-        credentials.store(
-            world.cli, tx, account, keyrings.load(str(operator_file)),
-            resource_id=resources.get(tx, "shop").resource_id, field="password", version=2,
-            secret=Secret("does not matter"),
-        )  # fmt: skip
+    with pytest.raises(ConfigError, match="of another installation"):
+        store_password(world, keyrings.load(str(operator_file)))
 
 
 def test_a_keyring_whose_root_was_exchanged_under_the_same_id_is_refused(stored, tmp_path):
-    import json
 
     world = stored
     _, other = keyrings.init(tmp_path / "other")
@@ -426,7 +409,6 @@ def test_a_worker_that_lacks_a_root_waits_for_it_instead_of_failing(stored, tmp_
     rotate_known(world)
     looking.join()
     upkeep.look()
-    from dataclasses import replace
 
     lagging = replace(world.deps, keyring=lacking)
     asked = world.enqueue()
@@ -460,7 +442,7 @@ def rotate_known(world) -> None:
 
 
 @pytest.fixture
-def apart(world, admin, cluster, tmp_path):
+def apart(world, admin, cluster):
     """The world with its keystore in a database of its own."""
     name = f"keystore_{secrets.token_hex(4)}"
     admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
@@ -469,7 +451,6 @@ def apart(world, admin, cluster, tmp_path):
     url = f"postgresql://dev:{world.control.password}@{host}"
     engines = [open_engine(url, process, pool_size=2) for process in ("operator", "worker")]
     world.cli.__dict__["keystore"] = Keystore(world.cli.engine, engines[0])
-    from dataclasses import replace
 
     world.deps = replace(world.deps, keystore=Keystore(world.deps.engine, engines[1]))
     world.keystore_url = f"postgresql://{cluster.superuser}:{cluster.password}@{host}"
@@ -493,7 +474,7 @@ def test_with_a_keystore_apart_the_control_database_holds_no_key_and_runs_work(a
     assert run.state is RunState.SUCCEEDED, run.error
     report(world)
     looking = threading.Timer(1.5, world.key_upkeep().look)
-    upkeep = threading.Timer(0.5, lambda: (world.deps.keyring.reload(), report(world)))
+    upkeep = threading.Timer(0.5, lambda: take_roots(world))
     upkeep.start()
     looking.start()
     rotate(world, worker=worker_file(world))
@@ -501,14 +482,16 @@ def test_with_a_keystore_apart_the_control_database_holds_no_key_and_runs_work(a
     assert run.state is RunState.SUCCEEDED, run.error
 
 
-def test_a_shredded_account_does_not_open_from_an_old_dump_beside_the_live_keystore(apart, shell):
+def test_a_shredded_account_does_not_open_from_an_old_dump_beside_the_live_keystore(apart):
     """T7: yesterday's rows of the main database come back, the keys do not."""
     world = apart
     world.pair.source("CREATE TABLE t (id int PRIMARY KEY)")
     world.apply({"public.t": "{mode: merge, key: [id]}"})
     world.sync()
-    tables = ("accounts", "account_queues", "resources", "resource_queues", "credentials")
-    tables += ("connections", "streams", "schedules")
+    tables = (
+        "accounts", "account_queues", "resources", "resource_queues", "credentials",
+        "connections", "streams", "schedules",
+    )  # fmt: skip
     dump = {t: world.control.all(f"SELECT * FROM {t}") for t in tables}
     columns = {
         t: [c for (c,) in world.control.all(
@@ -541,11 +524,11 @@ def test_a_shredded_account_does_not_open_from_an_old_dump_beside_the_live_keyst
 
 def counted(world) -> int:
     with psycopg.connect(world.keystore_url) as dba:
-        return dba.execute("SELECT count(*) FROM keystore.dek").fetchone()[0]
+        (count,) = dba.execute("SELECT count(*) FROM keystore.dek").fetchone() or (0,)
+        return count
 
 
 def delete_all(world) -> None:
-    from storage import accounts, connections
 
     with world.cli.inside() as (tx, account, _):
         connections.delete(tx, account, connections.get(tx, "shop-to-lake"), world.cli.principal)
