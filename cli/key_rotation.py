@@ -42,40 +42,35 @@ class Files:
 
 @dataclass(frozen=True, slots=True)
 class Rotated:
-    """The end of a rotation, or how far it got."""
+    """The end of a rotation."""
 
     root_id: UUID
-    active: bool
+    rewrapped: int
     text: str
-    rewrapped: int = 0
 
 
 def rotate(cli: Cli, purpose: Purpose, files: Files, *, patience: timedelta) -> Rotated:
     """Begin a rotation, or go on with one that has begun; says what to do where it must wait."""
     keyring = credentials.open_keyring(cli)
-    waiting = _find(cli, purpose, "next")
-    if waiting is None and not _unfinished(cli, purpose):
-        made = _new_root(cli, keyring, purpose, files)
-        if isinstance(made, Rotated):
-            return made
-        waiting = made
-    if waiting is not None:
-        if not _everybody_has(cli, waiting, patience):
+    fresh, active = _find(cli, purpose, "next"), _find(cli, purpose, "active")
+    if fresh is None and (active is None or not _left(cli, active)):
+        fresh = _new_root(cli, keyring, purpose, files)
+    target = fresh or active
+    assert target is not None  # noqa: S101 - one of them was found or made
+    total = _left(cli, target)
+    if fresh is not None:
+        if not _everybody_has(cli, fresh, patience):
             raise TransientError(
-                f"root {waiting.root_id}: {_lacking(cli, waiting)} workers do not have it yet; "
+                f"root {fresh.root_id}: {_lacking(cli, fresh)} workers do not have it yet; "
                 "carry the update file to each host and run there: syncward keys merge "
                 f"WORKER_FILE UPDATE_FILE, then here again: syncward keys rotate {purpose}"
             )
-        _activate(cli, keyring, waiting)
-    active = _find(cli, purpose, "active")
-    if active is None:
-        raise ConfigError(f"{purpose}: no root is known yet; nothing was ever sealed by one")
-    count = _wrap_again(cli, keyring, purpose, active, patience)
+        _activate(cli, keyring, fresh)
+    _wrap_again(cli, keyring, target, total, patience)
     return Rotated(
-        active.root_id,
-        active=True,
-        text=f"root {active.root_id} is active; {count:,} data keys were wrapped again",
-        rewrapped=count,
+        target.root_id,
+        total,
+        f"root {target.root_id} is active; {total:,} data keys were wrapped again",
     )
 
 
@@ -85,24 +80,18 @@ def _find(cli: Cli, purpose: str, state: str) -> Root | None:
     return next((r for r in found if r.purpose == purpose and r.state == state), None)
 
 
-def _former(cli: Cli, purpose: str) -> list[UUID]:
+def _left(cli: Cli, target: Root) -> int:
+    """Count the data keys of a root's purpose that other roots wrap."""
     with cli.keystore.transaction() as keys:
-        found = keystore.roots(keys)
-    return [r.root_id for r in found if r.purpose == purpose and r.state == "decrypt_only"]
+        counted = keystore.counts(keys)
+    return sum(
+        one.keys
+        for one in counted
+        if one.purpose == target.purpose and one.root_id != target.root_id
+    )
 
 
-def _left(cli: Cli, purpose: str) -> int:
-    """Count the data keys that a replaced root still wraps."""
-    former = _former(cli, purpose)
-    with cli.keystore.transaction() as keys:
-        return sum(one.keys for one in keystore.counts(keys) if one.root_id in former)
-
-
-def _unfinished(cli: Cli, purpose: str) -> bool:
-    return _left(cli, purpose) > 0
-
-
-def _new_root(cli: Cli, keyring: Keyring, purpose: Purpose, files: Files) -> Root | Rotated:
+def _new_root(cli: Cli, keyring: Keyring, purpose: Purpose, files: Files) -> Root:
     """Make a root and make it known; the workers' half goes where the operator said."""
     if keyring.scheme != "file":
         return _new_version(cli, keyring, purpose)
@@ -181,29 +170,31 @@ def _activate(cli: Cli, keyring: Keyring, root: Root) -> None:
 # ── data keys are wrapped again ──────────────────────────────────────────────────────────────
 
 
-def _wrap_again(
-    cli: Cli, keyring: Keyring, purpose: Purpose, active: Root, patience: timedelta
-) -> int:
-    total = _left(cli, purpose)
-    if purpose == "records":
-        _wrap_records(cli, keyring, active)
+def _wrap_again(cli: Cli, keyring: Keyring, active: Root, total: int, patience: timedelta) -> None:
+    def left() -> int:
+        if active.purpose == "records":  # again: workers follow within seconds, not at once
+            _wrap_records(cli, keyring, active)
+        return _left(cli, active)
+
     done = _until(
         cli,
-        lambda: _left(cli, purpose),
+        left,
         lambda left: f"{total - left:,} of {total:,} data keys wrapped again",
         patience,
     )
     if not done:
         raise TransientError(
-            f"root {active.root_id} is active, but {_left(cli, purpose):,} data keys wait to be "
+            f"root {active.root_id} is active, but {_left(cli, active):,} data keys wait to be "
             "wrapped by it; workers go on (syncward keys status shows how far they are)"
         )
-    return total
 
 
 def _wrap_records(cli: Cli, keyring: Keyring, active: Root) -> None:
     """Wrap records keys again here: workers cannot open them."""
-    for former in _former(cli, "records"):
+    with cli.keystore.transaction() as keys:
+        known = keystore.roots(keys)
+    former_ids = [r.root_id for r in known if r.purpose == "records" and r.state == "decrypt_only"]
+    for former in former_ids:
         while True:
             with cli.transaction() as tx, cli.keystore.beside(tx) as keys:
                 found = keystore.stale(keys, "records", [former], _BATCH)
