@@ -4,6 +4,7 @@
 """
 
 import os
+import secrets as random
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from uuid import UUID
 import click
 from sqlalchemy import text
 
-from cli import dev
+from cli import dev, leak_search
 from cli.apply import make_so
 from cli.audit import line_of
 from cli.context import Cli, command
@@ -226,6 +227,16 @@ class Operator:
             events = audit.tail(tx, after=0, limit=1_000)
         return "\n".join(line_of(e) for e in events if str(run_id) in e.body)
 
+    def plant(self, control: str, instance: dev.Instance) -> None:
+        """Put a word where a leak would be, so that a search that finds nothing says something."""
+        cli = self.cli()
+        with cli.transaction() as tx:
+            accounts.create(
+                tx, "control", company=control, plan="standard", principal=cli.principal
+            )
+        instance.valkey.remember("control", control)
+        (instance.log_dir / "control.log").write_text(f"control={control}\n", encoding="utf-8")
+
     def sealed(self) -> tuple[int, int]:
         """Return (stored credentials, how many bytes of them begin like an envelope)."""
         with self.cli().inside() as (tx, _, _name):
@@ -262,6 +273,7 @@ def _story(
     crashed = _crash(story, instance, world, operator, supervisor)
     _until(lambda: _settled(operator), "a run after the traffic")
     equal = _prove(story, world)
+    clean = _search(story, instance, world, operator, supervisor)
     story.show("Log of the run that was killed", operator.run_log(crashed))
     story.show("Its output", stream_table(operator.streams(crashed)))
     story.show("Its audit trail", operator.audit_tail(crashed))
@@ -269,7 +281,7 @@ def _story(
         "Try next",
         "make demo KEEP=1\nmake up\n./syncward apply -f examples/two-databases.yaml",
     )
-    return equal
+    return equal and clean
 
 
 def _until(look: Callable[[], T | None], what: str) -> T:
@@ -343,6 +355,39 @@ def _settled(operator: Operator) -> Run | None:
             moved = sum(r.rows_inserted + r.rows_updated for r in results)
             return run if moved == 0 else None
     return None
+
+
+def _search(
+    story: Story,
+    instance: dev.Instance,
+    world: World,
+    operator: Operator,
+    supervisor: Supervisor,
+) -> bool:
+    """Search what an intruder would take for the source's password, and for a planted control."""
+    control = random.token_urlsafe(18)
+    operator.plant(control, instance)
+    pids = [c.process.pid for c in supervisor.children if c.process is not None]
+    searched = leak_search.search(
+        [
+            leak_search.dump(instance.postgres, dev.DATABASE),
+            *leak_search.files_below(instance.valkey.root, "Redis"),
+            *leak_search.files_below(instance.log_dir, "logs"),
+            *leak_search.processes(pids),
+        ],
+        [world.source_password(), control],
+    )
+    leaks = [hit for hit in searched.hits if hit.secret == 0]
+    found = {hit.place.split("/")[0].split(" ")[0] for hit in searched.hits if hit.secret == 1}
+    planted = {"pg_dump", "Redis", "logs"}
+    story.claim(
+        f"The source's password is nowhere: {len(leaks)} hits",
+        f"dump of the control database, Redis, logs, environments: {searched.bytes / 1e6:.1f} MB "
+        f"searched in {len(leak_search.forms(control))} forms",
+        f"the planted control was found in {len(found & planted)} of {len(planted)} places",
+        *(f"FOUND in {hit.place} as {hit.form}" for hit in leaks),
+    )
+    return not leaks and planted <= found
 
 
 def _prove(story: Story, world: World) -> bool:

@@ -20,7 +20,7 @@ from storage.engine import parse_url
 from storage.roles import create_login
 
 _LOGIN = "syncward"
-_DATABASE = "syncward"
+DATABASE = "syncward"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +104,10 @@ def _prepare_database(instance: Instance, principal: Principal) -> None:
     admin = create_engine(parse_url(admin_url(cluster, "postgres")), isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:
         known = text("SELECT FROM pg_database WHERE datname = :name")
-        if connection.execute(known, {"name": _DATABASE}).one_or_none() is None:
-            connection.execute(text(f"CREATE DATABASE {_DATABASE}"))  # a constant of ours
+        if connection.execute(known, {"name": DATABASE}).one_or_none() is None:
+            connection.execute(text(f"CREATE DATABASE {DATABASE}"))  # a constant of ours
     admin.dispose()
-    migrate.upgrade(admin_url(cluster, _DATABASE), principal)
+    migrate.upgrade(admin_url(cluster, DATABASE), principal)
     _write_env(instance, _login(instance))
 
 
@@ -117,7 +117,7 @@ def _login(instance: Instance) -> str:
     if not file.exists():
         _write_private(file, random.token_urlsafe(24))
     password = file.read_text(encoding="utf-8")
-    admin = create_engine(parse_url(admin_url(instance.postgres, _DATABASE)))
+    admin = create_engine(parse_url(admin_url(instance.postgres, DATABASE)))
     with admin.begin() as tx:
         create_login(tx, _LOGIN, password=password, roles=("scheduler", "worker", "operator"))
     admin.dispose()
@@ -128,7 +128,7 @@ def _write_env(instance: Instance, password: str) -> None:
     cluster = instance.postgres
     lines = {
         "PROFILE": "development",
-        "DATABASE_URL": f"postgresql://{_LOGIN}:{password}@{cluster.host}:{cluster.port}/{_DATABASE}",
+        "DATABASE_URL": f"postgresql://{_LOGIN}:{password}@{cluster.host}:{cluster.port}/{DATABASE}",
         "REDIS_URL": instance.valkey.url,
         "KEYRING": str(instance.keyring_dir / "operator.json"),
     }

@@ -122,6 +122,10 @@ class Server:
         """Drop everything it holds, as a crash without a file would: for faults on purpose."""
         self._say("FLUSHALL")
 
+    def remember(self, key: str, word: str) -> None:
+        """Keep a word of the demo's; both are words of ours, without spaces and quotes."""
+        self._say(f"SET {key} {word}")
+
     def _say(self, command: str) -> bytes:
         """Log in and say one command over a plain socket: the client library is workers/'s."""
         with socket.create_connection((HOST, self.port), timeout=5) as link:

@@ -1,0 +1,120 @@
+"""Search what an installation leaves behind for secrets, in every form that they commonly take.
+
+Used by the demo and by `make canary`. It knows nothing of how the product masks: it is its check.
+"""
+
+import json
+import subprocess
+from base64 import b64encode, urlsafe_b64encode
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, quote_plus
+
+from embedded.postgres import Cluster
+
+#: Files are read in pieces of this size; pieces overlap, so that nothing hides at a border.
+_PIECE = 16 * 1024 * 1024
+_OVERLAP = 4_096
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Somewhere to look: its bytes, in pieces that overlap."""
+
+    name: str
+    pieces: Iterable[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A secret that was found: which, where, and in what form. Never the secret itself."""
+
+    secret: int
+    place: str
+    form: str
+
+
+@dataclass(slots=True)
+class Searched:
+    """What a search found, and how much it looked at."""
+
+    hits: list[Hit]
+    bytes: int
+
+
+def forms(secret: str) -> dict[str, bytes]:
+    """Return the bytes that a secret would be: raw, base64 at three offsets, hex, URL and more."""
+    raw = secret.encode()
+    found = {
+        "raw": raw,
+        "hex": raw.hex().encode(),
+        "HEX": raw.hex().upper().encode(),
+        "url": quote(secret, safe="").encode(),
+        "url+": quote_plus(secret, safe="").encode(),
+        "json": json.dumps(secret)[1:-1].encode(),
+        "json unicode": json.dumps(secret, ensure_ascii=False)[1:-1].encode(),
+        "repr": repr(secret)[1:-1].encode(),
+        "sql": secret.replace("'", "''").encode(),
+        "utf-16": secret.encode("utf-16-le"),
+    }
+    for offset in range(3):
+        # without what neighbours take part in: the first characters and the last ones
+        start, end = (0, 2, 3)[offset], -4 if (len(raw) + offset) % 3 else None
+        for name, encode in (("base64", b64encode), ("base64url", urlsafe_b64encode)):
+            found[f"{name} +{offset}"] = encode(b"\0" * offset + raw)[start:end]
+    return found
+
+
+def search(places: Iterable[Place], secrets: Sequence[str]) -> Searched:
+    """Look for every form of every secret in every place."""
+    wanted = [(n, forms(secret)) for n, secret in enumerate(secrets)]
+    result = Searched([], 0)
+    for place in places:
+        seen: set[Hit] = set()
+        for piece in place.pieces:
+            result.bytes += len(piece)
+            seen.update(
+                Hit(n, place.name, form)
+                for n, by_form in wanted
+                for form, pattern in by_form.items()
+                if pattern in piece
+            )
+        result.hits += sorted(seen, key=lambda hit: (hit.secret, hit.form))
+    return result
+
+
+def files_below(directory: Path, name: str) -> Iterator[Place]:
+    """Yield a place for each file below a directory that can be read."""
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            yield Place(f"{name}/{path.relative_to(directory)}", _pieces(path))
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            tail = b""
+            while piece := file.read(_PIECE):
+                yield tail + piece
+                tail = piece[-_OVERLAP:]
+    except (FileNotFoundError, PermissionError):  # a server that is alive removes files
+        return
+
+
+def dump(cluster: Cluster, database: str) -> Place:
+    """Return a whole dump of a database, as a thief of backups would have it."""
+    command = cluster.tool("pg_dump", "--no-owner", database=database)
+    done = subprocess.run(command, check=True, capture_output=True)  # noqa: S603 - the wheel's pg_dump
+    return Place(f"pg_dump of {database}", (done.stdout,))
+
+
+def processes(pids: Iterable[int]) -> Iterator[Place]:
+    """Yield the environments and arguments of processes (Linux; elsewhere there is nothing)."""
+    for pid in pids:
+        for what in ("environ", "cmdline"):
+            try:
+                content = Path(f"/proc/{pid}/{what}").read_bytes()
+            except OSError:
+                continue
+            yield Place(f"process {pid} {what}", (content,))
