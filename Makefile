@@ -6,7 +6,7 @@ WORKERS ?= 3
 LOCK := UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1 $(BIN)/uv pip compile -q --universal --no-header --no-annotate --generate-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down test unit test-full chaos check format bench migration previous lock clean
+.PHONY: help setup demo up down test unit test-full chaos canary check format bench migration previous lock clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -44,6 +44,9 @@ test-full: .venv/.ok ## Every test, also slow ones and those that need apt or ro
 
 chaos: .venv/.ok ## An hour of faults on real processes, then the checker (SECONDS=3600 SEED=1)
 	@$(BIN)/python -m tests.faults.chaos --seconds $(or $(SECONDS),3600) --seed $(or $(SEED),1) $(if $(filter 0,$(shell id -u)),--real-disk)
+
+canary: .venv/.ok ## 50 secrets through everything, then a search of all that is left behind (SECRETS=50)
+	@$(BIN)/python -m tests.security.canary --secrets $(or $(SECRETS),50)
 
 bench: .venv/.ok ## Compare with psql by hand on this machine
 	@$(BIN)/python -m benchmarks.pg_to_pg
