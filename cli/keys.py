@@ -1,5 +1,6 @@
 """`syncward keys`: keyrings, roots, and their rotation."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,6 +25,9 @@ def keys() -> None:
 
 
 commands = {"keys": keys}
+
+#: Digits of an id that are shown.
+_SHORT = 12
 
 
 @command(keys)
@@ -69,7 +73,7 @@ def status(cli: Cli) -> None:
     heads = ("PURPOSE", "ROOT", "STATE", "MADE", "KEYS", "SEALS", "OPENS")
     rows = [
         (
-            one.purpose, str(one.root_id), one.state, ago(one.created_at), f"{one.keys:,}",
+            one.purpose, _short(one.root_id), one.state, ago(one.created_at), f"{one.keys:,}",
             "yes" if one.wraps_here else "no", "yes" if one.opens_here else "no",
         )
         for one in lines
@@ -81,11 +85,16 @@ def status(cli: Cli) -> None:
     )
 
 
+def _short(root_id: UUID) -> str:
+    """Return the random end of an id, which `keys retire` takes as well."""
+    return root_id.hex[-_SHORT:]
+
+
 def _line(root_id: UUID, held: RootStatus | None, known: Root | None, count: int) -> RootLine:
     """Join both views; the keystore's state decides where it knows the root."""
     purpose, state, made = ("", "", datetime.now(UTC))
     if held is not None:
-        purpose, state, made = held.purpose, f"{held.state} (not in use yet)", held.created_at
+        purpose, state, made = held.purpose, "not used yet", held.created_at
     if known is not None:
         purpose, state, made = known.purpose, known.state, known.created_at
     return RootLine(
@@ -157,22 +166,29 @@ def merge(cli: Cli, file_: Path, update: Path) -> None:
 
 
 @command(keys)
-@click.argument("root_id", metavar="ROOT", type=click.UUID)
+@click.argument("name", metavar="ROOT")
 @click.option("--force", is_flag=True, help="Also while backups exist that need it.")
-def retire(cli: Cli, root_id: UUID, *, force: bool) -> None:
+def retire(cli: Cli, name: str, *, force: bool) -> None:
     """Take a replaced root out of use, when neither a data key nor a backup needs it."""
     with cli.transaction() as tx, cli.keystore.beside(tx) as stored:
-        found = next((r for r in keystore.roots(stored) if r.root_id == root_id), None)
-        if found is None:
-            raise NotFound(f"root {root_id}: no such root; see: syncward keys status")
-        in_use = sum(one.keys for one in keystore.counts(stored) if one.root_id == root_id)
+        found = _root(keystore.roots(stored), name)
+        in_use = sum(one.keys for one in keystore.counts(stored) if one.root_id == found.root_id)
         _refuse_early(cli, found, in_use, force=force)
         keystore.retire(tx, stored, found, cli.principal)
     key_rotation.drop_here(cli, found)
     cli.answer(
-        {"retired": root_id},
-        lambda: f"root {root_id} is retired; delete it from the keyring files of other hosts, too",
+        {"retired": found.root_id},
+        lambda: f"root {name} is retired; delete it from the keyring files of other hosts, too",
     )
+
+
+def _root(known: Sequence[Root], name: str) -> Root:
+    """Find a root by its id, or by the end of it that `keys status` shows."""
+    wanted = name.replace("-", "").lower()
+    found = [one for one in known if len(wanted) >= _SHORT and one.root_id.hex.endswith(wanted)]
+    if len(found) != 1:
+        raise NotFound(f"root {name}: no such root; see: syncward keys status")
+    return found[0]
 
 
 def _refuse_early(cli: Cli, found: Root, in_use: int, *, force: bool) -> None:
