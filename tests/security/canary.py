@@ -191,12 +191,14 @@ def _view(db: psycopg.Connection, bird: Canary) -> None:
                 ),
             )
         )
-        reads = sql.SQL("SELECT {} () AS id").format(sql.Identifier(f"f_{bird.name}"))
+        reads: sql.Composable = sql.SQL("SELECT {} () AS id").format(
+            sql.Identifier(f"f_{bird.name}")
+        )
     elif bird.fate == "cancelled":
         reads = sql.SQL("SELECT 1 AS id, pg_sleep(600)::text AS slept")
     else:
         reads = sql.SQL("SELECT 1 AS id")
-    db.execute(sql.SQL("CREATE VIEW {} AS ").format(name) + reads)
+    db.execute(sql.SQL("CREATE VIEW {} AS {}").format(name, reads))
     db.execute(sql.SQL("GRANT SELECT ON {} TO {}").format(name, sql.Identifier(bird.name)))
 
 
