@@ -24,6 +24,8 @@ TEXT_MAX = 65_536
 BEYOND = 4_096
 #: A stream holds back so many characters at least: the beginning of what has a shape.
 HELD_BACK = 1_024
+#: And looks at what it holds when so many more bytes have come.
+STEP = 256
 #: Bytes that a stream has shown and still looks at: the name before a value.
 CONTEXT = 512
 #: Levels of a document; deeper ones are masked.
@@ -206,6 +208,8 @@ class Stream:
             self._data = b""
             return ""
         data, shown = self._data, self._shown
+        if hold and len(data) - shown < hold + STEP:
+            return ""
         spans = [(max(start, shown), end) for start, end in self._redactor.spans(data)]
         cut = max(shown, _border(data, len(data) - hold))
         for start, end in spans:

@@ -20,6 +20,11 @@ MIXED_MAX = 512
 _BASE64 = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_")
 #: What a parser of addresses splits at: its error quotes what it took for a host or a port.
 _SPLITS = str.maketrans(dict.fromkeys("@:/?#&%;,'\"=", " "))
+#: Patterns are about bytes.
+BYTES = re2.Options()
+BYTES.encoding = re2.Options.Encoding.LATIN1
+#: One backslash or more, as it is or URL-encoded by whoever had the text later.
+_BACKSLASH = r"(?:\\|%(?:25)*5[Cc])+"
 _NAMED = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos"}
 _SHORT_ESCAPES = {"\n": "n", "\r": "r", "\t": "t", "\b": "b", "\f": "f"}
 
@@ -44,7 +49,7 @@ class KnownSecret:
     def _mixed(self) -> "re2._Regexp | None":
         if len(self._secret) > MIXED_MAX:
             return None
-        return re2.compile("".join(map(_any_escape, self._secret)).encode())
+        return re2.compile("".join(map(_any_escape, self._secret)).encode(), BYTES)
 
     def spans(self, data: bytes, *, escaped: bool) -> list[Span]:
         """Return where the secret stands in the text, in any form."""
@@ -117,14 +122,14 @@ def _any_escape(char: str) -> str:
     ways = [
         "".join(f"\\x{byte:02x}" for byte in raw),
         "".join(f"%(?:25)*(?i:{byte:02x})" for byte in raw),
-        "".join(rf"\\+(?i:u{point})" for point in points),
-        "".join(rf"\\+(?i:x{byte:02x})" for byte in raw),
+        "".join(rf"{_BACKSLASH}(?i:u{point})" for point in points),
+        "".join(rf"{_BACKSLASH}(?i:x{byte:02x})" for byte in raw),
         f"&(?:amp;)*#(?:0*{ord(char)}|(?i:x0*{ord(char):x}));",
     ]
     if char in "\"'/\\":
-        ways.append(rf"\\+\x{ord(char):02x}")
+        ways.append(rf"{_BACKSLASH}(?:\x{ord(char):02x}|%(?:25)*(?i:{ord(char):02x}))")
     if char in _SHORT_ESCAPES:
-        ways.append(rf"\\+{_SHORT_ESCAPES[char]}")
+        ways.append(rf"{_BACKSLASH}{_SHORT_ESCAPES[char]}")
     if char in _NAMED:
         ways.append(f"&(?:amp;)*{_NAMED[char]};")
     if char == " ":

@@ -6,6 +6,8 @@ may stay undecided for long stands alone, so that it is not begun anew for each 
 
 import re2
 
+from schemas.secret_forms import BYTES, Span
+
 #: A name with one of these in it names a secret, in documents and fields of log lines.
 _NAMES = (
     *("password", "passwd", "passphrase", "pwd", "secret", "token", "apikey", "api_key"),
@@ -20,7 +22,7 @@ _QUOTED = r"""(?:"(?:[^"\\]|\\(?s:.))*"?|'(?:[^'\\]|\\(?s:.))*'?)"""
 
 #: Each has one group: what is masked.
 _KEYS = tuple(
-    re2.compile(pattern.encode())
+    re2.compile(pattern.encode(), BYTES)
     for pattern in (
         # a name, an equals sign or an arrow, a value
         rf"""(?i)(?:^|[^\w])[\w.-]*{_ENDINGS}\\?["']?\s{{0,8}}=>?\s{{0,8}}\\?({_QUOTED}|[^\s"'&;]+)""",
@@ -46,7 +48,7 @@ _TOKENS = (
 )
 #: (what a text must hold, what is looked for then); without it, one of the words below
 _SHAPES = tuple(
-    (gate, re2.compile(pattern.encode()))
+    (gate, re2.compile(pattern.encode(), BYTES))
     for gate, pattern in (
         # the login of a URL, up to the last @ of the word: passwords hold / and @
         (b"://", r"""://([^\s"'<>/?#@:]*:[^\s"'<>]*|[^\s"'<>/?#@]+)@"""),
@@ -71,10 +73,9 @@ _SHAPES = tuple(
 #: Ordinary lines hold none of this; one look spares them all the others.
 _WORDS = re2.compile(
     rb"(?i)pass|pwd|secret|token|key|authorization|cookie|credential|conninfo|dsn|bearer|basic"
-    rb"|AKIA|ASIA|gh[a-z]_|github_pat_|glpat-|xox|[sr]k_|whsec_|hvs\.|AIza"
+    rb"|AKIA|ASIA|gh[a-z]_|github_pat_|glpat-|xox|[sr]k_|whsec_|hvs\.|AIza",
+    BYTES,
 )
-
-Span = tuple[int, int]
 
 
 def has_words(data: bytes) -> bool:
