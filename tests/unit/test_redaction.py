@@ -1,13 +1,10 @@
 """By value in every form, by key, by shape; across cuts and chunks; linear in a hostile text."""
 
-import html
 import json
-import re
 import statistics
 import threading
 import time
-from base64 import b64encode, urlsafe_b64encode
-from urllib.parse import quote, quote_plus
+from base64 import b64encode
 
 import pytest
 from hypothesis import given
@@ -16,6 +13,7 @@ from hypothesis import strategies as st
 from schemas.limits import LOG_MESSAGE_MAX
 from schemas.redaction import BEYOND, MASK, TEXT_MAX, Redactor
 from schemas.secret_patterns import spans_by_key, spans_by_shape
+from tests.leaks import forms_of
 
 ODD = 'P@ss w:0rd/%2f"\\é😀+&<x>'
 PEM = (
@@ -23,35 +21,6 @@ PEM = (
     + "\n".join("MIIEpAIBAAKCAQEA7Zb3" + f"{i:044d}" for i in range(20))
     + "\n-----END RSA PRIVATE KEY-----\n"
 )
-
-
-def forms_of(secret: str) -> dict[str, str]:
-    """What somebody else's encoders make of it: written without a look at ours."""
-    raw = secret.encode()
-    found = {
-        "raw": secret,
-        "url": quote(secret, safe=""),
-        "url_path": quote(secret),
-        "url_plus": quote_plus(secret),
-        "url_lower": re.sub("%..", lambda m: m[0].lower(), quote(secret, safe="")),
-        "url_every_byte": "".join(f"%{byte:02X}" for byte in raw),
-        "url_twice": quote(quote(secret, safe=""), safe=""),
-        "json": json.dumps(secret)[1:-1],
-        "json_unicode": json.dumps(secret, ensure_ascii=False)[1:-1],
-        "json_slash": json.dumps(secret)[1:-1].replace("/", "\\/"),
-        "json_in_json": json.dumps(json.dumps(secret))[3:-3],
-        "repr": repr(secret)[1:-1],
-        "repr_of_bytes": repr(raw)[2:-1],
-        "html": html.escape(secret),
-        "hex": raw.hex(),
-        "hex_upper": raw.hex().upper(),
-        "bytea": f"\\x{raw.hex()}",
-        "url_of_json": quote(json.dumps(secret)[1:-1], safe=""),
-    }
-    for shift in range(3):
-        for name, encode in (("base64", b64encode), ("base64url", urlsafe_b64encode)):
-            found[f"{name}_{shift}"] = encode(b"user:"[: 3 + shift] + raw + b"!!").decode()
-    return found
 
 
 def shares_a_part(secret_form: str, text: str, size: int) -> bool:
