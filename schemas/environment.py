@@ -31,11 +31,10 @@ def load_settings(data_dir: Path | None = None) -> Settings:
 
 
 def _know(url: SecretStr | None) -> None:
-    """Mask a URL's password, and the URL, for as long as the process lives."""
+    """Mask a URL's password for as long as the process lives."""
     if url is None:
         return
-    text = REDACTOR.know(url.get_secret_value())
-    login = text.partition("://")[2].rpartition("@")[0]  # holds for odd passwords, too
+    login = url.get_secret_value().partition("://")[2].rpartition("@")[0]
     password = login.partition(":")[2]
     REDACTOR.know(password)
     REDACTOR.know(unquote(password))

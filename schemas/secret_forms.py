@@ -19,7 +19,7 @@ MIXED_MAX = 512
 
 _BASE64 = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_")
 #: What a parser of addresses splits at: its error quotes what it took for a host or a port.
-_SPLITS = str.maketrans(dict.fromkeys("@:/?#&%;,'\"=", " "))
+_SPLITS = str.maketrans(dict.fromkeys("@:/?#&", "\n"))
 #: Patterns are about bytes.
 BYTES = re2.Options()
 BYTES.encoding = re2.Options.Encoding.LATIN1
@@ -79,9 +79,12 @@ def _plain_forms(secret: str) -> tuple[bytes, ...]:
     """Return the forms without escapes, and telling parts; with escapes where they do not mix."""
     raw = secret.encode("utf-8", "surrogatepass")
     forms = {secret, raw.hex(), raw.hex().upper()}
-    forms |= {part for part in secret.translate(_SPLITS).split() if len(part) >= MATCHED_FROM}
     if len(secret) > MIXED_MAX:
         forms |= _escaped_forms(secret)
+        forms |= {line for line in secret.splitlines() if len(line) >= 2 * MATCHED_FROM}
+    else:
+        parts = secret.translate(_SPLITS).split("\n")
+        forms |= {p for p in parts if len(p) >= MATCHED_FROM and not p.isalpha()}
     as_bytes = {form.encode("utf-8", "surrogatepass") for form in forms}
     return tuple(sorted(as_bytes, key=len, reverse=True))
 
