@@ -202,7 +202,7 @@ def test_no_model_of_ours_quotes_what_it_was_given():
         PostgresConfig.model_validate({"host": "h", "database": "d", "user": [ODD]})
     assert hits(str(caught.value), ODD) == []
     with pytest.raises(ValidationError) as caught:
-        Settings(worker_threads=ODD)  # type: ignore[arg-type]  # what an environment may say
+        Settings(worker_threads=ODD)
     assert hits(str(caught.value), ODD) == []
 
 
@@ -297,7 +297,7 @@ def ours(function: ast.AST) -> set[str]:
 def words_read(function: ast.AST) -> list[str]:
     """Return the expressions that turn an exception into its words."""
     names = exceptions_named(function) - ours(function)
-    found = []
+    found: list[ast.AST] = []
     for node in ast.walk(function):
         match node:
             case ast.Call(func=ast.Name(id="str" | "repr" | "format" | "print"), args=args):
@@ -319,12 +319,9 @@ def words_read(function: ast.AST) -> list[str]:
 def readers(source: str) -> set[str]:
     """Name the outermost functions that read the words of an exception."""
     tree = ast.parse(source)
-    functions = [
-        node
-        for holder in (tree, *(n for n in tree.body if isinstance(n, ast.ClassDef)))
-        for node in holder.body
-        if isinstance(node, ast.FunctionDef)
-    ]
+    holders: list[ast.Module | ast.ClassDef] = [tree]
+    holders += [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    functions = [n for holder in holders for n in holder.body if isinstance(n, ast.FunctionDef)]
     return {f.name for f in functions if words_read(f)}
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import time
+from typing import Any
 from uuid import uuid4
 
 import dramatiq
@@ -161,7 +162,7 @@ def raises_nested(monkeypatch, say) -> None:
         except OSError as error:
             raise ValueError(f"conninfo password={password} row ({ROW})") from error
 
-    def connect(**options: object) -> psycopg.Connection:
+    def connect(**options: Any) -> psycopg.Connection:
         if options["user"] != "reader":
             return connect_really(**options)
         try:
