@@ -15,7 +15,7 @@ import re2
 #: Shorter secrets are masked by the name of their field only: they would blank ordinary words.
 MATCHED_FROM = 8
 #: Longer ones (keys, certificates) are searched for in their forms and lines, not escape by escape.
-MIXED_MAX = 512
+MIXED_MAX = 128
 
 _BASE64 = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_")
 #: What a parser of addresses splits at: its error quotes what it took for a host or a port.
@@ -23,6 +23,7 @@ _SPLITS = str.maketrans(dict.fromkeys("@:/?#&", "\n"))
 #: Patterns are about bytes.
 BYTES = re2.Options()
 BYTES.encoding = re2.Options.Encoding.LATIN1
+BYTES.log_errors = False  # it would write patterns to stderr, which are made of secrets
 #: One backslash or more, as it is or URL-encoded by whoever had the text later.
 _BACKSLASH = r"(?:\\|%(?:25)*5[Cc])+"
 _NAMED = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos"}
@@ -36,6 +37,7 @@ class KnownSecret:
 
     def __init__(self, secret: str) -> None:
         self._secret = secret
+        self._spaced = " " in secret
         self._plain = _plain_forms(secret)
         self._base64 = _base64_forms(secret.encode("utf-8", "surrogatepass"))
 
@@ -65,14 +67,14 @@ class KnownSecret:
             if form in data
             for at in _places(form, data)
         ]
-        if escaped and self._mixed is not None:
+        if (escaped or (self._spaced and b"+" in data)) and self._mixed is not None:
             found += [match.span() for match in self._mixed.finditer(data)]
         return found
 
 
 def has_escapes(data: bytes) -> bool:
     """Say whether the slower search for mixed escapes can find anything in this text."""
-    return b"%" in data or b"\\" in data or b"&" in data or b"+" in data
+    return b"%" in data or b"\\" in data or b"&" in data
 
 
 def _plain_forms(secret: str) -> tuple[bytes, ...]:
@@ -129,6 +131,10 @@ def _any_escape(char: str) -> str:
         "".join(rf"{_BACKSLASH}(?i:x{byte:02x})" for byte in raw),
         f"&(?:amp;)*#(?:0*{ord(char)}|(?i:x0*{ord(char):x}));",
     ]
+    whole = ord(char)
+    ways.append(rf"{_BACKSLASH}(?:U{whole:08x}|U{whole:08X}|(?i:u\{{0*{whole:x}\}}))")
+    if len(raw) > 1 and whole < 256:  # noqa: PLR2004 - what repr() writes as \xNN
+        ways.append(rf"{_BACKSLASH}(?i:x{whole:02x})")
     if char in "\"'/\\":
         ways.append(rf"{_BACKSLASH}(?:\x{ord(char):02x}|%(?:25)*(?i:{ord(char):02x}))")
     if char in _SHORT_ESCAPES:

@@ -73,6 +73,18 @@ def test_no_text_around_it_hides_a_secret(secret, form, before, after):
     assert written not in redactor.text(before + written + after)
 
 
+@pytest.mark.parametrize(
+    "secret", ["é😀" * 64, "\"'/\\ \n<&" * 16, "😀" * 128, "x" * 129, "\ud800" * 8]
+)
+def test_a_secret_of_any_length_and_script_is_found_and_nothing_is_said_of_it(secret, capfd):
+    redactor = Redactor()
+    redactor.know(secret)
+    written = quote(secret.encode("utf-8", "surrogatepass"), safe="")
+    assert redactor.text(f"a{written}%b{secret}c") == f"a{MASK}%b{MASK}c"
+    assert redactor.text(f"%{secret[:-1]}!" * 100)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_short_secrets_are_masked_by_their_field_only():
     redactor = Redactor()
     redactor.know("short12")
