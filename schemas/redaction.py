@@ -11,7 +11,8 @@ from threading import Lock
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from schemas.secret_forms import MATCHED_FROM, KnownSecret, has_escapes
+from schemas.secret import SHORTEST_KNOWN
+from schemas.secret_forms import KnownSecret, has_escapes
 from schemas.secret_patterns import has_words, names_a_secret, spans_by_key, spans_by_shape
 
 Layer = Literal["value", "key", "pattern"]
@@ -50,7 +51,7 @@ class Redactor:
 
     def know(self, secret: str) -> str:
         """Mask this value from now on, until it is forgotten as often as it was known."""
-        if len(secret) >= MATCHED_FROM:
+        if len(secret) >= SHORTEST_KNOWN:
             with self._lock:
                 self._holders[secret] = self._holders.get(secret, 0) + 1
                 if secret not in self._forms:

@@ -12,8 +12,8 @@ from urllib.parse import quote, quote_plus
 
 import re2
 
-#: Shorter secrets are masked by the name of their field only: they would blank ordinary words.
-MATCHED_FROM = 8
+from schemas.secret import SHORTEST_KNOWN
+
 #: Longer ones (keys, certificates) are searched for in their forms and lines, not escape by escape.
 MIXED_MAX = 128
 
@@ -83,10 +83,10 @@ def _plain_forms(secret: str) -> tuple[bytes, ...]:
     forms = {secret, raw.hex(), raw.hex().upper()}
     if len(secret) > MIXED_MAX:
         forms |= _escaped_forms(secret)
-        forms |= {line for line in secret.splitlines() if len(line) >= 2 * MATCHED_FROM}
+        forms |= {line for line in secret.splitlines() if len(line) >= 2 * SHORTEST_KNOWN}
     else:
         parts = secret.translate(_SPLITS).split("\n")
-        forms |= {p for p in parts if len(p) >= MATCHED_FROM and not p.isalpha()}
+        forms |= {p for p in parts if len(p) >= SHORTEST_KNOWN and not p.isalpha()}
     as_bytes = {form.encode("utf-8", "surrogatepass") for form in forms}
     return tuple(sorted(as_bytes, key=len, reverse=True))
 

@@ -5,9 +5,10 @@ import statistics
 import threading
 import time
 from base64 import b64encode
+from urllib.parse import quote
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.limits import LOG_MESSAGE_MAX
@@ -286,6 +287,7 @@ def test_a_secret_split_over_chunks_is_masked(form, size):
     assert shown == whole
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 900), min_size=1, max_size=8), st.integers(0, 2_500))
 def test_however_a_text_is_split_the_same_is_masked(sizes, before):
     redactor = Redactor()
