@@ -16,6 +16,7 @@ from crypto.keyring import Keyring, WrapContext
 from crypto.seal import new_dek, seal
 from schemas.accounts import Account
 from schemas.errors import ConfigError
+from schemas.redaction import REDACTOR
 from schemas.secret import SHORTEST_KNOWN, Secret
 from storage import resources
 from storage.keystore import RootOffer
@@ -46,7 +47,7 @@ def read(field: str, source: str, *, base: Path) -> Secret:
     value = value.removesuffix("\n").removesuffix("\r")
     if not value:
         raise ConfigError(f"{field}: the secret from {source} is empty")
-    return Secret(value)
+    return Secret(REDACTOR.know(value))  # for as long as this command lives
 
 
 def _read_file(field: str, path: Path) -> str:

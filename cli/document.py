@@ -15,13 +15,13 @@ from schemas.schedules import Schedule
 class SecretSource(BaseModel):
     """Where a secret comes from; never the secret itself."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     file: str
 
 
 class ResourceEntry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     kind: str
     config: dict[str, Any] = Field(default_factory=dict)
@@ -30,7 +30,7 @@ class ResourceEntry(BaseModel):
 
 
 class ConnectionEntry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     source: Name
     destination: Name
@@ -43,7 +43,7 @@ class ConnectionEntry(BaseModel):
 
 
 class Document(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     account: Name
     resources: dict[Name, ResourceEntry] = Field(default_factory=dict)

@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+from io import StringIO
 
 import click
 
@@ -62,17 +63,22 @@ def syncward() -> None:
 
 
 def main() -> None:
-    """Run a command; turn our errors into one line and a documented exit code."""
+    """Run a command; turn what it raises into one line and a documented exit code."""
     try:
         syncward(standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        usage = StringIO()
+        error.show(file=usage)  # may repeat what was typed
+        click.echo(_masked(usage.getvalue()), err=True, nl=False)
         sys.exit(error.exit_code)
     except click.Abort:
         sys.exit(130)
     except SyncwardError as error:
-        _explain(error)
+        _explain(error.code, error.public)
         sys.exit(_exit_code(error))
+    except Exception as error:  # noqa: BLE001 - a traceback would quote what it was about
+        _explain("internal", _bug(error))
+        sys.exit(EXIT_FAILED)
 
 
 def _exit_code(error: SyncwardError) -> int:
@@ -81,10 +87,25 @@ def _exit_code(error: SyncwardError) -> int:
     return EXIT_AWAITING_APPROVAL if isinstance(error, GuardTripped) else EXIT_FAILED
 
 
-def _explain(error: SyncwardError) -> None:
+def _bug(error: Exception) -> str:
+    """Say what kind of error it was and where, not what it says: that may be a row or a secret."""
+    from schemas.log_lines import frames  # noqa: PLC0415 - `--help` must not wait for it
+
+    places = " < ".join(frames(error)[:4])
+    return f"internal error ({type(error).__name__} at {places}); please report it, see SECURITY.md"
+
+
+def _masked(text: str) -> str:
+    from schemas.redaction import REDACTOR  # noqa: PLC0415 - as above
+
+    return REDACTOR.text(text)
+
+
+def _explain(code: str, public: str) -> None:
+    message = _masked(public)
     if "--json" in sys.argv:
-        click.echo(json.dumps({"error": {"code": error.code, "message": error.public}}))
-    click.echo(f"syncward: {error.public}", err=True)
+        click.echo(json.dumps({"error": {"code": code, "message": message}}))
+    click.echo(f"syncward: {message}", err=True)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,9 @@ def _or_never(value: int | None) -> int | str:
 class Target(BaseModel):
     """Where in the destination a connection writes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, hide_input_in_errors=True
+    )
 
     schema_name: str = Field(alias="schema", min_length=1, max_length=63)
 
@@ -67,7 +69,7 @@ class Target(BaseModel):
 class ConnectionSpec(BaseModel):
     """A connection as its owner wrote it; resources are named, not embedded."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     name: Name
     source: Name

@@ -1,10 +1,12 @@
 """Read the settings from the environment: only where a process starts (import contract)."""
 
 from pathlib import Path
+from urllib.parse import unquote
 
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from schemas.errors import StartRefused
+from schemas.redaction import REDACTOR
 from schemas.settings import DEV_ENV_FILE, Settings
 
 
@@ -16,10 +18,23 @@ def load_settings(data_dir: Path | None = None) -> Settings:
     try:
         first = Settings()
         directory = data_dir or first.data_dir
-        return Settings(_env_file=directory / DEV_ENV_FILE)
+        settings = Settings(_env_file=directory / DEV_ENV_FILE)
     except ValidationError as error:
         reasons = [
             f"SYNCWARD_{str(e['loc'][0]).upper()}: {e['msg']}; see docs/settings.md"
             for e in error.errors(include_input=False, include_url=False)
         ]
         raise StartRefused(reasons) from None
+    for url in (settings.database_url, settings.redis_url):
+        _know(url)
+    return settings
+
+
+def _know(url: SecretStr | None) -> None:
+    """Mask a URL's password for as long as the process lives."""
+    if url is None:
+        return
+    login = url.get_secret_value().partition("://")[2].rpartition("@")[0]
+    password = login.partition(":")[2]
+    REDACTOR.know(password)
+    REDACTOR.know(unquote(password))

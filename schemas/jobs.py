@@ -10,7 +10,7 @@ QUEUE = "sync"
 class Job(BaseModel):
     """Wake-up for one dispatch of one run. Stale or doubled jobs are harmless."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     run_id: UUID
     dispatch: int

@@ -65,6 +65,8 @@ CATCH_UP_WINDOW = timedelta(hours=24)
 #: Log lines kept per attempt; the rest is counted, so that a loop cannot fill the disk.
 LOG_LINES_MAX = 10_000
 LOG_MESSAGE_MAX = 4_000
+#: Lines of what another system said in its own words, per error.
+RAW_LINES_MAX = 4
 #: Characters of an error shown to people and stored with the run.
 ERROR_TEXT_MAX = 1_000
 

@@ -3,7 +3,8 @@
 `bind(run_id=…)` adds fields to every line of this thread, from whatever module, until `unbind()`.
 What an exception says is never logged, for a driver's text may quote a row or a password: a
 traceback becomes its type and the places in the code, and only texts that we wrote ourselves are
-shown. Of a library's line its template is shown without what it was filled with, likewise.
+shown. Of a library's line its template is shown without what it was filled with, likewise. What is
+left passes schemas/redaction.py like everything that leaves a process.
 """
 
 import json
@@ -11,12 +12,14 @@ import logging
 import re
 import sys
 import threading
+from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Literal
 
 from schemas.errors import SyncwardError
+from schemas.redaction import DEPTH_MAX, REDACTOR
 
 Shape = Literal["people", "json"]
 
@@ -55,6 +58,7 @@ class Formatter(logging.Formatter):
         event = record.getMessage()
         if record.name.startswith(LIBRARIES):
             event, fields = "library", {**fields, "logger": record.name, "about": str(record.msg)}
+        event, fields = REDACTOR.text(event), _masked(fields)
         if self._shape == "json":
             head = {"at": at.isoformat(), "level": record.levelname.lower(), "event": event}
             return json.dumps(
@@ -68,20 +72,46 @@ def _extra(record: logging.LogRecord) -> dict[str, object]:
     return {name: value for name, value in record.__dict__.items() if name not in _KNOWN}
 
 
+def _masked(fields: dict[str, object]) -> dict[str, object]:
+    """Pass the fields through the sink; what is no JSON becomes text before, not after."""
+    return {str(k): v for k, v in REDACTOR.document(_plain(fields)).items()}
+
+
+def _plain(value: object, depth: int = 0) -> object:
+    match value:
+        case str() | bool() | int() | float() | None:
+            return value
+        case Mapping() if depth < DEPTH_MAX:
+            return {str(name): _plain(item, depth + 1) for name, item in value.items()}
+        case list() | tuple() | set() | frozenset() if depth < DEPTH_MAX:
+            return [_plain(item, depth + 1) for item in value]
+        case BaseException() if not isinstance(value, SyncwardError):
+            return type(value).__name__
+        case _:
+            return _text_of(value)
+
+
+def _text_of(value: object) -> str:
+    try:
+        return str(value)
+    except Exception:  # noqa: BLE001 - a line is written whatever its fields are
+        return f"<{type(value).__name__}>"
+
+
 def _exception(record: logging.LogRecord) -> dict[str, object]:
     if not record.exc_info or record.exc_info[1] is None:
         return {}
     error = record.exc_info[1]
-    found: dict[str, object] = {"error": type(error).__name__, "where": _frames(error)}
+    found: dict[str, object] = {"error": type(error).__name__, "where": frames(error)}
     if isinstance(error, SyncwardError):
         found |= {"code": error.code, "reason": error.public}
     cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     if cause is not None:
-        found |= {"cause": type(cause).__name__, "cause_where": _frames(cause)}
+        found |= {"cause": type(cause).__name__, "cause_where": frames(cause)}
     return found
 
 
-def _frames(error: BaseException) -> list[str]:
+def frames(error: BaseException) -> list[str]:
     """Return the places of a traceback, innermost first, without source lines or values."""
     places = []
     step = error.__traceback__

@@ -79,7 +79,7 @@ class LoadCounts:
 class StreamResult(BaseModel):
     """One stream's line of a run's output: the clear columns of `run_streams`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     stream: str
     state: str = Field(pattern="^(succeeded|failed|skipped|cancelled)$")
@@ -128,7 +128,7 @@ def ahead(stream: str) -> GuardTripped:
 class ServerReport(BaseModel):
     """Answer of `resource test`."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     server_version: str
     tls: str  # e.g. "TLSv1.3", or "none"
@@ -137,7 +137,7 @@ class ServerReport(BaseModel):
 
 
 class DiscoveredColumn(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     name: str
     type: str
@@ -147,7 +147,7 @@ class DiscoveredColumn(BaseModel):
 class DiscoveredStream(BaseModel):
     """Answer of `resource discover`, one per table."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     name: str  # schema.table
     columns: tuple[DiscoveredColumn, ...]

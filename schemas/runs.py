@@ -70,7 +70,7 @@ class Priority:
 class RunOptions(BaseModel):
     """What one trigger asked for, kept with the run (and with `run_again`)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     full_refresh: bool = False
     streams: tuple[str, ...] = ()  # empty: every stream of the connection

@@ -33,7 +33,7 @@ class Overlap(StrEnum):
 class Schedule(BaseModel):
     """Exactly one of `every`, `cron` or `manual`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     every: Duration | None = None
     cron: str | None = None

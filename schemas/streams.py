@@ -43,7 +43,7 @@ class Mode(StrEnum):
 class StreamSpec(BaseModel):
     """One stream of a connection as its owner wrote it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     name: str = Field(pattern=r"^[^.\x00]+\.[^\x00]+$")  # schema.table, unquoted
     mode: Mode

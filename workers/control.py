@@ -16,6 +16,7 @@ from typing import TypeVar
 from schemas.errors import Draining, LeaseLost, RunCancelled, SyncwardError, TransientError
 from schemas.limits import CANCEL_EVERY_S, CUT_AFTER_S, GIVE_UP_AFTER_S, GIVE_UP_UNASKED_S
 from schemas.records import Batch
+from schemas.redaction import REDACTOR
 from schemas.runs import Claim
 from storage.claims import Beat
 from workers.metrics import LEASES_LOST
@@ -45,6 +46,8 @@ class RunControl:
 
     def __init__(self, claim: Claim, asked_at: float | None = None) -> None:
         self.claim = claim
+        #: what this run has unsealed: masked until the run has written its last line
+        self.secrets = REDACTOR.holder()
         self._lock = Lock()
         self._ends: list[tuple[Callable[[], None], Callable[[], None]]] = []
         self._signal: Signal | None = None

@@ -10,6 +10,7 @@ from crypto.roots import Keyring, Sealed, WrapContext, Wrapped
 from crypto.unseal import unseal_credentials
 from schemas.errors import ConfigError
 from schemas.records import Destination, Source
+from schemas.redaction import Holder
 from storage.work import SealedField, SealedResource
 from workers.control import RunControl
 from workers.metrics import DECRYPTS
@@ -21,7 +22,9 @@ def open_source(
 ) -> Iterator[Source]:
     """Connect to a resource in the role of a source; closed at the end, cancelled by signals."""
     source = control.opened(
-        lambda: registry.open_source(resource.kind, resource.config, unsealed(resource, keyring)),
+        lambda: registry.open_source(
+            resource.kind, resource.config, unsealed(resource, keyring, control.secrets)
+        ),
         lambda late: late.close(),
     )
     try:
@@ -40,7 +43,7 @@ def open_destination(
         raise RuntimeError("only a connection has a destination")
     destination = control.opened(
         lambda: registry.open_destination(
-            resource.kind, resource.config, unsealed(resource, keyring)
+            resource.kind, resource.config, unsealed(resource, keyring, control.secrets)
         ),
         lambda late: late.close(),
     )
@@ -57,13 +60,16 @@ def warm(keyring: Keyring, *resources: SealedResource | None) -> None:
     keyring.unwrap_many([(item.wrapped, item.wrap) for item in sealed])
 
 
-def unsealed(resource: SealedResource, keyring: Keyring) -> dict[str, str]:
-    """Open all credentials of a resource. Keep the result no longer than the call it is for."""
+def unsealed(resource: SealedResource, keyring: Keyring, secrets: Holder) -> dict[str, str]:
+    """Open all credentials of a resource. Keep the result no longer than the call it is for.
+
+    From here on they are masked wherever this process writes something.
+    """
     answers = unseal_credentials(keyring, _sealed(resource))
     if any(isinstance(answer, UnknownRoot) for answer in answers) and keyring.reload():
         answers = unseal_credentials(keyring, _sealed(resource))  # its root has just been brought
     return {
-        field.field: _plaintext(resource, field, answer)
+        field.field: secrets.know(_plaintext(resource, field, answer))
         for field, answer in zip(resource.sealed, answers, strict=True)
     }
 

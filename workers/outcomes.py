@@ -22,12 +22,15 @@ from schemas.limits import (
     ATTEMPTS_WITH_PROGRESS_MAX,
     DEFERRAL_SHORTEST,
     DEFERRED_MAX,
+    ERROR_TEXT_MAX,
     RETRY_FACTOR,
     RETRY_FIRST,
     RETRY_LONGEST,
 )
 from schemas.records import StreamResult
+from schemas.redaction import REDACTOR
 from schemas.runs import Claim, Outcome, OutcomeKind
+from workers.causes import raw_texts
 from workers.control import RunControl
 from workers.run_log import RunLog
 
@@ -64,7 +67,33 @@ def _true_reason(error: Exception, control: RunControl) -> Exception:
     return error
 
 
-def of_error(  # noqa: PLR0911 - one return per class reads as a table
+def of_error(error: Exception, claim: Claim, run_log: RunLog) -> Outcome:
+    """Classify by who can act, and keep what the other system said: masked, in the run's log."""
+    outcome = _classified(error, claim, run_log)
+    if not isinstance(error, RunCancelled | Draining | LeaseLost):
+        run_log.raw(raw_texts(error))
+    return outcome
+
+
+def masked(outcome: Outcome) -> Outcome:
+    """Pass every text of an outcome through the sink: what is stored with a run, people see."""
+    return replace(
+        outcome,
+        error=None if outcome.error is None else REDACTOR.text(outcome.error, limit=ERROR_TEXT_MAX),
+        streams=tuple(masked_stream(result) for result in outcome.streams),
+        document=REDACTOR.document(outcome.document),
+    )
+
+
+def masked_stream(result: StreamResult) -> StreamResult:
+    """Pass a stream's error through the sink. Its cursor stays: a masked one could not resume."""
+    if result.error is None:
+        return result
+    error = REDACTOR.text(result.error, limit=ERROR_TEXT_MAX)
+    return result.model_copy(update={"error": error})
+
+
+def _classified(  # noqa: PLR0911 - one return per class reads as a table
     error: Exception, claim: Claim, run_log: RunLog
 ) -> Outcome:
     """Classify by who can act: a person, time, an approver, or us."""

@@ -1,12 +1,17 @@
-"""A run's log: lines go to Postgres while the run is going, in small bounded batches."""
+"""A run's log: lines go to Postgres while the run is going, in small bounded batches.
 
-from collections.abc import Callable, Iterator, Sequence
+Every line passes the sink (schemas/redaction.py) before it is cut, so that no part of a secret is
+left at the cut.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from threading import Event, Lock, Thread
 from uuid import UUID
 
-from schemas.limits import LOG_LINES_MAX, LOG_MESSAGE_MAX
+from schemas.limits import LOG_LINES_MAX, LOG_MESSAGE_MAX, RAW_LINES_MAX
+from schemas.redaction import REDACTOR
 from storage.logs import LogLine
 
 #: Seconds between two writes; `run logs -f` is this far behind at most.
@@ -95,7 +100,22 @@ class RunLog:
     def error(self, message: str, stream: str | None = None) -> None:
         self._add("error", message, stream)
 
+    def raw(self, texts: Iterable[str], stream: str | None = None) -> None:
+        """Keep what others said, masked as one text and then cut into lines; bounded."""
+        sink, shown = REDACTOR.stream(), ""
+        for text in texts:
+            for start in range(0, len(text), LOG_MESSAGE_MAX):
+                shown += sink.feed(text[start : start + LOG_MESSAGE_MAX])
+                if len(shown) > RAW_LINES_MAX * LOG_MESSAGE_MAX:
+                    break
+        shown = f"{shown}{sink.close()}".rstrip()[: RAW_LINES_MAX * LOG_MESSAGE_MAX]
+        for start in range(0, len(shown), LOG_MESSAGE_MAX):
+            self._store("debug", shown[start : start + LOG_MESSAGE_MAX], stream)
+
     def _add(self, level: str, message: str, stream: str | None) -> None:
+        self._store(level, REDACTOR.text(message, limit=LOG_MESSAGE_MAX), stream)
+
+    def _store(self, level: str, message: str, stream: str | None) -> None:
         self._count += 1
         if self._count > LOG_LINES_MAX:
             return
@@ -108,7 +128,7 @@ class RunLog:
                 at=datetime.now(UTC),
                 level=level,
                 stream=stream,
-                message=_storable(message[:LOG_MESSAGE_MAX]),
+                message=_storable(message),
             )
         )
 

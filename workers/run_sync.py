@@ -24,6 +24,7 @@ from storage.engine import again, transaction
 from storage.work import Work
 from workers import answers, history, metrics, outcomes
 from workers.attempt import Attempt, Dependencies, Taken
+from workers.causes import raw_texts
 from workers.control import clock
 from workers.ends import open_destination, open_source, warm
 from workers.run_log import RunLog
@@ -49,7 +50,7 @@ def execute(job: Job, deps: Dependencies) -> None:
     claim, taken, asked_at = claimed
     run_log = RunLog(deps.logs, claim.run_id, claim.account_id)
     started = monotonic()
-    with deps.heartbeat.hold(claim, asked_at) as control:
+    with deps.heartbeat.hold(claim, asked_at) as control, control.secrets:
         attempt = Attempt(claim, control, run_log, deps, taken)
         control.on_give_up(lambda reason: _give_up(attempt, reason))
         outcome = outcomes.of_attempt(lambda: _work(attempt), attempt.claim, control, run_log)
@@ -130,13 +131,15 @@ def _sync(attempt: Attempt, subject: Work) -> Outcome:
                 attempt.run_log.warning(
                     f"{error.public}; the other streams go on", request.stream.name
                 )
+                attempt.run_log.raw(raw_texts(error), request.stream.name)
                 postponed.append(error)
                 continue
             _count(result, subject)
             results.append(result)
             if len(results) < wanted:  # the last one is recorded with the outcome
                 with _timed("checkpoint"), transaction(attempt.deps.engine) as tx:
-                    claims.record_stream(tx, attempt.claim, result, position)
+                    known = outcomes.masked_stream(result)
+                    claims.record_stream(tx, attempt.claim, known, position)
     if postponed:
         raise postponed[0]
     return outcomes.of_streams(results, wanted=wanted)
@@ -174,6 +177,7 @@ def _stream(
         raise  # every stream would meet it; the connection is paused
     except ConfigError as error:
         attempt.run_log.error(error.public, name)
+        attempt.run_log.raw(raw_texts(error), name)
         return StreamResult(
             stream=name,
             state="failed",
@@ -235,7 +239,7 @@ def _give_up(attempt: Attempt, reason: SyncwardError) -> None:
 
 def _finish(attempt: Attempt, outcome: Outcome, *, seconds: float) -> None:
     """Write the end of the attempt; a run that somebody else owns by now is theirs to end."""
-    claim, deps = attempt.claim, attempt.deps
+    claim, deps, outcome = attempt.claim, attempt.deps, outcomes.masked(outcome)
     attempt.run_log.info(outcomes.ending(outcome, seconds))
 
     def end() -> None:

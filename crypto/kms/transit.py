@@ -19,6 +19,7 @@ import httpx
 
 from crypto.errors import KeyringError, KmsDenied, KmsUnavailable
 from crypto.kms import private
+from schemas.redaction import REDACTOR
 
 CONNECT_S = 3.0
 READ_S = 5.0
@@ -211,6 +212,7 @@ class Transit:
             self._stamp, before, self._token = now, self._token, token
             if token == before:
                 return False
+            REDACTOR.know(token)  # for as long as the process lives
             self.tokens += 1
             return True
 

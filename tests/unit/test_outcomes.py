@@ -80,13 +80,15 @@ def test_errors_are_classified_by_who_can_act(error, kind, code):
     assert (outcome.kind, outcome.error_code) == (kind, code)
 
 
-def test_an_internal_error_shows_no_message_to_anybody():
+def test_an_internal_error_shows_its_message_in_the_runs_log_only_as_a_debug_line():
     writer_lines: list[LogLine] = []
     writer = LogWriter(writer_lines.extend)
     outcome = outcomes.of_error(ValueError("pass-word"), claim(), RunLog(writer, uuid4(), uuid4()))
     writer.flush()
-    assert "pass-word" not in (outcome.error or "") + "".join(x.message for x in writer_lines)
+    shown = [x.message for x in writer_lines if x.level != "debug"]
+    assert "pass-word" not in (outcome.error or "") + "".join(shown)
     assert "ValueError" in writer_lines[0].message
+    assert [x.message for x in writer_lines if x.level == "debug"] == ["ValueError: pass-word"]
 
 
 def test_the_fifth_attempt_without_progress_is_the_last():
