@@ -284,7 +284,7 @@ def test_the_self_test_passes_in_less_than_a_second_on_both_hosts(provider):
     selftest(provider.operator)
     selftest(provider.worker)
     assert time.perf_counter() - started < 2.0
-    assert selftest(KeyCache(provider.worker)) is None
+    selftest(KeyCache(provider.worker))
 
 
 def test_keyrings_show_and_pickle_nothing(provider):
@@ -393,7 +393,7 @@ def test_sealed_and_stopped_servers_make_runs_wait(bao, mounted, tmp_path):
         other.mount("transit")
         token = write_token(tmp_path / "t", other.token("transit-worker"))
         alone = opened(other.uri("transit", token))
-        assert alone.active_root("records")
+        assert len(alone.status()) == 2
         other.stop()
         with pytest.raises(KmsUnavailable, match="cannot be reached"):
             alone.reload()
@@ -462,12 +462,14 @@ def keyring_at(port: int, directory: Path) -> vault.VaultKeyring:
 
 def everything_said(error: BaseException) -> str:
     """Tracebacks, texts and attributes of an exception and of whatever hangs on it."""
-    said, seen, todo = "", set(), [error]
+    said = ""
+    todo: list[BaseException | None] = [error]
+    seen: list[BaseException] = []
     while todo:
         one = todo.pop()
-        if one is None or id(one) in seen:
+        if one is None or one in seen:
             continue
-        seen.add(id(one))
+        seen.append(one)
         said += "".join(traceback.format_exception(one)) + repr(one) + repr(one.args)
         said += repr({k: str(v) for k, v in getattr(one, "__dict__", {}).items()})
         todo += [one.__cause__, one.__context__]
@@ -569,7 +571,9 @@ def test_without_tls_only_this_host_is_asked(tmp_path):
         with pytest.raises(KeyringError, match="without TLS"):
             keyrings.load(f"vault+http://{host}/transit/syncward?token={token}")
     for host in ("127.0.0.1", "[::1]:8300", "localhost"):
-        assert keyrings.load(f"vault+http://{host}/transit/syncward?token={token}")
+        keyring = keyrings.load(f"vault+http://{host}/transit/syncward?token={token}")
+        assert keyring.scheme == "vault"
+        keyring.close()
 
 
 @pytest.mark.parametrize("scheme", ["aws-kms", "gcp-kms", "env", "http", "https", "base64"])
@@ -597,7 +601,8 @@ def test_the_environment_sends_no_token_through_a_proxy(tmp_path, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
     with Ill(http("200 OK", GOOD_KEY)) as ill:
-        assert keyring_at(ill.port, tmp_path).active_root("records")
+        keyring_at(ill.port, tmp_path).active_root("records")
+        assert ill.asked == 1
 
 
 def test_tls_is_1_2_at_least_and_checks_names(mounted):
