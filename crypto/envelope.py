@@ -28,6 +28,7 @@ HEADER = len(MAGIC) + 2 + 16 + 1
 BODY = HEADER + SALT + COMMITMENT
 SHORTEST = BODY + TAG
 
+_DIGEST = hashes.SHA512()
 _LABEL = b"c2sp.org/chunked-encryption@v1+AEAD_AES_256_GCM\x00"
 
 
@@ -91,12 +92,17 @@ def derive(dek: bytes, dek_id: UUID, salt: bytes, context: Context) -> MessageKe
     return message_keys(dek, salt, header(dek_id) + context.encoded())
 
 
-def message_keys(dek: bytes, salt: bytes, bound: bytes) -> MessageKeys:
-    """Derive key, nonce and commitment of one message (RFC 5869 expand), bound to these bytes."""
+def message_keys(
+    dek: bytes, salt: bytes, bound: bytes, digest: hashes.HashAlgorithm = _DIGEST
+) -> MessageKeys:
+    """Derive key, nonce and commitment of one message (RFC 5869 expand), bound to these bytes.
+
+    Another digest is for C2SP's published vectors only, which are of the SHA-256 form.
+    """
     if len(dek) != KEY:
         raise UnsealError
     info = _LABEL + salt + bound
-    output = HKDFExpand(hashes.SHA512(), KEY + 12 + COMMITMENT, info).derive(dek)
+    output = HKDFExpand(digest, KEY + 12 + COMMITMENT, info).derive(dek)
     return MessageKeys(AESGCM(output[:KEY]), output[KEY : KEY + 12], output[KEY + 12 :])
 
 

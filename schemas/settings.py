@@ -52,7 +52,8 @@ class Settings(BaseSettings):
     )
     keyring: str | None = Field(
         None,
-        description="`file:///path/operator.json` for the CLI, `worker.json` for workers.",
+        description="`file:///path/operator.json` for the CLI, `worker.json` for workers; "
+        "or `vault://…` (docs/keys.md).",
     )
     data_dir: Path = Field(Path(".syncward"), description="Data of `--dev` and `demo`, mode 0700.")
     account: str | None = Field(None, description="Default of `--account`.")

@@ -1,0 +1,140 @@
+"""What sealing costs: a field, the credentials of a run, and a million keys wrapped again.
+
+python -m benchmarks.crypto [--quick] [--json]
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from uuid import uuid4
+
+from benchmarks.report import Case, document, show
+from crypto import keyring as keyrings
+from crypto.cache import KeyCache
+from crypto.envelope import Context
+from crypto.kms import file
+from crypto.opening import open_envelope
+from crypto.roots import Keyring, Sealed, WrapContext, Wrapped
+from crypto.seal import new_dek, seal
+from crypto.selftest import selftest
+from crypto.streams import open_stream, seal_stream
+from crypto.unseal import unseal_credentials
+
+FIELD_BUDGET_US = 60.0
+RUN_BUDGET_MS = 1.0
+REWRAP_BUDGET_S = 300.0
+SELFTEST_BUDGET_MS = 1_000.0
+
+FIELD = os.urandom(200)
+BATCH = 500
+
+
+def each(rounds: int, times: int, act: Callable[[], object]) -> float:
+    """Return the median over rounds of the seconds that one act takes."""
+    found = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        for _ in range(times):
+            act()
+        found.append((time.perf_counter() - started) / times)
+    return median(found)
+
+
+def credential(keyring: Keyring, resource: Context) -> Sealed:
+    dek_id, dek = new_dek()
+    wrap = WrapContext(resource.account_id, "credentials", dek_id)
+    wrapped = keyring.wrap("credentials", dek, wrap)
+    return Sealed(wrapped, wrap, seal(dek, dek_id, FIELD, resource), resource)
+
+
+def rewrap_seconds(files: tuple[Path, Path], count: int) -> tuple[float, float]:
+    """Rotate the root of credentials and wrap so many keys again, in batches, as workers do.
+
+    Returns seconds by the clock and of the processor: they differ where others work beside.
+    """
+    worker = keyrings.load(str(files[1]))
+    contexts = [WrapContext(uuid4(), "credentials", uuid4()) for _ in range(count)]
+    items = [(os.urandom(32), context) for context in contexts]
+    old = list(zip(worker.wrap_many("credentials", items), contexts, strict=True))
+    made = file.add_root(files[0], files[1], "credentials")
+    file.activate(files[1], made)
+    worker.reload()
+    started, used = time.perf_counter(), time.process_time()
+    for start in range(0, count, BATCH):
+        for one in worker.rewrap_many(old[start : start + BATCH]):
+            assert isinstance(one, Wrapped)
+            assert one.root_id == made
+    return time.perf_counter() - started, time.process_time() - used
+
+
+def measure(files: tuple[Path, Path], *, quick: bool) -> tuple[list[Case], dict[str, str]]:
+    rounds, times, keys = (3, 500, 2_000) if quick else (9, 5_000, 50_000)
+    operator, worker = (keyrings.load(str(path)) for path in files)
+    context = Context(uuid4(), "resource", uuid4(), "password", 1)
+    dek_id, dek = new_dek()
+    envelope = seal(dek, dek_id, FIELD, context)
+    run = [
+        credential(operator, Context(context.account_id, "resource", uuid4(), "password", 1))
+        for _ in range(2)
+    ]
+    cache = KeyCache(worker)
+    unseal_credentials(cache, run)
+    cold = each(rounds, 200, lambda: unseal_credentials(worker, run))
+    block = os.urandom(1024 * 1024)
+    sealed = list(seal_stream(dek, dek_id, [block] * 16, context))
+    stream = each(3, 1, lambda: [len(p) for p in open_stream(dek, dek_id, sealed, context)])
+    rewrap, rewrap_cpu = (s * 1_000_000 / keys for s in rewrap_seconds(files, keys))
+    us, ms = 1e6, 1e3
+    cases = [
+        Case(
+            "seal_field",
+            us * each(rounds, times, lambda: seal(dek, dek_id, FIELD, context)),
+            FIELD_BUDGET_US, "us of 200 bytes",
+        ),
+        Case(
+            "open_field",
+            us * each(rounds, times, lambda: open_envelope(dek, dek_id, envelope, context)),
+            FIELD_BUDGET_US, "us of 200 bytes",
+        ),
+        Case(
+            "open_run_credentials",
+            ms * each(rounds, times // 2, lambda: unseal_credentials(cache, run)),
+            RUN_BUDGET_MS, "ms, keys cached",
+        ),
+        Case(
+            "rewrap_1m",
+            rewrap,
+            REWRAP_BUDGET_S, f"s, from {keys:,}",
+        ),
+        Case(
+            "self_test", ms * each(3, 3, lambda: selftest(worker)), SELFTEST_BUDGET_MS, "ms"
+        ),
+    ]  # fmt: skip
+    return cases, {
+        "open_run_credentials_without_cache_ms": f"{ms * cold:.2f}",
+        "rewrap_1m_processor_seconds": f"{rewrap_cpu:.0f}",
+        "open_stream_mb_per_second": f"{16 * 1.048576 / stream:.0f}",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, 2,000 keys")
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        files = keyrings.init(Path(directory) / "keys")
+        cases, beside = measure(files, quick=arguments.quick)
+    found = {**document(cases, cryptography=version("cryptography")), "beside": beside}
+    show(found, cases, as_json=arguments.json)
+    if not arguments.json:
+        print("\nbeside: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in beside.items()))
+
+
+if __name__ == "__main__":
+    main()
