@@ -7,6 +7,7 @@ import sys
 import click
 
 from schemas.errors import GuardTripped, StartRefused, SyncwardError
+from schemas.scrub import scrub
 
 #: Documented in docs/cli.md.
 EXIT_FAILED = 1
@@ -63,6 +64,7 @@ def syncward() -> None:
 
 def main() -> None:
     """Run a command; turn our errors into one line and a documented exit code."""
+    scrub()
     try:
         syncward(standalone_mode=False)
     except click.ClickException as error:

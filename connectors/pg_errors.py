@@ -323,6 +323,14 @@ TEXTS: tuple[tuple[str, Answer], ...] = (
         ),
     ),
     (
+        r"channel binding",
+        _config(
+            "login_method",
+            "its login cannot be bound to the TLS link (does a proxy or pooler stand between?); "
+            "connect to the server itself, or set the resource's channel_binding to prefer",
+        ),
+    ),
+    (
         (
             r"certificate|alert|wrong version number|ssl handshake|no protocols available"
             r"|unsupported protocol"

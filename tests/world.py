@@ -19,6 +19,7 @@ from embedded.postgres import Cluster
 from embedded.valkey import Server
 from scheduler import ticks
 from schemas.audit import Principal
+from schemas.egress import LinkPolicy
 from schemas.jobs import Job
 from schemas.records import StreamResult
 from schemas.runs import Claim, Run, RunKind, RunOptions
@@ -31,9 +32,13 @@ from workers import run_sync
 from workers.attempt import Dependencies
 from workers.heartbeat import Heartbeat
 from workers.key_upkeep import KeyUpkeep
+from workers.refusals import JobRefusals
 from workers.run_log import LogWriter
 
 OPERATOR = Principal("operator", "test")
+
+#: For connectors that a test opens itself: on loopback, with or without TLS, as superuser too.
+LOOSE = LinkPolicy(loopback=True, tls_required=False, superuser_refused=False)
 
 
 @dataclass
@@ -54,6 +59,11 @@ class Control:
     def url(self) -> str:
         c = self.cluster
         return f"postgresql://dev:{self.password}@{c.host}:{c.port}/{self.database}"
+
+    @property
+    def opening(self) -> str:
+        """What SYNCWARD_EGRESS_ALLOW says where sources share the control database's server."""
+        return f"{self.cluster.host}/32:{self.cluster.port}"
 
     def admin_engine(self) -> Engine:
         if "admin" not in self._engines:
@@ -209,6 +219,7 @@ class World:
             redis_url=valkey.url,
             keyring=str(operator_file),
             data_dir=directory,
+            egress_allow=control.opening,
         )
         jobs = Jobs()
         cli = Cli(account="acme")
@@ -245,6 +256,7 @@ class World:
             1.0,
         )
         heartbeat.beat()
+        principal = Principal("worker", "w1")
         return Dependencies(
             engine=engine,
             keyring=keyrings.load(str(worker_file)),
@@ -252,8 +264,10 @@ class World:
             heartbeat=heartbeat,
             logs=LogWriter(write),
             settings=settings,
+            policy=settings.link_policy(),
+            refusals=JobRefusals(engine, principal),
             worker_id="w1",
-            principal=Principal("worker", "w1"),
+            principal=principal,
         )
 
     def close(self) -> None:

@@ -14,10 +14,12 @@ from connectors.postgres import (
     Connection,
     Line,
     PostgresConfig,
+    check_link,
     connect,
     translated,
     watch_client,
 )
+from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError, SyncwardError
 from schemas.records import (
     Batch,
@@ -31,17 +33,17 @@ from schemas.records import (
 from schemas.streams import Mode
 
 CONFIG = PostgresConfig
-__all__ = ["CONFIG", "SECRET_FIELDS", "open_destination"]
+__all__ = ["CONFIG", "SECRET_FIELDS", "check_link", "open_destination"]
 
 _SESSION = {"TimeZone": "UTC", "lock_timeout": "60s"}
 
 
 def open_destination(
-    config: Mapping[str, Any], secrets: Mapping[str, str]
+    config: Mapping[str, Any], secrets: Mapping[str, str], policy: LinkPolicy
 ) -> "PostgresDestination":
     """Connect for writing; errors are ours and name the server."""
     checked = PostgresConfig.model_validate(dict(config))
-    conn = connect(checked, secrets, role="destination", session=_SESSION)
+    conn = connect(checked, secrets, role="destination", session=_SESSION, policy=policy)
     with translated(checked, "destination"):
         watch_client(conn)
     return PostgresDestination(checked, conn)
