@@ -115,6 +115,8 @@ class Pair:
         self.cluster = cluster
         self.names = {"source": source, "destination": destination}
         self.logins = logins
+        #: What a test says otherwise about a resource, by role.
+        self.changes: dict[str, dict[str, object]] = {}
         self._sessions: dict[str, psycopg.Connection] = {}
 
     def config(self, role: str) -> dict[str, object]:
@@ -125,6 +127,7 @@ class Pair:
             "database": self.names[role],
             "user": user,
             "sslmode": "disable",
+            **self.changes.get(role, {}),
         }
 
     def secret(self, role: str) -> dict[str, str]:
