@@ -28,6 +28,18 @@ UNIQUE_VIOLATION, DUPLICATE_OBJECT = "23505", "42710"
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 
+#: Bytes of the longest name; a server cuts longer ones off without an error.
+_NAME_BYTES = 63
+
+
+def fits(name: str) -> bool:
+    """Say whether a server takes this name as it is: two names must never become one."""
+    try:
+        return "\x00" not in name and 0 < len(name.encode()) <= _NAME_BYTES
+    except UnicodeEncodeError:  # half of a surrogate pair is no character
+        return False
+
+
 class PostgresConfig(BaseModel):
     """Clear settings of a Postgres resource."""
 
@@ -45,6 +57,13 @@ class PostgresConfig(BaseModel):
     @classmethod
     def _one_host(cls, value: str) -> str:
         return validate_host(value)
+
+    @field_validator("database", "user")
+    @classmethod
+    def _whole_name(cls, value: str) -> str:
+        if not fits(value):
+            raise ValueError("longer than the 63 bytes of a name; Postgres would cut it off")
+        return value
 
     @property
     def where(self) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
+from psycopg import sql
 from sqlalchemy import Engine, create_engine, text
 
 from cli.apply import make_so
@@ -146,12 +147,12 @@ class Pair:
             self._sessions[role] = self.connect(role)
         return self._sessions[role]
 
-    def source(self, *statements: str) -> None:
+    def source(self, *statements: str | sql.Composed) -> None:
         for statement in statements:
             self.session("source").execute(statement)
         self.session("source").execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader")
 
-    def rows(self, role: str, query: str) -> list[tuple[Any, ...]]:
+    def rows(self, role: str, query: str | sql.Composed) -> list[tuple[Any, ...]]:
         return self.session(role).execute(query).fetchall()
 
     def content(self, role: str, table: str, columns: str = "") -> list[str]:
@@ -316,7 +317,10 @@ class World:
     def apply(self, streams: dict[str, str], schedule: str = "manual") -> None:
         if not self.control.all("SELECT 1 FROM accounts WHERE name = 'acme'"):
             self.account()
-        make_so(self.cli, self.document(streams, schedule), write=True)
+        self.apply_file(self.document(streams, schedule))
+
+    def apply_file(self, path: Path) -> None:
+        make_so(self.cli, path, write=True)
 
     def enqueue(self, **options: object) -> runs.Enqueued:
         with self.cli.inside() as (tx, _, _name):

@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from connectors import pg_discover, pg_load, pg_state
-from connectors.pg_catalog import ensure_schema
+from connectors.pg_catalog import check_names, ensure_schema
 from connectors.pg_load import Load
 from connectors.pg_state import StateRow
 from connectors.postgres import (
@@ -67,6 +67,7 @@ class PostgresDestination:
 
     def claim_stream(self, request: LoadRequest) -> StreamClaim:
         """Raise this run's fence; return where the stream resumes, or what this run has done."""
+        check_names(request)
         with translated(self._config, "destination"):
             self._ensure()
             state = pg_state.claim(self._conn, request)
