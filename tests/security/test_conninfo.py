@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from psycopg import sql
 
 from cli.supervisor import child_environment
 from connectors import registry
@@ -63,13 +64,13 @@ CONNINFO = [
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("text", CONNINFO)
-def test_a_database_or_login_that_looks_like_conninfo_is_only_a_name(pair, text):
-    for field, codes in (("database", {"no_database"}), ("user", {"credentials"})):
-        config = {**pair.config("source"), field: text}
-        with pytest.raises(SyncwardError) as caught:
-            registry.open_source("postgres", config, pair.secret("source"), LOOSE)
-        assert caught.value.code in codes
+def test_a_database_or_login_that_looks_like_conninfo_is_only_a_name(pair):
+    for text in CONNINFO:
+        for field, code in (("database", "no_database"), ("user", "credentials")):
+            config = {**pair.config("source"), field: text}
+            with pytest.raises(SyncwardError) as caught:
+                registry.open_source("postgres", config, pair.secret("source"), LOOSE)
+            assert caught.value.code == code, text
 
 
 @pytest.mark.integration
@@ -87,18 +88,17 @@ def test_a_database_with_such_a_name_is_really_read(pair, admin):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("word", ["x' host='192.0.2.1", "p@ss w:0rd/?#", "\\'", "%00", "🔑 é"])
-def test_a_password_is_a_password_whatever_it_holds(pair, admin, word):
-    quoted = word.replace("'", "''")
-    admin.execute(f"CREATE ROLE odd LOGIN PASSWORD '{quoted}'".encode())
+def test_a_password_is_a_password_whatever_it_holds(pair, admin):
+    admin.execute("CREATE ROLE odd LOGIN")
+    config = {**pair.config("source"), "user": "odd"}
     try:
-        config = {**pair.config("source"), "user": "odd"}
-        source = registry.open_source("postgres", config, {"password": word}, LOOSE)
-        source.close()
-        with pytest.raises(SyncwardError) as caught:
-            registry.open_source("postgres", config, {"password": word + "x"}, LOOSE)
-        assert caught.value.code == "credentials"
-        assert word not in caught.value.public
+        for word in ("x' host='192.0.2.1", "p@ss w:0rd/?#", "\\'", "%00", "🔑 é"):
+            admin.execute(sql.SQL("ALTER ROLE odd PASSWORD {}").format(word))
+            registry.open_source("postgres", config, {"password": word}, LOOSE).close()
+            with pytest.raises(SyncwardError) as caught:
+                registry.open_source("postgres", config, {"password": word + "x"}, LOOSE)
+            assert caught.value.code == "credentials"
+            assert word not in caught.value.public
     finally:
         admin.execute("DROP ROLE odd")
 

@@ -221,12 +221,13 @@ def test_our_own_services_are_found_in_every_setting_that_holds_a_url():
         "profile": "production",
         "database_url": "postgresql://a:b@db.internal/x?host=db2.internal&host=db3.internal:6000",
         "redis_url": "rediss+sentinel://u:p@one:26379,two/0?master=m",
-        "keyring": "vault://kms.internal/transit",
+        "keyring": "vault://kms.internal/transit/name?token=/run/token",
+        "keystore_url": "postgresql://a:b@keys.internal:5433/keys",
         "metrics_host": "10.0.0.9", "metrics_port": 9100,
     })  # fmt: skip
     assert settings.link_policy().own == {
         ("db.internal", 5432), ("db2.internal", 5432), ("db3.internal", 6000),
-        ("one", 26379), ("two", 26379), ("kms.internal", 8200), ("10.0.0.9", 9100),
+        ("one", 26379), ("two", 26379), ("kms.internal", 8200), ("keys.internal", 5433), ("10.0.0.9", 9100),
     }  # fmt: skip
     assert endpoints(["file:///etc/keyring.json", "postgresql:///x?host=/run"]) == frozenset()
 
@@ -310,18 +311,22 @@ def closed(world) -> None:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("service", ["control_database", "redis", "link_local", "private"])
-def test_a_run_to_a_forbidden_address_fails_alike_and_is_audited(shop, valkey, caplog, service):
-    places = {
-        "control_database": (shop.control.cluster.host, shop.control.cluster.port, "own_service"),
-        "redis": ("127.1", valkey.port, "own_service"),
-        "link_local": ("169.254.169.254", 80, "never"),
-        "private": ("10.1.2.3", 5432, "private"),
-    }
-    host, port, rule = places[service]
+def test_a_run_to_a_forbidden_address_fails_alike_and_is_audited(shop, valkey, caplog):
+    cluster = shop.control.cluster
+    closed(shop)
+    for host, port, rule in [
+        (cluster.host, cluster.port, "own_service"),  # the control database
+        ("127.1", valkey.port, "own_service"),
+        ("169.254.169.254", 80, "never"),
+        ("10.1.2.3", 5432, "private"),
+    ]:
+        caplog.clear()
+        refused_and_audited(shop, caplog, host, port, rule)
+
+
+def refused_and_audited(shop, caplog, host: str, port: int, rule: str) -> None:
     shop.pair.changes["source"] = {"host": host, "port": port}
     shop.apply({"public.t": "{mode: replace}"})
-    closed(shop)
     with caplog.at_level("WARNING"):
         run, _ = shop.sync()
     assert (run.state, run.error_code) == (RunState.FAILED, "egress_refused")
@@ -333,7 +338,9 @@ def test_a_run_to_a_forbidden_address_fails_alike_and_is_audited(shop, valkey, c
     assert [t["rule"] for t in told] == [rule]
     assert rule not in shop.log(run.run_id)
     ((target, body),) = shop.control.all(
-        "SELECT target_id, body FROM audit.event WHERE action = 'egress.refused' AND class = 'A'"
+        "SELECT target_id, body FROM audit.event WHERE action = 'egress.refused' AND class = 'A' "
+        "AND target_id = :run",
+        run=run.run_id,
     )
     said = json.loads(body)
     assert (target, said["outcome"], said["reason"]) == (run.run_id, "denied", "egress_refused")

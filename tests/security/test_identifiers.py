@@ -104,19 +104,22 @@ def engine_of(world):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("schema", ["z" * 64, "é" * 32, "pg_catalog", "pg_evil", "_syncward",
-                                    "information_schema"])  # fmt: skip
-def test_a_target_schema_that_would_be_another_is_refused(world, engine_of, schema):
-    try:
+def test_a_target_schema_that_would_be_another_is_refused(world, engine_of):
+    with pytest.raises(ConfigError, match="at most 63 characters"):
+        engine_of("z" * 64)  # where it is written down
+    schemas = "SELECT array_agg(nspname::text ORDER BY 1) FROM pg_namespace"
+    before = world.pair.rows("destination", schemas)
+    for schema, why in [
+        ("é" * 32, "would cut it off"),
+        ("pg_catalog", "choose another"),
+        ("pg_evil", "choose another"),
+        ("_syncward", "choose another"),
+        ("information_schema", "choose another"),
+    ]:
         run = engine_of(schema)
-    except ConfigError:
-        return  # refused where it is written down
-    assert (run.state, run.error_code) == (RunState.FAILED, "streams")
-    assert "would cut it off" in (run.error or "") or "choose another" in (run.error or "")
-    made = world.pair.rows(
-        "destination", f"SELECT count(*) FROM pg_namespace WHERE nspname LIKE '{schema[:20]}%'"
-    )
-    assert made == [(1 if schema in {"pg_catalog", "information_schema"} else 0,)]
+        assert (run.state, run.error_code) == (RunState.FAILED, "streams")
+        assert why in (run.error or "")
+        assert world.pair.rows("destination", schemas) == before
 
 
 @pytest.mark.integration
