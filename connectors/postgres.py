@@ -51,7 +51,10 @@ class PostgresConfig(BaseModel):
     user: str = Field(min_length=1, max_length=63, pattern=r"^[^\x00]+$")
     sslmode: Literal["disable", "prefer", "require", "verify-ca", "verify-full"] = "verify-full"
     sslrootcert: str | None = None
-    channel_binding: Literal["require", "prefer"] = "require"
+    #: Stored only where it was chosen: a worker of the version before does not know it.
+    channel_binding: Literal["require", "prefer"] = Field(
+        "require", exclude_if=lambda value: value == "require"
+    )
 
     @field_validator("host")
     @classmethod

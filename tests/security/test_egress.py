@@ -227,7 +227,8 @@ def test_our_own_services_are_found_in_every_setting_that_holds_a_url():
     })  # fmt: skip
     assert settings.link_policy().own == {
         ("db.internal", 5432), ("db2.internal", 5432), ("db3.internal", 6000),
-        ("one", 26379), ("two", 26379), ("kms.internal", 8200), ("keys.internal", 5433), ("10.0.0.9", 9100),
+        ("one", 26379), ("two", 26379), ("kms.internal", 8200), ("keys.internal", 5433),
+        ("10.0.0.9", 9100),
     }  # fmt: skip
     assert endpoints(["file:///etc/keyring.json", "postgresql:///x?host=/run"]) == frozenset()
 

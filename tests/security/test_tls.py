@@ -250,6 +250,32 @@ def test_no_control_database_gets_the_password_in_clear_either(asks):
     assert server.answers in {b"", b"X\x00\x00\x00\x04"}
 
 
+def test_the_control_database_proves_itself_too(control, cluster, tmp_path):
+    """Whoever the URL names with verify-full; whatever it says, TLS is 1.2 or later."""
+    files = certificate(tmp_path, "localhost")
+    wrong = {
+        "another_host": (certificate(tmp_path, "other.example"), ssl.TLSVersion.TLSv1_3),
+        "expired": (
+            certificate(tmp_path, "localhost", expired=True, stem="old"),
+            ssl.TLSVersion.TLSv1_3,
+        ),
+        "tls_1_1": (files, ssl.TLSVersion.TLSv1_1),
+    }
+
+    def url(port: int, authority: Path) -> str:
+        login = f"postgresql://dev:{control.password}@localhost:{port}/{control.database}"
+        return f"{login}?sslmode=verify-full&sslrootcert={authority}"
+
+    with TlsProxy((cluster.host, cluster.port), files) as proxy:
+        open_link(url(proxy.port, files[0]), "worker").close()
+        assert b"SCRAM-SHA-256" in proxy.heard
+    for name, (theirs, newest) in wrong.items():
+        with TlsProxy((cluster.host, cluster.port), theirs, newest=newest) as proxy:
+            with pytest.raises(ConfigError, match="TLS refused"):
+                open_link(url(proxy.port, theirs[0]), "worker")
+            assert (proxy.accepted > 0, proxy.heard) == (True, b""), name
+
+
 # ── Redis ────────────────────────────────────────────────────────────────────────────────────
 
 
