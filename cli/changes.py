@@ -82,7 +82,7 @@ def _imagined(applying: Applying, name: str) -> Resource:
 def _resource(
     applying: Applying, name: str, entry: ResourceEntry, known: Resource | None
 ) -> Change:
-    config = registry.validate_config(entry.kind, entry.config)
+    config = registry.validate_config(entry.kind, entry.config, applying.cli.settings.link_policy())
     wanted = _secrets(applying, name, entry)
     if known is None:
         if applying.write:

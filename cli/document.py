@@ -76,6 +76,8 @@ def load(path: Path) -> tuple[Document, dict[str, ConnectionSpec]]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{path}:{line}: not YAML: {error.problem}") from None
+    except yaml.YAMLError:  # without a mark: a character that YAML does not take
+        raise ConfigError(f"{path}: not YAML: it holds a control character") from None
     if root is not None:
         _refuse_repeated_keys(path, root)
     try:

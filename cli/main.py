@@ -8,6 +8,7 @@ from io import StringIO
 import click
 
 from schemas.errors import GuardTripped, StartRefused, SyncwardError
+from schemas.scrub import scrub
 
 #: Documented in docs/cli.md.
 EXIT_FAILED = 1
@@ -64,6 +65,7 @@ def syncward() -> None:
 
 def main() -> None:
     """Run a command; turn what it raises into one line and a documented exit code."""
+    scrub()
     try:
         syncward(standalone_mode=False)
     except click.ClickException as error:

@@ -43,7 +43,7 @@ def create(  # noqa: PLR0917 - click passes what the operator typed
     secret_stdin: str | None,
 ) -> None:
     """Create a resource. Secrets come from a file, stdin or a prompt, never from an argument."""
-    config = registry.validate_config(kind, _clear(settings))
+    config = registry.validate_config(kind, _clear(settings), cli.settings.link_policy())
     given = _sources(kind, secret_file, secret_stdin)
     keyring = credentials.open_keyring(cli)
     with cli.inside(name) as (tx, account, short):

@@ -1,12 +1,13 @@
 """What a table looks like, read from the catalog in one query per question."""
 
+import re
 from dataclasses import dataclass
 
 from psycopg import sql
 
-from connectors.postgres import Connection, PostgresConfig
+from connectors.postgres import Connection, PostgresConfig, fits
 from schemas.errors import ConfigError
-from schemas.records import Column, StreamShape
+from schemas.records import Column, LoadRequest, StreamShape
 
 #: Kinds of relation that can be read, and those whose rows have an xmin.
 READABLE = "rpvmf"
@@ -62,7 +63,7 @@ def find(conn: Connection, schema: str, table: str) -> Relation | None:
     row = conn.execute(
         "SELECT c.oid, c.relkind::text FROM pg_class c "
         "JOIN pg_namespace n ON n.oid = c.relnamespace "
-        "WHERE n.nspname = %s AND c.relname = %s AND c.relkind::text = ANY(%s)",
+        "WHERE n.nspname = %s::text AND c.relname = %s::text AND c.relkind::text = ANY(%s)",
         (schema, table, list(READABLE)),
     ).fetchone()
     if row is None:
@@ -94,6 +95,27 @@ def describe(conn: Connection, config: PostgresConfig, schema: str, table: str) 
     return found
 
 
+#: Schemas that are the server's, or hold where streams resume.
+_TAKEN = re.compile(r"pg_.*|information_schema|_syncward", re.DOTALL)
+
+
+def check_names(request: LoadRequest) -> None:
+    """Refuse names that the destination would cut off, and schemas that are no place for tables."""
+    spec = request.stream
+    names = (request.target_schema, spec.schema_name, spec.table_name, *spec.key, spec.cursor)
+    for name in names:
+        if name is not None and not fits(name):
+            raise ConfigError(
+                f"{spec.name}: the name {name[:70]!r} has no 1 to 63 bytes, or holds what is no "
+                "character; Postgres would cut it off and take another table for it"
+            )
+    if _TAKEN.fullmatch(request.target_schema):
+        raise ConfigError(
+            f"target schema {request.target_schema} belongs to the server or to Syncward; "
+            "choose another one"
+        )
+
+
 def ensure_schema(conn: Connection, name: str) -> None:
     """Make a schema where it is missing, in a short transaction of its own, before any load.
 
@@ -111,5 +133,5 @@ def ensure_schema(conn: Connection, name: str) -> None:
 
 
 def _has_schema(conn: Connection, name: str) -> bool:
-    row = conn.execute("SELECT FROM pg_namespace WHERE nspname = %s", (name,)).fetchone()
+    row = conn.execute("SELECT FROM pg_namespace WHERE nspname = %s::text", (name,)).fetchone()
     return row is not None

@@ -268,6 +268,14 @@ AT_SOURCE: dict[str, tuple[str, Answer]] = {
 #: are taken out before it is looked at: a host may be called "certificate".
 TEXTS: tuple[tuple[str, Answer], ...] = (
     (
+        r"channel binding",
+        _config(
+            "login_method",
+            "its login cannot be bound to the TLS link (does a proxy or pooler stand between?); "
+            "connect to the server itself, or set the resource's channel_binding to prefer",
+        ),
+    ),
+    (
         (
             r"password authentication failed|no password supplied|is not permitted to log in"
             r"|role \S* does not exist|user \S* does not exist"
@@ -277,7 +285,7 @@ TEXTS: tuple[tuple[str, Answer], ...] = (
     (
         (
             r"authentication method requirement|server did not complete auth"
-            r"|channel binding|authentication method .* not supported"
+            r"|authentication method .* not supported"
         ),
         _config("login_method", "it asked for another login method than scram-sha-256"),
     ),

@@ -78,7 +78,7 @@ def ensure_schema(conn: Connection, schema: str) -> None:
     First loads of several connections may meet here: inside the load's transaction the second one
     would wait for all the rows of the first, and then fail.
     """
-    there = "SELECT FROM pg_namespace WHERE nspname = %s"
+    there = "SELECT FROM pg_namespace WHERE nspname = %s::text"
     if conn.execute(there, (schema,)).fetchone() is not None:
         return
     with conn.transaction():

@@ -10,8 +10,10 @@ from typing import Any, Literal
 import psycopg
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from connectors.egress import Lookup, look_up, resolve
 from connectors.net import validate_host
 from connectors.pg_errors import Answer, Kind, Role, answer, answer_to_text
+from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError, CredentialsError, SyncwardError, TransientError
 
 SECRET_FIELDS = ("password",)
@@ -26,6 +28,18 @@ UNIQUE_VIOLATION, DUPLICATE_OBJECT = "23505", "42710"
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 
+#: Bytes of the longest name; a server cuts longer ones off without an error.
+_NAME_BYTES = 63
+
+
+def fits(name: str) -> bool:
+    """Say whether a server takes this name as it is: two names must never become one."""
+    try:
+        return "\x00" not in name and 0 < len(name.encode()) <= _NAME_BYTES
+    except UnicodeEncodeError:  # half of a surrogate pair is no character
+        return False
+
+
 class PostgresConfig(BaseModel):
     """Clear settings of a Postgres resource."""
 
@@ -37,11 +51,22 @@ class PostgresConfig(BaseModel):
     user: str = Field(min_length=1, max_length=63, pattern=r"^[^\x00]+$")
     sslmode: Literal["disable", "prefer", "require", "verify-ca", "verify-full"] = "verify-full"
     sslrootcert: str | None = None
+    #: Stored only where it was chosen: a worker of the version before does not know it.
+    channel_binding: Literal["require", "prefer"] = Field(
+        "require", exclude_if=lambda value: value == "require"
+    )
 
     @field_validator("host")
     @classmethod
     def _one_host(cls, value: str) -> str:
         return validate_host(value)
+
+    @field_validator("database", "user")
+    @classmethod
+    def _whole_name(cls, value: str) -> str:
+        if not fits(value):
+            raise ValueError("longer than the 63 bytes of a name; Postgres would cut it off")
+        return value
 
     @property
     def where(self) -> str:
@@ -61,30 +86,47 @@ _SESSION = {
 }
 
 
+def check_link(config: PostgresConfig, policy: LinkPolicy) -> None:
+    """Refuse a link that does not prove who answers, where the policy wants TLS."""
+    if policy.tls_required and config.sslmode != "verify-full":
+        raise ConfigError(
+            f"{config.where}: sslmode {config.sslmode} is too weak for production, anybody could "
+            "answer; set sslmode to verify-full, and sslrootcert to the authority's file",
+            code="tls_too_weak",
+        )
+
+
 def connect(
     config: PostgresConfig,
     secrets: Mapping[str, str],
     *,
     role: Role,
     session: Mapping[str, str],
+    policy: LinkPolicy,
+    lookup: Lookup = look_up,
 ) -> Connection:
     """Return an autocommit connection from allow-listed fields only: no DSN, no options of users.
 
+    It goes to the addresses that the egress guard has checked; the name stays for the certificate.
     The application name begins with `syncward:`; sources leave sessions named so out when they
     look for open transactions.
     """
+    check_link(config, policy)
+    pinned = resolve(config.host, config.port, policy, lookup=lookup)
     settings = {**_SESSION, **session}
     with translated(config, role):
         return psycopg.connect(
-            host=config.host,
+            host=",".join([config.host] * len(pinned.addresses)),
+            hostaddr=",".join(pinned.addresses),
             port=config.port,
             dbname=config.database,
             user=config.user,
             password=secrets.get("password", ""),
-            sslmode=config.sslmode,
-            sslrootcert=config.sslrootcert or ("system" if config.sslmode == "verify-full" else ""),
+            passfile=os.devnull,
+            **_tls(config),
             require_auth="scram-sha-256",
             gssencmode="disable",
+            target_session_attrs="any",
             connect_timeout=10,
             keepalives_idle=10,
             keepalives_interval=5,
@@ -96,6 +138,19 @@ def connect(
             autocommit=True,
             prepare_threshold=None,
         )
+
+
+def _tls(config: PostgresConfig) -> dict[str, Any]:
+    """Return libpq's TLS settings, all of them: none is left to files of the worker's home."""
+    system = "system" if config.sslmode == "verify-full" else ""
+    binding = {"disable": "disable", "prefer": "prefer"}.get(config.sslmode, config.channel_binding)
+    return {
+        "sslmode": config.sslmode,
+        "sslrootcert": config.sslrootcert or system,
+        "sslcertmode": "disable",
+        "ssl_min_protocol_version": "TLSv1.2",
+        "channel_binding": binding,
+    }
 
 
 def watch_client(conn: Connection) -> None:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from connectors import destinations as destination_files
 from connectors import sources as source_files
+from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError
 from schemas.records import Destination, Source
 from schemas.secret import looks_secret
@@ -24,24 +25,30 @@ def destinations() -> frozenset[str]:
     return frozenset(m.name for m in pkgutil.iter_modules(destination_files.__path__))
 
 
-def open_source(kind: str, config: Mapping[str, Any], secrets: Mapping[str, str]) -> Source:
-    """Connect to a resource as a source; the caller closes it."""
+def open_source(
+    kind: str, config: Mapping[str, Any], secrets: Mapping[str, str], policy: LinkPolicy
+) -> Source:
+    """Connect to a resource as a source, where the policy allows; the caller closes it."""
     module = _module("sources", kind, sources())
-    opened: Source = module.open_source(config, secrets)
+    opened: Source = module.open_source(config, secrets, policy)
     return opened
 
 
 def open_destination(
-    kind: str, config: Mapping[str, Any], secrets: Mapping[str, str]
+    kind: str, config: Mapping[str, Any], secrets: Mapping[str, str], policy: LinkPolicy
 ) -> Destination:
-    """Connect to a resource as a destination; the caller closes it."""
+    """Connect to a resource as a destination, where the policy allows; the caller closes it."""
     module = _module("destinations", kind, destinations())
-    opened: Destination = module.open_destination(config, secrets)
+    opened: Destination = module.open_destination(config, secrets, policy)
     return opened
 
 
-def validate_config(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the clear settings with defaults filled in; ConfigError names each wrong field."""
+def validate_config(kind: str, config: Mapping[str, Any], policy: LinkPolicy) -> dict[str, Any]:
+    """Return the clear settings with defaults filled in; ConfigError names each wrong field.
+
+    A link that is too weak for the policy is refused, too. Where it leads is for workers to look
+    at, who go there.
+    """
     module = _any(kind)
     for name in config:
         if name in module.SECRET_FIELDS or looks_secret(name):
@@ -49,7 +56,7 @@ def validate_config(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
                 f"{kind} config: {name} is a secret; put it into the resource's `secret` field"
             )
     try:
-        checked: dict[str, Any] = module.CONFIG.model_validate(dict(config)).model_dump(mode="json")
+        checked = module.CONFIG.model_validate(dict(config))
     except ValidationError as error:
         wrong = error.errors(include_input=False, include_url=False)
         reasons = "; ".join(
@@ -57,7 +64,9 @@ def validate_config(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
             for e in wrong
         )
         raise ConfigError(f"{kind} config: {reasons}; see docs/connectors.md") from None
-    return checked
+    module.check_link(checked, policy)
+    clear: dict[str, Any] = checked.model_dump(mode="json")
+    return clear
 
 
 def secret_fields(kind: str) -> tuple[str, ...]:

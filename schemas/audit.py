@@ -42,6 +42,8 @@ class AuditAction(StrEnum):
     ROOT_ACTIVATED = "root.activated"
     ROOT_REPLACED = "root.replaced"
     ROOT_RETIRED = "root.retired"
+    EGRESS_REFUSED = "egress.refused"
+    JOB_REFUSED = "job.refused"
     CONNECTION_CREATED = "connection.created"
     CONNECTION_UPDATED = "connection.updated"
     CONNECTION_DELETED = "connection.deleted"

@@ -54,9 +54,13 @@ FAILURES: dict[str, Failure] = {
     "kms_denied": _person("give the worker's token the policy that docs/keys.md shows"),
     "wrong_keyring": _person("use the keyring of this installation; `keys status` names its roots"),
     "login_method": _person("let the login use scram-sha-256 on the server"),
+    "superuser_source": _person("give a login that can only read"),
     "permission": _person("run the GRANT that docs/connectors.md shows"),
     # ── reaching the other system ────────────────────────────────────────────────────────────
     "connection_lost": _time("nothing, unless it stays: look at the network and the server's log"),
+    "egress_refused": _person(
+        "correct the resource's `host`; or open its range with SYNCWARD_EGRESS_ALLOW"
+    ),
     "connection_refused": _time("start the server, or correct host and port"),
     "dns": _time("mend the name server that the workers ask"),
     "no_host": _person("correct the resource's `host`"),
@@ -69,6 +73,7 @@ FAILURES: dict[str, Failure] = {
     "timeout": _time("look at firewalls between the workers and the server"),
     "tls_missing": _person("turn TLS on at the server"),
     "tls_refused": _person("correct the server's certificate, or `sslmode` and `sslrootcert`"),
+    "tls_too_weak": _person("set `sslmode` to verify-full"),
     "tls_required": _person("set `sslmode`, or add a line to the server's pg_hba.conf"),
     "too_many_connections": _time("raise the server's limits, or lower the resource's `runs_max`"),
     "unreachable": _time("mend the route between the workers and the server"),

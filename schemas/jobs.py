@@ -2,7 +2,7 @@
 
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 QUEUE = "sync"
 
@@ -13,4 +13,4 @@ class Job(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     run_id: UUID
-    dispatch: int
+    dispatch: int = Field(strict=True, ge=0, lt=2**31)

@@ -4,9 +4,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr
+from pydantic import BeforeValidator, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from schemas.egress import LinkPolicy, endpoints, parse_openings
 from schemas.limits import LOST_LEASES_MAX
 from schemas.streams import parse_duration
 
@@ -64,6 +65,10 @@ class Settings(BaseSettings):
     resource_runs_max: int = Field(
         4, ge=1, description="Runs at once against one resource, for resources created from now on."
     )
+    egress_allow: str | None = Field(
+        None,
+        description="Private ranges that resources may lie in: `10.0.0.0/8, 10.1.2.3/32:5432`.",
+    )
     lease: Duration = Field(
         timedelta(seconds=30),
         description="How long a silent worker keeps a run. At least three heartbeats.",
@@ -92,3 +97,26 @@ class Settings(BaseSettings):
     log_format: Literal["people", "json"] = Field(
         "people", description="Shape of process logs on stderr."
     )
+
+    @field_validator("egress_allow")
+    @classmethod
+    def _ranges(cls, value: str | None) -> str | None:
+        parse_openings(value or "")
+        return value
+
+    def link_policy(self) -> LinkPolicy:
+        """Return what holds for links to other systems; every URL above is a service of our own."""
+        development = self.profile == "development"
+        values = (getattr(self, name) for name in type(self).model_fields)
+        texts = (v.get_secret_value() if isinstance(v, SecretStr) else v for v in values)
+        own = endpoints(text for text in texts if isinstance(text, str) and "://" in text)
+        if self.metrics_port:
+            own |= {(self.metrics_host, self.metrics_port)}
+        return LinkPolicy(
+            loopback=development,
+            allow=parse_openings(self.egress_allow or ""),
+            own=own,
+            own_openable=development,
+            tls_required=not development,
+            superuser_refused=not development,
+        )

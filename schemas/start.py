@@ -1,7 +1,6 @@
 """How a long-running process starts: settings, logging, scrubbed environment, exit code 78."""
 
 import logging
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -11,21 +10,17 @@ from typing import NoReturn
 from schemas.environment import load_settings
 from schemas.errors import ConfigError, StartRefused
 from schemas.log_lines import Shape, log_to_stderr
+from schemas.scrub import scrub
 from schemas.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 EXIT_REFUSED = 78
 
-#: What a library may read behind our back: it would redirect connections (PGHOSTADDR) or traffic.
-_SCRUBBED = ("PG", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
-
 
 def start(run: Callable[[Settings], None]) -> None:
     """Read settings once and run; exit 78 with all reasons if the process must not start."""
-    for name in list(os.environ):  # noqa: TID251 - scrubbing the environment is the purpose here
-        if name.upper().startswith(_SCRUBBED):
-            del os.environ[name]  # noqa: TID251 - as above
+    scrub()
     try:
         settings = load_settings()
     except StartRefused as error:

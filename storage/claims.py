@@ -248,6 +248,9 @@ _FINAL = {
 }
 
 
+#: Ends that are security events: policy forbade the link.
+_LINKS = frozenset({"egress_refused", "superuser_source", "tls_too_weak"})
+
 #: The first lock in the order, and the account, in one round trip.
 _BEGIN_FINISH = text(
     "WITH locked AS MATERIALIZED (SELECT FROM schedules WHERE connection_id = :subject "
@@ -297,6 +300,17 @@ def finish(
             AuditAction.CREDENTIAL_REFUSED, row, principal, outcome="error", reason="unsealable"
         )
         audit.append(tx, refused)
+    if outcome.error_code in _LINKS:
+        audit.append(
+            tx,
+            run_event(
+                AuditAction.EGRESS_REFUSED,
+                row,
+                principal,
+                outcome="denied",
+                reason=outcome.error_code,
+            ),
+        )
 
 
 def _store_output(tx: Connection, held: Claim, outcome: Outcome) -> None:

@@ -28,6 +28,7 @@ _LINK: dict[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 15_000,
     "gssencmode": "disable",
+    "ssl_min_protocol_version": "TLSv1.2",
 }
 
 #: A pooled connection that was used so recently is taken to be alive.
@@ -54,6 +55,16 @@ def _parse(url: str) -> tuple[URL, bool]:
 #: when they are full; such a plan lives as long as its session. Everything that schedulers and
 #: workers ask has an index. Without `jit` the price tag of a scan that has none compiles nothing.
 _BY_INDEX = {"enable_seqscan": "off", "jit": "off"}
+
+
+def _link(url: URL) -> dict[str, Any]:
+    """Return the link's options without what the URL says itself.
+
+    A password is shown to nobody who does not prove that he knows it (`require_auth=` in the URL
+    says otherwise, for a pooler with md5). A login without one is by certificate or by socket.
+    """
+    proof = {"require_auth": "scram-sha-256"} if url.password else {}
+    return {name: value for name, value in {**_LINK, **proof}.items() if name not in url.query}
 
 
 def _settings(process: Process, statement_timeout_ms: int) -> dict[str, str]:
@@ -87,7 +98,7 @@ def open_engine(url: str, process: Process, *, pool_size: int = 5) -> Engine:
         pool_size=pool_size,
         max_overflow=pool_size,
         hide_parameters=True,  # parameters may hold what people typed
-        connect_args={**_LINK, "application_name": f"syncward-control:{process}", **own},
+        connect_args={**_link(parsed), "application_name": f"syncward-control:{process}", **own},
     )
     if process != "migrator":  # migrations may take their time
         WATCH.over(engine)  # first: the question of `_refuse_dead` may stay unanswered, too
@@ -149,7 +160,7 @@ def open_link(url: str, process: Process) -> _Driver:
         "password": parsed.password,
         "autocommit": True,
         "application_name": f"syncward-control:{process}-heartbeat",
-        **_LINK,
+        **_link(parsed),
         **parsed.query,
     }
     with explained(parsed):

@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
+from psycopg import sql
 from sqlalchemy import Engine, create_engine, text
 
 from cli.apply import make_so
@@ -19,6 +20,7 @@ from embedded.postgres import Cluster
 from embedded.valkey import Server
 from scheduler import ticks
 from schemas.audit import Principal
+from schemas.egress import LinkPolicy
 from schemas.jobs import Job
 from schemas.records import StreamResult
 from schemas.runs import Claim, Run, RunKind, RunOptions
@@ -31,9 +33,13 @@ from workers import run_sync
 from workers.attempt import Dependencies
 from workers.heartbeat import Heartbeat
 from workers.key_upkeep import KeyUpkeep
+from workers.refusals import JobRefusals
 from workers.run_log import LogWriter
 
 OPERATOR = Principal("operator", "test")
+
+#: For connectors that a test opens itself: on loopback, with or without TLS, as superuser too.
+LOOSE = LinkPolicy(loopback=True, tls_required=False, superuser_refused=False)
 
 
 @dataclass
@@ -54,6 +60,11 @@ class Control:
     def url(self) -> str:
         c = self.cluster
         return f"postgresql://dev:{self.password}@{c.host}:{c.port}/{self.database}"
+
+    @property
+    def opening(self) -> str:
+        """What SYNCWARD_EGRESS_ALLOW says where sources share the control database's server."""
+        return f"{self.cluster.host}/32:{self.cluster.port}"
 
     def admin_engine(self) -> Engine:
         if "admin" not in self._engines:
@@ -105,6 +116,8 @@ class Pair:
         self.cluster = cluster
         self.names = {"source": source, "destination": destination}
         self.logins = logins
+        #: What a test says otherwise about a resource, by role.
+        self.changes: dict[str, dict[str, object]] = {}
         self._sessions: dict[str, psycopg.Connection] = {}
 
     def config(self, role: str) -> dict[str, object]:
@@ -115,6 +128,7 @@ class Pair:
             "database": self.names[role],
             "user": user,
             "sslmode": "disable",
+            **self.changes.get(role, {}),
         }
 
     def secret(self, role: str) -> dict[str, str]:
@@ -133,12 +147,12 @@ class Pair:
             self._sessions[role] = self.connect(role)
         return self._sessions[role]
 
-    def source(self, *statements: str) -> None:
+    def source(self, *statements: str | sql.Composed) -> None:
         for statement in statements:
             self.session("source").execute(statement)
         self.session("source").execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader")
 
-    def rows(self, role: str, query: str) -> list[tuple[Any, ...]]:
+    def rows(self, role: str, query: str | sql.Composed) -> list[tuple[Any, ...]]:
         return self.session(role).execute(query).fetchall()
 
     def content(self, role: str, table: str, columns: str = "") -> list[str]:
@@ -209,6 +223,7 @@ class World:
             redis_url=valkey.url,
             keyring=str(operator_file),
             data_dir=directory,
+            egress_allow=control.opening,
         )
         jobs = Jobs()
         cli = Cli(account="acme")
@@ -245,6 +260,7 @@ class World:
             1.0,
         )
         heartbeat.beat()
+        principal = Principal("worker", "w1")
         return Dependencies(
             engine=engine,
             keyring=keyrings.load(str(worker_file)),
@@ -252,8 +268,10 @@ class World:
             heartbeat=heartbeat,
             logs=LogWriter(write),
             settings=settings,
+            policy=settings.link_policy(),
+            refusals=JobRefusals(engine, principal),
             worker_id="w1",
-            principal=Principal("worker", "w1"),
+            principal=principal,
         )
 
     def close(self) -> None:
@@ -299,7 +317,10 @@ class World:
     def apply(self, streams: dict[str, str], schedule: str = "manual") -> None:
         if not self.control.all("SELECT 1 FROM accounts WHERE name = 'acme'"):
             self.account()
-        make_so(self.cli, self.document(streams, schedule), write=True)
+        self.apply_file(self.document(streams, schedule))
+
+    def apply_file(self, path: Path) -> None:
+        make_so(self.cli, path, write=True)
 
     def enqueue(self, **options: object) -> runs.Enqueued:
         with self.cli.inside() as (tx, _, _name):

@@ -1,19 +1,16 @@
 """Decode the message, call one function."""
 
-import logging
 from collections.abc import Callable
 from uuid import UUID
 
 import dramatiq
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import Middleware
-from pydantic import ValidationError
 
 from schemas.jobs import QUEUE, Job
 from schemas.log_lines import bind, unbind
-from workers.enqueue import ACTOR
-
-logger = logging.getLogger(__name__)
+from workers import messages
+from workers.messages import ACTOR
 
 
 def register(broker: RedisBroker, execute: Callable[[Job], None]) -> dramatiq.Actor[..., None]:
@@ -21,11 +18,9 @@ def register(broker: RedisBroker, execute: Callable[[Job], None]) -> dramatiq.Ac
     broker.add_middleware(BindRun())
 
     def on_message(*arguments: object, **_: object) -> None:
-        try:
-            job = Job.model_validate(dict(zip(Job.model_fields, arguments, strict=True)))
-        except (ValidationError, ValueError):
-            logger.error("job_unreadable")  # noqa: TRY400 - the traceback would quote the message
-            raise UnreadableJobError from None
+        job = messages.job(arguments)
+        if job is None:  # the consumer has looked already; nothing else may come here
+            raise UnreadableJobError
         execute(job)
 
     return dramatiq.Actor(

@@ -1,6 +1,7 @@
 """Runs that answer a question about one resource: test and discover."""
 
 from crypto.keyring import Keyring
+from schemas.egress import LinkPolicy
 from schemas.records import ServerReport
 from schemas.runs import Outcome, OutcomeKind
 from storage.work import Work
@@ -8,11 +9,11 @@ from workers.control import RunControl
 from workers.ends import open_destination, open_source
 
 
-def test(subject: Work, keyring: Keyring, control: RunControl) -> Outcome:
+def test(subject: Work, keyring: Keyring, control: RunControl, policy: LinkPolicy) -> Outcome:
     """Connect in both roles and report version, TLS and what is missing for each."""
-    with open_source(subject.source, keyring, control) as source:
+    with open_source(subject.source, keyring, control, policy) as source:
         as_source: ServerReport = source.test()
-    with open_destination(subject.source, keyring, control) as destination:
+    with open_destination(subject.source, keyring, control, policy) as destination:
         as_destination: ServerReport = destination.test()
     return Outcome(
         OutcomeKind.SUCCEEDED,
@@ -26,8 +27,8 @@ def test(subject: Work, keyring: Keyring, control: RunControl) -> Outcome:
     )
 
 
-def discover(subject: Work, keyring: Keyring, control: RunControl) -> Outcome:
+def discover(subject: Work, keyring: Keyring, control: RunControl, policy: LinkPolicy) -> Outcome:
     """List the streams that the resource's login can read."""
-    with open_source(subject.source, keyring, control) as source:
+    with open_source(subject.source, keyring, control, policy) as source:
         streams = [stream.model_dump() for stream in source.discover()]
     return Outcome(OutcomeKind.SUCCEEDED, document={"streams": streams})

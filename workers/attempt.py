@@ -6,6 +6,7 @@ from sqlalchemy import Engine
 
 from crypto.keyring import Keyring
 from schemas.audit import Principal
+from schemas.egress import LinkPolicy
 from schemas.errors import SyncwardError
 from schemas.runs import Claim
 from schemas.settings import Settings
@@ -13,6 +14,7 @@ from storage.keystore import Keystore
 from storage.work import Work
 from workers.control import RunControl
 from workers.heartbeat import Heartbeat
+from workers.refusals import JobRefusals
 from workers.run_log import LogWriter, RunLog
 
 
@@ -26,6 +28,8 @@ class Dependencies:
     heartbeat: Heartbeat
     logs: LogWriter
     settings: Settings
+    policy: LinkPolicy
+    refusals: JobRefusals
     worker_id: str
     principal: Principal
 

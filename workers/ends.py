@@ -1,13 +1,17 @@
 """Open the two ends of a run: unseal as late as possible, connect, make it cancellable."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from connectors import registry
+from connectors.egress import EgressRefused
 from crypto.envelope import Context
 from crypto.errors import CryptoError, UnknownRoot, UnsealError
 from crypto.roots import Keyring, Sealed, WrapContext, Wrapped
 from crypto.unseal import unseal_credentials
+from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError
 from schemas.records import Destination, Source
 from schemas.redaction import Holder
@@ -15,17 +19,23 @@ from storage.work import SealedField, SealedResource
 from workers.control import RunControl
 from workers.metrics import DECRYPTS
 
+logger = logging.getLogger(__name__)
+
 
 @contextmanager
 def open_source(
-    resource: SealedResource, keyring: Keyring, control: RunControl
+    resource: SealedResource, keyring: Keyring, control: RunControl, policy: LinkPolicy
 ) -> Iterator[Source]:
     """Connect to a resource in the role of a source; closed at the end, cancelled by signals."""
-    source = control.opened(
+    source = _opened(
+        resource,
+        control,
         lambda: registry.open_source(
-            resource.kind, resource.config, unsealed(resource, keyring, control.secrets)
+            resource.kind,
+            resource.config,
+            unsealed(resource, keyring, control.secrets),
+            policy,
         ),
-        lambda late: late.close(),
     )
     try:
         control.on_signal(source.cancel, source.cut)
@@ -36,16 +46,20 @@ def open_source(
 
 @contextmanager
 def open_destination(
-    resource: SealedResource | None, keyring: Keyring, control: RunControl
+    resource: SealedResource | None, keyring: Keyring, control: RunControl, policy: LinkPolicy
 ) -> Iterator[Destination]:
     """Connect to a resource in the role of a destination; as `open_source`."""
     if resource is None:
         raise RuntimeError("only a connection has a destination")
-    destination = control.opened(
+    destination = _opened(
+        resource,
+        control,
         lambda: registry.open_destination(
-            resource.kind, resource.config, unsealed(resource, keyring, control.secrets)
+            resource.kind,
+            resource.config,
+            unsealed(resource, keyring, control.secrets),
+            policy,
         ),
-        lambda late: late.close(),
     )
     try:
         control.on_signal(destination.cancel, destination.cut)
@@ -58,6 +72,25 @@ def warm(keyring: Keyring, *resources: SealedResource | None) -> None:
     """Unwrap the keys of all ends at once: the worker's cache has them when each is opened."""
     sealed = [item for found in resources if found is not None for item in _sealed(found)]
     keyring.unwrap_many([(item.wrapped, item.wrap) for item in sealed])
+
+
+End = TypeVar("End", Source, Destination)
+
+
+def _opened(resource: SealedResource, control: RunControl, connect: Callable[[], End]) -> End:
+    """Connect; tell the operator, and nobody else, which rule forbade an address."""
+    try:
+        return control.opened(connect, lambda late: late.close())
+    except EgressRefused as refused:
+        logger.warning(
+            "egress_refused",
+            extra={
+                "resource": resource.resource_id,
+                "address": refused.address,
+                "rule": refused.rule,
+            },
+        )
+        raise
 
 
 def unsealed(resource: SealedResource, keyring: Keyring, secrets: Holder) -> dict[str, str]:

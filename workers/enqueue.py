@@ -1,9 +1,13 @@
 """The one door into the queue. It opens it too, so that nobody else imports dramatiq or redis."""
 
+import logging
+import ssl
+from collections.abc import Callable
 from contextlib import suppress
 from threading import Event
 from time import monotonic
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import dramatiq
 import redis
@@ -15,10 +19,10 @@ from redis.retry import Retry
 from schemas.errors import ConfigError
 from schemas.health import QueueHealth
 from schemas.jobs import QUEUE, Job
-from workers import sentinels
+from workers import messages, sentinels
+from workers.messages import ACTOR, Reason
 
-#: The actor's name on the wire; workers/actors.py registers the function behind it.
-ACTOR = "execute"
+logger = logging.getLogger(__name__)
 
 #: The pause after the first look that found no job; it doubles up to the worker's timeout.
 _PAUSE_FIRST_S = 0.005
@@ -38,12 +42,15 @@ def open_client(url: str) -> redis.Redis:
 
     Retries belong to Postgres: a command that redis-py repeats may enqueue a job twice.
     """
-    options = {
+    options: dict[str, Any] = {
         "socket_timeout": 5,
         "socket_connect_timeout": 3,
         "health_check_interval": 30,
         "retry": Retry(NoBackoff(), 0),
     }
+    _refuse_unverified(url)
+    if urlsplit(url).scheme.lower().startswith("rediss"):
+        options["ssl_min_version"] = ssl.TLSVersion.TLSv1_2
     try:
         if sentinels.named_in(url):
             return sentinels.open_client(url, **options)
@@ -52,6 +59,21 @@ def open_client(url: str) -> redis.Redis:
         raise ConfigError(
             "SYNCWARD_REDIS_URL: not a URL; write rediss://user:password@host:6379/0"
         ) from None
+
+
+def _refuse_unverified(url: str) -> None:
+    """ConfigError if the URL takes back what TLS is for: anybody could answer then."""
+    try:
+        said = parse_qs(urlsplit(url).query)
+    except ValueError:
+        return  # whoever opens the link says what is wrong with it
+    off = {"ssl_cert_reqs": {"none", "optional"}, "ssl_check_hostname": {"false", "0", "no", "n"}}
+    for name, values in off.items():
+        if values & {value.lower() for value in said.get(name, [])}:
+            raise ConfigError(
+                f"SYNCWARD_REDIS_URL: {name} turns the check of the server's certificate off; take "
+                "it out, and name the authority's file: ssl_ca_certs=/path"
+            )
 
 
 class DeadLetters(Middleware):
@@ -94,7 +116,10 @@ class _EagerConsumer(_RedisConsumer):
 
     def __next__(self) -> dramatiq.MessageProxy | None:
         """Return a message, or None after a pause that grows while there is nothing."""
-        message: dramatiq.MessageProxy | None = super().__next__()  # type: ignore[no-untyped-call]  # as above
+        try:
+            message = self._take()
+        except redis.ConnectionError as error:
+            raise dramatiq.ConnectionClosed(error) from None  # type: ignore[no-untyped-call]  # as above
         if message is not None:
             self._pause_s = _PAUSE_FIRST_S
         elif self._slot_free.wait(self._pause_s):
@@ -104,24 +129,62 @@ class _EagerConsumer(_RedisConsumer):
             self._pause_s = min(2 * self._pause_s, self._longest_s)
         return message
 
+    def _take(self) -> dramatiq.MessageProxy | None:
+        """Return the next job; what is none is buried before Dramatiq looks at it."""
+        if not self.message_cache:
+            free = self.prefetch - self.outstanding_message_count
+            self.message_cache = self.broker.do_fetch(self.queue_name, free) if free > 0 else []
+        while self.message_cache:
+            data = self.message_cache.pop(0)
+            message = messages.read(data, self.queue_name)
+            if message is not None:
+                self.queued_message_ids.add(message.message_id)
+                return dramatiq.MessageProxy(message)
+            self._bury(data)
+        return None
+
+    def _bury(self, data: bytes | None) -> None:
+        """Dead-letter a message that is no job.
+
+        What it says of itself is not believed: its key is looked up among those that we hold.
+        """
+        logger.error("job_unreadable")
+        self.broker.refused("unreadable")
+        acks = f"{NAMESPACE}:__acks__.{self.broker.broker_id}.{self.queue_name}"
+        held = list(self.broker.client.smembers(acks))
+        stored = (
+            self.broker.client.hmget(f"{NAMESPACE}:{self.queue_name}.msgs", held) if held else []
+        )
+        for key, found in zip(held, stored, strict=True):
+            if found is None:
+                self.broker.do_ack(self.queue_name, key)  # a key without a message
+            elif found == data:
+                self.broker.do_nack(self.queue_name, key)
+
     def close(self) -> None:
         """Put back what was fetched and not yet looked at: another worker takes it at once."""
         fetched, self.message_cache = self.message_cache, []
+        found = [messages.read(data, self.queue_name) for data in fetched]
         with suppress(redis.RedisError):  # else the dispatch deadline sends them again
-            self.requeue([dramatiq.Message.decode(data) for data in fetched])  # type: ignore[no-untyped-call]  # as above
+            self.requeue([message for message in found if message is not None])  # type: ignore[no-untyped-call]  # as above
         super().close()
 
 
 class _JobBroker(RedisBroker):
+    refused: Callable[[Reason], None]
+
     @property
     def consumer_class(self) -> type[_EagerConsumer]:
         return _EagerConsumer
 
 
-def open_broker(client: redis.Redis) -> RedisBroker:
+def open_broker(
+    client: redis.Redis, refused: Callable[[Reason], None] = lambda _: None
+) -> RedisBroker:
     """Return a broker without any of Dramatiq's retries, limits or delays.
 
     The heartbeat may be short because a job that is delivered twice is refused by its number.
+    `refused` hears of each message that is no job.
     """
     broker = _JobBroker(  # type: ignore[no-untyped-call]  # dramatiq ships no types here
         client=client,
@@ -131,6 +194,7 @@ def open_broker(client: redis.Redis) -> RedisBroker:
         maintenance_chance=10_000,
         dead_message_ttl=3_600_000,
     )
+    broker.refused = refused
     broker.declare_queue(QUEUE)
     return broker
 

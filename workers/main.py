@@ -34,6 +34,7 @@ from workers.enqueue import JobQueue, open_broker, open_client
 from workers.heartbeat import Heartbeat
 from workers.key_upkeep import KeyUpkeep
 from workers.metrics import RUNNING
+from workers.refusals import JobRefusals
 from workers.run_log import LogWriter
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ def run(settings: Settings) -> None:
     heartbeat = process.deps.heartbeat
     while not stop.wait(1.0) and not _must_leave(process):
         RUNNING.set(heartbeat.running)
+        process.deps.refusals.tell()
     in_order = _drain(process, settings)
     if heartbeat.given_up:
         logger.error("worker_left_hanging_runs", extra={"runs": heartbeat.given_up})
@@ -125,6 +127,7 @@ def _build(settings: Settings) -> _Process:
         with transaction(engine) as tx:
             logs.append(tx, lines)
 
+    principal = Principal("worker", worker_id)
     deps = Dependencies(
         engine=engine,
         keyring=KeyCache(keyring),
@@ -134,8 +137,10 @@ def _build(settings: Settings) -> _Process:
         ),
         logs=LogWriter(write_logs),
         settings=settings,
+        policy=settings.link_policy(),
+        refusals=JobRefusals(engine, principal),
         worker_id=worker_id,
-        principal=Principal("worker", worker_id),
+        principal=principal,
     )
     BUILD.labels(version("syncward")).set(1)
     client = open_client(redis_url)
@@ -162,13 +167,17 @@ def required(settings: Settings) -> tuple[str, str, str]:
 def _dramatiq(
     deps: Dependencies, client: Redis, settings: Settings, draining: Event
 ) -> dramatiq.Worker:
-    broker, put_back = open_broker(client), JobQueue(client)
+    broker, put_back = open_broker(client, deps.refusals.note), JobQueue(client)
 
     def execute(job: Job) -> None:
         if draining.is_set():  # taken in the moment of the signal: let another worker have it
             put_back.send(job)
             return
-        run_sync.execute(job, deps)
+        try:
+            run_sync.execute(job, deps)
+        except run_sync.UnknownRun:
+            deps.refusals.note("unknown_run")
+            raise
 
     actors.register(broker, execute)
     worker = dramatiq.Worker(
@@ -205,6 +214,7 @@ def _drain(process: _Process, settings: Settings) -> bool:
     if not orderly:
         logger.warning("runs_left", extra={"runs": process.deps.heartbeat.running})
     process.worker.stop(timeout=2_000)
+    process.deps.refusals.tell(every_s=0)
     try:
         with transaction(process.deps.engine) as tx:
             sign_off(tx, process.deps.worker_id)

@@ -104,22 +104,22 @@ def _work(attempt: Attempt) -> Outcome:
     if isinstance(subject, SyncwardError):
         raise subject
     if claim.kind is RunKind.TEST:
-        return answers.test(subject, deps.keyring, attempt.control)
+        return answers.test(subject, deps.keyring, attempt.control, deps.policy)
     if claim.kind is RunKind.DISCOVER:
-        return answers.discover(subject, deps.keyring, attempt.control)
+        return answers.discover(subject, deps.keyring, attempt.control, deps.policy)
     return _sync(attempt, subject)
 
 
 def _sync(attempt: Attempt, subject: Work) -> Outcome:
     """Move every wanted stream; one that fails does not stop the others."""
-    keyring, control = attempt.deps.keyring, attempt.control
+    keyring, control, policy = attempt.deps.keyring, attempt.control, attempt.deps.policy
     wanted = len(list(_requests(attempt.claim, subject)))
     results: list[StreamResult] = []
     postponed: list[TransientError] = []
     warm(keyring, subject.source, subject.destination)
     with (
-        open_source(subject.source, keyring, control) as source,
-        open_destination(subject.destination, keyring, control) as destination,
+        open_source(subject.source, keyring, control, policy) as source,
+        open_destination(subject.destination, keyring, control, policy) as destination,
     ):
         attempt = history.adopted(attempt, destination)
         for position, request in enumerate(_requests(attempt.claim, subject)):

@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from connectors import pg_discover, pg_load, pg_state
-from connectors.pg_catalog import ensure_schema
+from connectors.pg_catalog import check_names, ensure_schema
 from connectors.pg_load import Load
 from connectors.pg_state import StateRow
 from connectors.postgres import (
@@ -14,10 +14,12 @@ from connectors.postgres import (
     Connection,
     Line,
     PostgresConfig,
+    check_link,
     connect,
     translated,
     watch_client,
 )
+from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError, SyncwardError
 from schemas.records import (
     Batch,
@@ -31,17 +33,17 @@ from schemas.records import (
 from schemas.streams import Mode
 
 CONFIG = PostgresConfig
-__all__ = ["CONFIG", "SECRET_FIELDS", "open_destination"]
+__all__ = ["CONFIG", "SECRET_FIELDS", "check_link", "open_destination"]
 
 _SESSION = {"TimeZone": "UTC", "lock_timeout": "60s"}
 
 
 def open_destination(
-    config: Mapping[str, Any], secrets: Mapping[str, str]
+    config: Mapping[str, Any], secrets: Mapping[str, str], policy: LinkPolicy
 ) -> "PostgresDestination":
     """Connect for writing; errors are ours and name the server."""
     checked = PostgresConfig.model_validate(dict(config))
-    conn = connect(checked, secrets, role="destination", session=_SESSION)
+    conn = connect(checked, secrets, role="destination", session=_SESSION, policy=policy)
     with translated(checked, "destination"):
         watch_client(conn)
     return PostgresDestination(checked, conn)
@@ -65,6 +67,7 @@ class PostgresDestination:
 
     def claim_stream(self, request: LoadRequest) -> StreamClaim:
         """Raise this run's fence; return where the stream resumes, or what this run has done."""
+        check_names(request)
         with translated(self._config, "destination"):
             self._ensure()
             state = pg_state.claim(self._conn, request)

@@ -15,15 +15,18 @@ from connectors.postgres import (
     Connection,
     Line,
     PostgresConfig,
+    check_link,
     connect,
     translated,
     watch_client,
 )
+from schemas.egress import LinkPolicy
+from schemas.errors import ConfigError
 from schemas.records import Batch, Cursor, DiscoveredStream, ServerReport, StreamShape, WireFormat
 from schemas.streams import StreamSpec
 
 CONFIG = PostgresConfig
-__all__ = ["CONFIG", "SECRET_FIELDS", "open_source"]
+__all__ = ["CONFIG", "SECRET_FIELDS", "check_link", "open_source"]
 
 #: Bytes joined before they are handed on: fewer, larger writes cost the client less.
 _BLOCK = 256 * 1024
@@ -31,13 +34,27 @@ _BLOCK = 256 * 1024
 _SESSION = {"default_transaction_read_only": "on", "lock_timeout": "30s"}
 
 
-def open_source(config: Mapping[str, Any], secrets: Mapping[str, str]) -> "PostgresSource":
+def open_source(
+    config: Mapping[str, Any], secrets: Mapping[str, str], policy: LinkPolicy
+) -> "PostgresSource":
     """Connect for reading; errors are ours and name the server."""
     checked = PostgresConfig.model_validate(dict(config))
-    conn = connect(checked, secrets, role="source", session=_SESSION)
+    conn = connect(checked, secrets, role="source", session=_SESSION, policy=policy)
+    if policy.superuser_refused and _is_superuser(conn):
+        conn.close()
+        raise ConfigError(
+            f"{checked.where}: login {checked.user} is a superuser, and a read-only session does "
+            "not hold one; give a login that can only read (docs/connectors.md)",
+            code="superuser_source",
+        )
     with translated(checked, "source"):
         watch_client(conn)
         return PostgresSource(checked, conn, zone=_pin_zone(conn))
+
+
+def _is_superuser(conn: Connection) -> bool:
+    """Say what the server reported at the login: no question is needed."""
+    return conn.info.parameter_status("is_superuser") == "on"
 
 
 def _pin_zone(conn: Connection) -> str:
@@ -118,8 +135,15 @@ class PostgresSource:
             lower=window.lower,
             upper=window.upper,
             full=window.full,
-            notes=window.notes,
+            notes=(*window.notes, *self._warnings()),
         )
+
+    def _warnings(self) -> Iterator[str]:
+        if _is_superuser(self._conn):
+            yield (
+                f"login {self._config.user} is a superuser; production refuses that, give a login "
+                "that can only read"
+            )
 
     def cancel(self) -> None:
         """End whatever the server is doing for this session; for another thread."""

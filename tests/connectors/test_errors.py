@@ -18,6 +18,7 @@ from schemas.errors import ConfigError, SyncwardError, TransientError
 from schemas.runs import RunState
 from storage import logs, runs
 from tests.tls_proxy import TlsProxy, certificate
+from tests.world import LOOSE
 
 pytestmark = pytest.mark.integration
 
@@ -40,9 +41,11 @@ DO $do$ BEGIN RAISE EXCEPTION USING ERRCODE = '{{}}', MESSAGE =
 @pytest.fixture
 def ends(pair):
     opened: dict[str, Any] = {
-        "source": registry.open_source("postgres", pair.config("source"), pair.secret("source")),
+        "source": registry.open_source(
+            "postgres", pair.config("source"), pair.secret("source"), LOOSE
+        ),
         "destination": registry.open_destination(
-            "postgres", pair.config("destination"), pair.secret("destination")
+            "postgres", pair.config("destination"), pair.secret("destination"), LOOSE
         ),
     }
     yield opened
@@ -264,7 +267,7 @@ def test_a_server_notices_that_we_died_in_the_middle_of_a_statement(ends, pair, 
 
 def refused(config: dict[str, object], password: str) -> SyncwardError:
     with pytest.raises(SyncwardError) as caught:
-        registry.open_source("postgres", config, {"password": password})
+        registry.open_source("postgres", config, {"password": password}, LOOSE)
     assert password not in caught.value.public
     return caught.value
 
@@ -326,6 +329,7 @@ def through(pair, proxy, mode: str, host: str, authority) -> dict[str, object]:
         "port": proxy.port,
         "sslmode": mode,
         "sslrootcert": str(authority),
+        "channel_binding": "prefer",  # TLS ends at the proxy
     }
 
 
@@ -344,7 +348,7 @@ def test_a_certificate_of_another_authority_or_name_is_refused(pair, tls, tmp_pa
 def test_a_tls_link_that_breaks_in_a_query_is_tried_again(pair, tls):
     proxy, authority = tls
     config = through(pair, proxy, "verify-full", "localhost", authority)
-    source: Any = registry.open_source("postgres", config, pair.secret("source"))
+    source: Any = registry.open_source("postgres", config, pair.secret("source"), LOOSE)
     cut = threading.Timer(0.3, proxy.cut)
     cut.start()
     checked = PostgresConfig.model_validate(config)

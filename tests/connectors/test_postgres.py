@@ -21,6 +21,7 @@ from schemas.errors import (
 )
 from schemas.records import LoadRequest
 from schemas.streams import StreamSpec
+from tests.world import LOOSE
 
 pytestmark = pytest.mark.integration
 
@@ -35,10 +36,10 @@ class Engine:
 
     def open(self):
         source = registry.open_source(
-            "postgres", self.pair.config("source"), self.pair.secret("source")
+            "postgres", self.pair.config("source"), self.pair.secret("source"), LOOSE
         )
         destination = registry.open_destination(
-            "postgres", self.pair.config("destination"), self.pair.secret("destination")
+            "postgres", self.pair.config("destination"), self.pair.secret("destination"), LOOSE
         )
         return source, destination
 
@@ -492,7 +493,9 @@ def test_a_resource_that_cannot_be_reached_says_why(engine, change, error, match
     secret = {"password": change.pop("secret", engine.pair.logins["reader"])}
     config = {**engine.pair.config("source"), **change}
     with pytest.raises(error, match=match) as caught:
-        registry.open_source("postgres", registry.validate_config("postgres", config), secret)
+        registry.open_source(
+            "postgres", registry.validate_config("postgres", config, LOOSE), secret, LOOSE
+        )
     assert "wrong-word" not in str(caught.value)
     assert engine.pair.logins["reader"] not in str(caught.value)
 

@@ -33,7 +33,7 @@ from storage.engine import transaction
 from storage.runs import Subject
 from tests.faults import checker, recording
 from tests.faults.history import Facts, History, Kill, Stream
-from tests.world import OPERATOR
+from tests.world import LOOSE, OPERATOR
 from workers import metrics, outcomes, run_sync
 
 pytestmark = pytest.mark.integration
@@ -215,10 +215,10 @@ def a_zombie_commits_after_the_new_owner(shop, _: Facts) -> None:
         stream=spec, target_schema="acme", rewrite=False,
     )  # fmt: skip
     source = registry.open_source(
-        "postgres", shop.pair.config("source"), shop.pair.secret("source")
+        "postgres", shop.pair.config("source"), shop.pair.secret("source"), LOOSE
     )
     lake = registry.open_destination(
-        "postgres", shop.pair.config("destination"), shop.pair.secret("destination")
+        "postgres", shop.pair.config("destination"), shop.pair.secret("destination"), LOOSE
     )
     known = lake.claim_stream(request)
     lose(shop, claim)

@@ -46,6 +46,7 @@ class Workers:
             "SYNCWARD_PROFILE=development\n"
             f"SYNCWARD_REDIS_URL={self.world.cli.settings.redis_url.get_secret_value()}\n"
             f"SYNCWARD_DATABASE_URL={database_url}\n"
+            f"SYNCWARD_EGRESS_ALLOW={self.world.control.opening}\n"
         )
 
     def start(self):

@@ -30,6 +30,7 @@ class Fleet:
             "SYNCWARD_PROFILE=development\n"
             f"SYNCWARD_DATABASE_URL={settings.database_url.get_secret_value()}\n"
             f"SYNCWARD_REDIS_URL={settings.redis_url.get_secret_value()}\n"
+            f"SYNCWARD_EGRESS_ALLOW={world.control.opening}\n"
         )
         extra = {"SYNCWARD_LEASE": "3s", "SYNCWARD_HEARTBEAT": "1s", "SYNCWARD_DRAIN_GRACE": "10s"}
         worker_file = str(world.directory / "keys" / "worker.json")

@@ -12,7 +12,8 @@ from fakeredis import FakeRedis, FakeServer
 
 from schemas.jobs import QUEUE, Job
 from workers import actors
-from workers.enqueue import ACTOR, JobQueue, open_broker, open_client
+from workers.enqueue import JobQueue, open_broker, open_client
+from workers.messages import ACTOR
 
 pytestmark = pytest.mark.integration
 

@@ -470,7 +470,7 @@ def everything_said(error: BaseException) -> str:
         if one is None or one in seen:
             continue
         seen.append(one)
-        said += "".join(traceback.format_exception(one)) + repr(one) + repr(one.args)
+        said += "".join(traceback.format_exception(one)) + repr(one) + repr(one.args)  # noqa: TID251 - what it would say is what is tested
         said += repr({k: str(v) for k, v in getattr(one, "__dict__", {}).items()})
         todo += [one.__cause__, one.__context__]
     return said

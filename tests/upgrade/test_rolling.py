@@ -43,6 +43,7 @@ class Rolling:
             (place / "dev.env").write_text(
                 "SYNCWARD_PROFILE=development\n"
                 f"SYNCWARD_REDIS_URL={valkey.url}\nSYNCWARD_DATABASE_URL={url}\n"
+                f"SYNCWARD_EGRESS_ALLOW={control.opening}\n"
             )
         logs.mkdir()
         self.data, self.admin = data, str(admin)

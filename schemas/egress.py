@@ -1,0 +1,101 @@
+"""Where links to other systems may lead and how strong they must be: policy as plain data.
+
+`Settings.link_policy()` makes one, connectors/egress.py enforces it; docs/network.md explains it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from urllib.parse import parse_qs, urlsplit
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+_PORT_MAX = 65_535
+_PORTS = {
+    "postgresql": 5432, "postgres": 5432, "redis": 6379, "rediss": 6379, "redis+sentinel": 26379,
+    "rediss+sentinel": 26379, "vault": 8200, "vault+http": 8200, "http": 80, "https": 443,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A range that the operator of the installation allows, at one port or at all."""
+
+    network: Network
+    port: int | None = None
+
+    def admits(self, address: Address, port: int) -> bool:
+        """Say whether a link to this address and port is meant."""
+        fits = self.network.version == address.version and address in self.network
+        return fits and self.port in {None, port}
+
+
+@dataclass(frozen=True, slots=True)
+class LinkPolicy:
+    """What is left out is strict.
+
+    `own` are Syncward's own services by name and port. They are never a resource; only where
+    `own_openable` (development: one server for everything) may an opening with a port say so.
+    """
+
+    loopback: bool = False
+    allow: tuple[Opening, ...] = ()
+    own: frozenset[tuple[str, int]] = frozenset()
+    own_openable: bool = False
+    tls_required: bool = True
+    superuser_refused: bool = True
+
+
+def parse_openings(text: str) -> tuple[Opening, ...]:
+    """Read `10.0.0.0/8, 10.1.2.3/32:5432, [fd00:1::/32]:5432`; ValueError names the wrong one."""
+    return tuple(_opening(part.strip()) for part in text.split(",") if part.strip())
+
+
+def _opening(text: str) -> Opening:
+    network, port = text, ""
+    if text.startswith("["):
+        network, _, port = text[1:].partition("]")
+        port = port.removeprefix(":")
+    elif text.count(":") == 1:
+        network, _, port = text.partition(":")
+    wrong = f"{text}: write a range and maybe a port, 10.0.0.0/8 or 10.1.2.3/32:5432"
+    try:
+        opening = Opening(ip_network(network), int(port) if port else None)
+    except ValueError:
+        raise ValueError(wrong) from None
+    if opening.port is not None and not 0 < opening.port <= _PORT_MAX:
+        raise ValueError(wrong)
+    return opening
+
+
+def endpoints(urls: Iterable[str]) -> frozenset[tuple[str, int]]:
+    """Return every host and port that URLs of our own services name, also those of a list."""
+    found: set[tuple[str, int]] = set()
+    for url in urls:
+        parts = urlsplit(url)
+        default = _PORTS.get(parts.scheme.lower().partition("+psycopg")[0])
+        if default is None:
+            continue
+        for host in parts.netloc.rpartition("@")[2].split(","):
+            found |= _endpoint(host, default)
+        query = parse_qs(parts.query)
+        ports = ",".join(query.get("port", [])).split(",")
+        port = int(ports[0]) if ports[0].isdigit() else default
+        for name in ("host", "hostaddr"):
+            for host in ",".join(query.get(name, [])).split(","):
+                found |= _endpoint(host, port)
+    return frozenset(found)
+
+
+def _endpoint(text: str, default: int) -> set[tuple[str, int]]:
+    """Read `host`, `host:port` or `[address]:port`; nothing for a path or a blank."""
+    if not text or text.startswith("/"):
+        return set()
+    bare = not text.startswith("[") and text.count(":") > 1  # an IPv6 address of a query
+    try:
+        one = urlsplit(f"//[{text}]" if bare else f"//{text}")
+        host, port = one.hostname, one.port or default
+    except ValueError:  # whoever opens the link says what is wrong with it
+        return set()
+    return {(host, port)} if host else set()
