@@ -120,6 +120,7 @@ def world(control: Control, pair: Pair, valkey: Server, tmp_path: Path) -> Itera
 def shell(world, monkeypatch, capsys):
     """Type a command; get (exit code, stdout, stderr)."""
     settings = world.cli.settings
+    monkeypatch.setenv("SYNCWARD_PROFILE", settings.profile)
     monkeypatch.setenv("SYNCWARD_DATABASE_URL", settings.database_url.get_secret_value())
     monkeypatch.setenv("SYNCWARD_REDIS_URL", settings.redis_url.get_secret_value())
     monkeypatch.setenv("SYNCWARD_KEYRING", settings.keyring)
