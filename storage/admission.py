@@ -1,9 +1,12 @@
 """What the control database says against the start of a process: all of it at once."""
 
 import logging
+from collections.abc import Callable
+from contextlib import suppress
 
 from sqlalchemy import Engine
 
+from schemas.errors import TransientError
 from schemas.settings import Settings
 from schemas.start import Reasons
 from storage import logins, revision
@@ -12,18 +15,24 @@ from storage.engine import Process
 logger = logging.getLogger(__name__)
 
 
-def ask(engine: Engine, settings: Settings, process: Process) -> None:
+def ask(
+    engine: Engine, settings: Settings, process: Process, *, also: Callable[[], None] | None = None
+) -> None:
     """Refuse to start on an older schema or, in production, with a login that may do too much.
 
-    A database that is away is waited for by everything that needs it, and is no reason.
+    `also` is asked where the schema is right. A database that is away is waited for by everything
+    that needs it, and is no reason.
     """
-    reasons, there = Reasons(), False
+    reasons, there, right = Reasons(), True, False
     with reasons.collecting():
-        there = True
         there = revision.require(engine)
+        right = there
     if there and settings.profile == "production":
         with reasons.collecting():
             logins.require(engine, process)
+    if right and also is not None:
+        with reasons.collecting(), suppress(TransientError):
+            also()
     reasons.refuse_if_any()
     if not there:
         logger.warning("schema_not_checked", extra={"reason": "the control database is away"})

@@ -1,4 +1,4 @@
-"""TLS before a server that has none: answers a Postgres client's SSLRequest, then relays."""
+"""TLS before a server that has none; for Postgres it answers the client's SSLRequest first."""
 
 import socket
 import ssl
@@ -48,8 +48,11 @@ def certificate(directory: Path, name: str) -> tuple[Path, Path]:
 class TlsProxy:
     """Listens on a port of its own; `cut()` resets every connection."""
 
-    def __init__(self, target: tuple[str, int], files: tuple[Path, Path]) -> None:
+    def __init__(
+        self, target: tuple[str, int], files: tuple[Path, Path], *, postgres: bool = True
+    ) -> None:
         self._target = target
+        self._postgres = postgres
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(*files)
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -78,8 +81,9 @@ class TlsProxy:
 
     def _serve(self, raw: socket.socket) -> None:
         with suppress(OSError):
-            assert raw.recv(len(_SSL_REQUEST)) == _SSL_REQUEST
-            raw.sendall(b"S")
+            if self._postgres:
+                assert raw.recv(len(_SSL_REQUEST)) == _SSL_REQUEST
+                raw.sendall(b"S")
             client = self._context.wrap_socket(raw, server_side=True)
             server = socket.create_connection(self._target)
             self._open += [raw, client, server]

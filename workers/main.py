@@ -66,7 +66,10 @@ def run(settings: Settings) -> None:
     the end: such runs go on when their leases have expired.
     """
     process = _build(settings)
-    admission.ask(process.deps.engine, settings, "worker")
+    deps = process.deps
+    admission.ask(
+        deps.engine, settings, "worker", also=lambda: canaries.require(deps.keyring, deps.keystore)
+    )
     if settings.metrics_port:
         exposition.serve(settings)
     stop = until_asked()
