@@ -148,6 +148,18 @@ def loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
+def link_faults(name: str, url: str) -> list[str]:
+    """Say what the production profile would refuse about one URL, whatever the profile."""
+    return _URLS[name](url)
+
+
+def leads_out(url: str) -> bool:
+    """Say whether a URL leads to another host than this one."""
+    parts = _URL.fullmatch(url)
+    hosts = [] if parts is None else parts["hosts"].split(",")
+    return not all(loopback(re.sub(r":\d+$", "", host).strip("[]")) for host in hosts)
+
+
 def all_reasons(settings: Settings, process: Process) -> Sequence[str]:
     """Return what is missing and what is refused, together."""
     return [*missing(settings, process), *refusals(settings, process)]
