@@ -109,7 +109,10 @@ _SHORT = text(
 
 
 def secrets(tx: Connection, keys: Connection) -> SecretsHealth:
-    """Ask for roots in use, keys that wait for a rotation, and secrets that are too short."""
+    """Ask for roots in use, keys that wait for a rotation, and secrets that are too short.
+
+    Names those of all accounts where `tx` may see them (tenancy.across).
+    """
     known = keystore.roots(keys)
     replaced = [root.root_id for root in known if root.state == "decrypt_only"]
     pending = keystore.pending(keys, replaced)
@@ -129,18 +132,27 @@ _WEAK = text(
 
 
 def weak_resources(tx: Connection) -> tuple[str, ...]:
-    """Name the resources whose server may be anybody: their sslmode is below verify-full."""
+    """Name the resources whose server may be anybody: their sslmode is below verify-full.
+
+    Those of all accounts where `tx` may see them (tenancy.across).
+    """
     return tuple(tx.execute(_WEAK).scalars())
 
 
+#: As who logged in: the process's role may not know of another role's session, even if its own.
+_AS_LOGIN = text("SET LOCAL ROLE NONE")
+
+
 def session_is_plain(tx: Connection) -> bool:
-    """Say whether the server sees this session without TLS, whatever we believe."""
+    """Say whether the server sees this session without TLS. For a transaction of its own."""
+    tx.execute(_AS_LOGIN)
     found = tx.execute(text("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")).scalar()
     return found is False
 
 
 def data_directory(tx: Connection) -> str | None:
-    """Return where the server keeps its data; None if this login may not know."""
+    """Return where the server keeps its data; None if this login may not know. As above."""
+    tx.execute(_AS_LOGIN)
     query = text("SELECT setting FROM pg_settings WHERE name = 'data_directory'")
     found: str | None = tx.execute(query).scalar()
     return found

@@ -1,10 +1,15 @@
 """What a check and an area are; every area of `syncward doctor` is a module beside this one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from sqlalchemy import Connection
+
 from cli.context import Cli
+from schemas.audit import AuditAction, AuditEvent, TargetKind
+from storage import audit, tenancy
 
 F = TypeVar("F")
 
@@ -28,6 +33,24 @@ class Area(Generic[F]):
     gather: Callable[[Cli], F]
     unreachable: Check[Any]
     checks: tuple[Check[F], ...]
+
+
+@contextmanager
+def across(cli: Cli, area: str) -> Iterator[Connection]:
+    """One transaction that sees the resources of all accounts, and says so in the audit stream."""
+    with cli.transaction() as tx:
+        tenancy.across(tx)
+        audit.append(
+            tx,
+            AuditEvent(
+                AuditAction.INSTANCE_READ,
+                TargetKind.INSTANCE,
+                audit.INSTANCE_ID,
+                cli.principal,
+                reason=f"doctor {area}",
+            ),
+        )
+        yield tx
 
 
 _SLOW_S = 0.05

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cli.checks.base import Area, Check, said
+from cli.checks.base import Area, Check, across, said
 from cli.context import Cli
 from cli.credentials import open_keyring
 from crypto.roots import RootStatus
@@ -28,7 +28,6 @@ class Keys:
     broken: str | None = None  # what the self-test says
     opens_credentials: bool = False
     beside: str | None = None  # a worker's keyring in the same directory
-    loose: str | None = None  # what is wrong with the directory
     apart: bool = True  # the keystore has a database of its own
     stored: SecretsHealth | None = None
 
@@ -48,7 +47,6 @@ def _keys(cli: Cli) -> Keys:
         broken=broken,
         opens_credentials=keyring.can_unwrap("credentials"),
         beside=str(worker_file) if worker_file and worker_file.exists() else None,
-        loose=_loose(file.parent) if file else None,
         apart=_apart(cli),
         stored=_stored(cli),
     )
@@ -61,14 +59,6 @@ def _file(uri: str) -> Path | None:
     return Path(rest if separator else uri).absolute()
 
 
-def _loose(directory: Path) -> str | None:
-    try:
-        mode = directory.stat().st_mode
-    except OSError:
-        return None  # the keyring itself could be opened, so this is a matter of permission
-    return f"others can write in {directory}" if mode & 0o022 else None
-
-
 def _apart(cli: Cli) -> bool:
     own, control = cli.settings.keystore_url, cli.settings.database_url
     return own is not None and (
@@ -79,7 +69,7 @@ def _apart(cli: Cli) -> bool:
 
 def _stored(cli: Cli) -> SecretsHealth | None:
     try:
-        with cli.transaction() as tx, cli.keystore.beside(tx) as keys:
+        with across(cli, "crypto") as tx, cli.keystore.beside(tx) as keys:
             return health.secrets(tx, keys)
     except SyncwardError:
         return None
@@ -155,12 +145,6 @@ CRYPTO = Area(
             "whoever takes over this host then reads every stored credential",
             "move worker.json to the workers' hosts, delete it here, use operator.json",
             _split,
-        ),
-        Check(
-            "directory",
-            "whoever may write there can put another keyring in its place",
-            "chmod 700 the directory of the keyring",
-            lambda keys: keys.loose,
         ),
         Check(
             "root_age",

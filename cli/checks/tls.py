@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from cli.checks.base import Area, Check, said
+from cli.checks.base import Area, Check, across, said
 from cli.context import Cli
 from schemas.errors import ConfigError, SyncwardError
 from schemas.health import LinkHealth
@@ -67,7 +67,7 @@ def _try(cli: Cli, name: str, url: str) -> LinkHealth:
 
 def _weak(cli: Cli) -> tuple[str, ...]:
     try:
-        with cli.transaction() as tx:
+        with across(cli, "tls") as tx:
             return health.weak_resources(tx)
     except SyncwardError:  # as above
         return ()

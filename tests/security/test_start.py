@@ -7,30 +7,24 @@ no port, connected to nothing, written no file and no row.
 import http.client
 import json
 import re
-import secrets
 import socket
 import subprocess
 import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import redis
-from psycopg import sql
 
 from cli.supervisor import child_environment
 from crypto import keyring as keyrings
 from embedded.daemons import free_port
-from embedded.valkey import Server
-from tests.tls_proxy import TlsProxy, certificate
+from tests.protected import PASSWORD, protect
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
 EX_CONFIG = 78
-PASSWORD = "correct-horse-battery"  # noqa: S105 - made up, to be looked for in answers
 
 
 def refuse(module: str, directory: Path, *words: str, **settings: object) -> list[str]:
@@ -204,62 +198,10 @@ def test_a_keyring_of_another_installation_is_refused_before_anything_is_written
 # ── production, protected: it starts ────────────────────────────────────────────────────────────
 
 
-@dataclass
-class Protected:
-    """A control database and a Redis behind TLS, with logins of their own."""
-
-    world: object
-    database: str  # with {login} in it
-    settings: dict[str, object]
-
-    def of(self, login: str, **changes: object) -> dict[str, object]:
-        return {**self.settings, "database_url": self.database.format(login=login), **changes}
-
-
 @pytest.fixture
 def protected(world, tmp_path, admin):
-    world.pair.source("CREATE TABLE t (id int PRIMARY KEY)")
-    world.apply({"public.t": "{mode: replace}"})
-    world.close()
-    files = certificate(tmp_path, "localhost")
-    member = {"w": ("worker",), "s": ("scheduler",), "o": ("operator",),
-              "both": ("worker", "operator"), "owns": ("worker", "migrator")}  # fmt: skip
-    mark = secrets.token_hex(4)
-    for login in (*member, "su"):
-        made = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(
-            sql.Identifier(f"{login}_{mark}"), sql.Literal(PASSWORD)
-        )
-        admin.execute(made if login != "su" else made + sql.SQL(" SUPERUSER"))
-        for role in member.get(login, ()):
-            admin.execute(f"GRANT syncward_{role} TO {login}_{mark}")
-    token = tmp_path / "token"
-    token.write_text(secrets.token_hex(16) + "\n")
-    token.chmod(0o600)
-    cluster = world.control.cluster
-    with (
-        Server(tmp_path / "vk", durable=False, guard_parent=True) as valkey,
-        TlsProxy((cluster.host, cluster.port), files) as database,
-        TlsProxy((valkey.host, valkey.port), files, postgres=False) as queue,
-    ):
-        client = redis.Redis.from_url(valkey.url)
-        client.acl_setuser("syncward", enabled=True, passwords=[f"+{PASSWORD}"], keys="*",
-                           commands=["+@all"])  # fmt: skip
-        client.close()
-        yield Protected(
-            world,
-            f"postgresql://{{login}}_{mark}:{PASSWORD}@localhost:{database.port}/"
-            f"{world.control.database}?sslmode=verify-full&sslrootcert={files[0]}",
-            {
-                "redis_url": f"rediss://syncward:{PASSWORD}@localhost:{queue.port}/0"
-                f"?ssl_ca_certs={files[0]}",
-                "keyring": world.directory / "keys" / "worker.json",
-                "metrics_host": "0.0.0.0",  # noqa: S104 - with a token
-                "metrics_port": free_port(None),
-                "metrics_token_file": token,
-            },
-        )
-    for login in (*member, "su"):
-        admin.execute(f"DROP ROLE {login}_{mark}")
+    with protect(world, tmp_path, admin) as made:
+        yield made
 
 
 def ask(port: int, method: str = "GET", **headers: str) -> tuple[int, str]:
