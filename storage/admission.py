@@ -2,11 +2,9 @@
 
 import logging
 from collections.abc import Callable
-from contextlib import suppress
 
 from sqlalchemy import Engine
 
-from schemas.errors import TransientError
 from schemas.settings import Settings
 from schemas.start import Reasons
 from storage import logins, revision
@@ -31,7 +29,7 @@ def ask(
         with reasons.collecting():
             logins.require(engine, process)
     if right and also is not None:
-        with reasons.collecting(), suppress(TransientError):
+        with reasons.collecting():
             also()
     reasons.refuse_if_any()
     if not there:

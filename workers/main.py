@@ -66,10 +66,7 @@ def run(settings: Settings) -> None:
     the end: such runs go on when their leases have expired.
     """
     process = _build(settings)
-    deps = process.deps
-    admission.ask(
-        deps.engine, settings, "worker", also=lambda: canaries.require(deps.keyring, deps.keystore)
-    )
+    admission.ask(process.deps.engine, settings, "worker", also=lambda: _check_roots(process.deps))
     if settings.metrics_port:
         exposition.serve(settings)
     stop = until_asked()
