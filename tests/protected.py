@@ -1,5 +1,6 @@
 """A world as production has it: both servers behind TLS, a login for each process."""
 
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,13 @@ class Protected:
         return {**self.settings, "database_url": self.database.format(login=login), **changes}
 
 
+def acl() -> str:
+    """Return what docs/profiles.md says of the user of Redis, with a password."""
+    page = Path(__file__).parent.parent / "docs" / "profiles.md"
+    (line,) = re.findall(r"^user (syncward .*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return str(line).replace("PASSWORD", PASSWORD)
+
+
 @contextmanager
 def protect(world: World, tmp_path: Path, admin: psycopg.Connection[Any]) -> Iterator[Protected]:
     """Put both servers of a world behind TLS and make the logins that tests take."""
@@ -58,8 +66,7 @@ def protect(world: World, tmp_path: Path, admin: psycopg.Connection[Any]) -> Ite
         TlsProxy((valkey.host, valkey.port), files, postgres=False) as queue,
     ):
         client = redis.Redis.from_url(valkey.url)
-        client.acl_setuser("syncward", enabled=True, passwords=[f"+{PASSWORD}"], keys="*",
-                           commands=["+@all"])  # fmt: skip
+        client.execute_command("ACL", "SETUSER", *acl().split())
         client.close()
         yield Protected(
             world,

@@ -14,13 +14,16 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 from cli.supervisor import child_environment
 from crypto import keyring as keyrings
 from embedded.daemons import free_port
+from schemas.jobs import Job
 from tests.protected import PASSWORD, protect
+from workers.enqueue import JobQueue, open_client
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
@@ -236,6 +239,13 @@ def started(directory: Path, settings: dict[str, object], *words: str):
         assert process.wait(timeout=40) in {0, -15}
 
 
+def shown(port: int, token: str, sample: str) -> None:
+    deadline = time.monotonic() + 30
+    while sample not in ask(port, Authorization=f"Bearer {token}")[1]:
+        assert time.monotonic() < deadline, ask(port, Authorization=f"Bearer {token}")[1]
+        time.sleep(0.1)
+
+
 @pytest.mark.parametrize(
     ("words", "login", "sample"),
     [
@@ -259,6 +269,12 @@ def test_production_starts_over_tls_with_a_login_of_its_own_and_shows_metrics_to
             assert (status, "syncward_" in text) == (401, False)
         for method in ("POST", "PUT", "DELETE", "HEAD", "OPTIONS"):
             assert ask(port, method, Authorization=f"Bearer {token}")[0] == 405
+        if words[0] == "workers.process":  # with no more of Redis than docs/profiles.md gives it
+            url = str(settings["redis_url"])
+            queue = JobQueue(open_client(url))
+            assert queue.send(Job(run_id=uuid4(), dispatch=1))
+            queue.close()
+            shown(port, token, 'syncward_claims_total{result="unknown"} 1.0')
         if words[0] != "cli.main":
             limits = Path(f"/proc/{process.pid}/limits").read_text()
             assert re.search(r"Max core file size +0 +0 ", limits)
