@@ -20,7 +20,8 @@ ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
 USER 10001
 WORKDIR /
 STOPSIGNAL SIGTERM
+# 401: it answers, and wants the token of SYNCWARD_METRICS_TOKEN_FILE.
 HEALTHCHECK --interval=15s --timeout=3s --start-period=20s --retries=3 \
-  CMD ["python", "-c", "import http.client; c = http.client.HTTPConnection('127.0.0.1', 9464, timeout=2); c.request('GET', '/metrics'); raise SystemExit(c.getresponse().status != 200)"]
+  CMD ["python", "-c", "import http.client; c = http.client.HTTPConnection('127.0.0.1', 9464, timeout=2); c.request('GET', '/metrics'); raise SystemExit(c.getresponse().status not in (200, 401))"]
 ENTRYPOINT ["syncward"]
 CMD ["--help"]

@@ -16,7 +16,8 @@ from cli.show import jsonable
 from schemas.accounts import Account
 from schemas.audit import Principal
 from schemas.environment import load_settings
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, StartRefused
+from schemas.profiles import refusals
 from schemas.settings import Settings
 
 if TYPE_CHECKING:  # `--help` must not wait for SQLAlchemy
@@ -36,14 +37,25 @@ class Cli:
 
     @cached_property
     def engine(self) -> Engine:
-        from storage.engine import open_engine  # noqa: PLC0415 - `--help` must not wait for it
+        from storage import logins  # noqa: PLC0415 - `--help` must not wait for it
+        from storage.engine import open_engine  # noqa: PLC0415 - as above
 
+        engine = open_engine(self.control_url(), "operator", pool_size=1)
+        if self.settings.profile == "production":
+            logins.require(engine, "operator")
+        return engine
+
+    def control_url(self) -> str:
+        """Return the control database's URL; StartRefused if the profile forbids what it says."""
         if self.settings.database_url is None:
             raise ConfigError(
                 "SYNCWARD_DATABASE_URL is not set; start a development instance with: "
                 "syncward up --dev"
             )
-        return open_engine(self.settings.database_url.get_secret_value(), "operator", pool_size=1)
+        reasons = refusals(self.settings, "operator")
+        if reasons:
+            raise StartRefused(reasons)
+        return self.settings.database_url.get_secret_value()
 
     @cached_property
     def keystore(self) -> "Keystore":

@@ -6,7 +6,6 @@ import click
 
 from cli.context import Cli, command
 from cli.main import EXIT_FAILED
-from schemas.errors import ConfigError
 from storage import migrate, revision
 from storage.roles import role_sql
 
@@ -19,12 +18,6 @@ def db() -> None:
 commands = {"db": db}
 
 
-def _url(cli: Cli) -> str:
-    if cli.settings.database_url is None:
-        raise ConfigError("SYNCWARD_DATABASE_URL is not set; see docs/settings.md")
-    return cli.settings.database_url.get_secret_value()
-
-
 @command(db)
 @click.option("--print-sql", is_flag=True, help="Print the role SQL for a DBA; change nothing.")
 def upgrade(cli: Cli, *, print_sql: bool) -> None:
@@ -32,7 +25,7 @@ def upgrade(cli: Cli, *, print_sql: bool) -> None:
     if print_sql:
         cli.answer({"sql": role_sql()}, role_sql)
         return
-    before, after = migrate.upgrade(_url(cli), cli.principal)
+    before, after = migrate.upgrade(cli.control_url(), cli.principal)
     if cli.settings.keystore_url is not None:
         migrate.upgrade_keystore(cli.settings.keystore_url.get_secret_value())
     text = (

@@ -30,6 +30,7 @@ class Finding:
     wrong: str | None
     why: str
     do: str
+    note: str | None = None
 
 
 @command(_group)
@@ -52,19 +53,23 @@ def _look(cli: Cli, area: Area[Any]) -> list[Finding]:
         facts = area.gather(cli)
     except SyncwardError as error:
         return [_finding(area, area.unreachable, error.public)]
-    return [
-        _finding(area, area.unreachable, None),
-        *(_finding(area, check, check.wrong(facts)) for check in area.checks),
-    ]
+    found = [_finding(area, area.unreachable, None)]
+    for check in area.checks:
+        note = check.note(facts) if check.note is not None else None
+        found.append(_finding(area, check, check.wrong(facts), note))
+    return found
 
 
-def _finding(area: Area[Any], check: Check[Any], wrong: str | None) -> Finding:
-    return Finding(area.name, check.name, wrong, check.why, check.do)
+def _finding(
+    area: Area[Any], check: Check[Any], wrong: str | None, note: str | None = None
+) -> Finding:
+    return Finding(area.name, check.name, wrong, check.why, check.do, note)
 
 
 def _text(one: Finding) -> str:
     if one.wrong is None:
-        return f"ok     {one.area}.{one.name}"
+        note = f" ({plain(one.note)})" if one.note else ""
+        return f"ok     {one.area}.{one.name}{note}"
     return "\n".join(
         [
             f"WRONG  {one.area}.{one.name}: {plain(one.wrong)}",

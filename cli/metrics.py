@@ -5,13 +5,19 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 
 import click
-from prometheus_client import CollectorRegistry, generate_latest, start_http_server
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from cli.context import Cli, command
 from cli.credentials import open_keyring
 from scheduler.cluster import ClusterGauges, key_ages
+from schemas.profiles import all_reasons
+from schemas.start import Reasons
+from storage import exposition
+
+#: Where none is set.
+_PORT = 9464
 
 
 @click.group()
@@ -32,9 +38,14 @@ def metrics(cli: Cli, *, serve: bool) -> None:
         text = generate_latest(registry).decode()
         cli.answer({"metrics": text}, text.rstrip)
         return
-    host, port = cli.settings.metrics_host, cli.settings.metrics_port or 9464
-    start_http_server(port, addr=host, registry=registry)
-    cli.note(f"serving on http://{host}:{port}/metrics")
+    settings = cli.settings
+    reasons = Reasons(all_reasons(settings, "metrics"))
+    with reasons.collecting():
+        exposition.read_token(settings)
+    reasons.refuse_if_any()
+    port = settings.metrics_port or _PORT
+    exposition.serve(settings, port=port, registry=registry)
+    cli.note(f"serving on http://{settings.metrics_host}:{port}/metrics")
     while True:
         time.sleep(3600)
 

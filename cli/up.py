@@ -16,14 +16,18 @@ import click
 from cli import dev
 from cli.context import Cli, command
 from cli.demo_world import stop_world
-from cli.supervisor import Supervisor
-from schemas.errors import ConfigError, SyncwardError
+from cli.supervisor import Child, Supervisor
+from schemas.errors import ConfigError, StartRefused, SyncwardError
 from schemas.log_lines import log_to_stderr
+from schemas.profiles import Process, all_reasons
 from schemas.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 _PID_FILE = "up.pid"
+
+#: What `up` starts; each says for itself what only it can find out.
+_SUPERVISED: tuple[Process, ...] = ("scheduler", "worker")
 
 
 @click.group()
@@ -74,8 +78,11 @@ def _supervise(cli: Cli, data_dir: Path, workers: int) -> None:
 
 def _supervise_configured(cli: Cli, workers: int) -> None:
     """Supervise against configured servers: children get this environment as it is."""
-    from cli.supervisor import Child  # noqa: PLC0415 - only here
-
+    reasons = dict.fromkeys(
+        why for process in _SUPERVISED for why in all_reasons(cli.settings, process)
+    )
+    if reasons:
+        raise StartRefused(list(reasons))
     environment = dict(os.environ)  # noqa: TID251 - handed on to our own processes
     children = [Child("scheduler", "scheduler.process", environment)]
     children += [Child(f"worker-{n + 1}", "workers.process", environment) for n in range(workers)]

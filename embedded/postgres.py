@@ -235,9 +235,11 @@ class Cluster:
 
     def _passfile(self, login: str, password: str) -> Path:
         path = self.root / f"pgpass.{login}"
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        # Beside its place, then moved: a command that was just started may be reading it.
+        descriptor, new = tempfile.mkstemp(prefix="pgpass.", dir=self.root)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(f"{HOST}:*:*:{login}:{password}\n")
+        Path(new).replace(path)
         return path
 
     def _own(self, path: Path) -> None:

@@ -7,17 +7,18 @@ from importlib.metadata import version
 from secrets import token_hex
 from time import monotonic
 
-from prometheus_client import REGISTRY, start_http_server
+from prometheus_client import REGISTRY
 
 from scheduler import metrics, ticks
 from scheduler.cluster import ClusterGauges
 from scheduler.ticks import Scheduler
 from schemas.audit import Principal
-from schemas.errors import StartRefused, SyncwardError
+from schemas.errors import SyncwardError
 from schemas.limits import DUE_BATCH
+from schemas.profiles import all_reasons
 from schemas.settings import Settings
-from schemas.start import until_asked
-from storage import revision
+from schemas.start import Reasons, until_asked
+from storage import admission, exposition
 from storage.engine import open_engine
 from storage.metrics import BUILD
 from workers.enqueue import JobQueue, open_client
@@ -42,8 +43,10 @@ FAILED_PAUSE_S = 1.0
 def run(settings: Settings) -> None:
     """Tick until SIGTERM or SIGINT. A tick that fails is logged and comes again; none is fatal."""
     scheduler = _build(settings)
-    if not revision.require(scheduler.engine):
-        logger.warning("schema_not_checked", extra={"reason": "the control database is away"})
+    admission.ask(scheduler.engine, settings, "scheduler")
+    if settings.metrics_port:
+        REGISTRY.register(scheduler.cluster)
+        exposition.serve(settings)
     stop = until_asked()
     loops: list[tuple[str, float, Callable[[Scheduler], int]]] = [
         ("upkeep", UPKEEP_EVERY_S, ticks.upkeep_tick),
@@ -91,18 +94,13 @@ def _pause(name: str, every: float, done: int | None, before: float) -> float:
 
 
 def _build(settings: Settings) -> Scheduler:
-    missing = [
-        f"SYNCWARD_{name.upper()} is not set; see docs/settings.md"
-        for name in ("database_url", "redis_url")
-        if getattr(settings, name) is None
-    ]
-    if settings.database_url is None or settings.redis_url is None:
-        raise StartRefused(missing)
-    cluster = ClusterGauges()
+    reasons = Reasons(all_reasons(settings, "scheduler"))
+    with reasons.collecting():
+        exposition.read_token(settings)
+    reasons.refuse_if_any()
+    assert settings.database_url is not None  # noqa: S101 - else there was a reason
+    assert settings.redis_url is not None  # noqa: S101 - as above
     BUILD.labels(version("syncward")).set(1)
-    if settings.metrics_port:
-        REGISTRY.register(cluster)
-        _serve_metrics(settings)
     return Scheduler(
         engine=open_engine(settings.database_url.get_secret_value(), "scheduler", pool_size=2),
         queue=JobQueue(open_client(settings.redis_url.get_secret_value())),
@@ -110,7 +108,7 @@ def _build(settings: Settings) -> Scheduler:
         principal=Principal("scheduler", socket.gethostname()),
         scheduler_id=f"{socket.gethostname()}-{token_hex(3)}",
         version=version("syncward"),
-        cluster=cluster,
+        cluster=ClusterGauges(),
     )
 
 
@@ -127,13 +125,3 @@ def _tick(name: str, tick: Callable[[Scheduler], int], scheduler: Scheduler) -> 
     metrics.TICK_ITEMS.labels(name).inc(done)
     metrics.TICK_LAST.labels(name).set_to_current_time()
     return done
-
-
-def _serve_metrics(settings: Settings) -> None:
-    host, port = settings.metrics_host, settings.metrics_port
-    try:
-        start_http_server(port, addr=host)
-    except OSError as error:
-        raise StartRefused(
-            [f"metrics on {host}:{port}: {error.strerror}; choose another SYNCWARD_METRICS_PORT"]
-        ) from None

@@ -4,4 +4,4 @@ from scheduler.main import run
 from schemas.start import start
 
 if __name__ == "__main__":
-    start(run)
+    start(run, "scheduler")

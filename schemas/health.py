@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from uuid import UUID
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,3 +55,24 @@ class ScheduleHealth:
     invariants: dict[str, int]  # only those that are violated
     pauses: dict[str, int]  # paused connections by reason
     dead_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinkHealth:
+    """One link of ours to a server, as it was found when it was tried."""
+
+    name: str  # for people: "control database", "Redis"
+    problem: str | None = None  # why it cannot be tried; the rest is then unknown
+    version: str | None = None  # of TLS, "TLSv1.3"; None: plaintext
+    seen_plain: bool = False  # the server itself says that this session has no TLS
+    expires_at: datetime | None = None  # of the certificate that the server showed
+
+
+@dataclass(frozen=True, slots=True)
+class SecretsHealth:
+    """What the databases know of keys and of credentials."""
+
+    active_roots: dict[str, UUID]  # by purpose; one that nothing was sealed with yet is missing
+    rewrap: int  # data keys that a replaced root still wraps
+    replace: int  # data keys that are to be replaced
+    short: tuple[str, ...]  # resources with a secret too short to be looked for in texts

@@ -2,9 +2,9 @@
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, SecretStr, field_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from schemas.egress import LinkPolicy, endpoints, parse_openings
@@ -94,6 +94,14 @@ class Settings(BaseSettings):
     metrics_port: int = Field(
         0, ge=0, le=65535, description="Port of the metrics endpoint; 0 turns it off."
     )
+    metrics_token_file: Path | None = Field(
+        None,
+        description="File (mode 0600) with the bearer token that readers of metrics must show.",
+    )
+    disk_encryption_attested: str | None = Field(
+        None,
+        description="Who checked that the control database's disks are encrypted, and when.",
+    )
     log_format: Literal["people", "json"] = Field(
         "people", description="Shape of process logs on stderr."
     )
@@ -120,3 +128,16 @@ class Settings(BaseSettings):
             tls_required=not development,
             superuser_refused=not development,
         )
+
+    #: The servers are those of the data directory's `dev.env`; schemas/environment.py says so.
+    _embedded: bool = PrivateAttr(default=False)
+
+    @property
+    def embedded(self) -> bool:
+        """Whether `demo` or `up --dev` named the servers, not the environment."""
+        return self._embedded
+
+    def of_dev_env(self) -> Self:
+        """Mark these settings as ones whose servers come from `dev.env`."""
+        self._embedded = True
+        return self

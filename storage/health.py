@@ -5,9 +5,9 @@ from time import monotonic
 
 from sqlalchemy import Connection, text
 
-from schemas.health import DatabaseHealth, OldTransaction, ScheduleHealth
+from schemas.health import DatabaseHealth, OldTransaction, ScheduleHealth, SecretsHealth
 from schemas.limits import WORKER_SILENT_AFTER
-from storage import gauges, instance, migrate
+from storage import gauges, instance, keystore, migrate
 
 _PINGS = 3
 
@@ -98,3 +98,61 @@ def schedule(tx: Connection) -> ScheduleHealth:
         pauses={why: n for why, n in gauges.read_connections(tx).pauses.items() if n},
         dead_rows=values.active_runs_dead_rows,
     )
+
+
+_SHORT = text(
+    "SELECT DISTINCT a.name || '/' || r.name AS name FROM credentials c "
+    "JOIN resources r ON r.id = c.resource_id JOIN accounts a ON a.id = r.account_id "
+    "WHERE c.short AND c.version = (SELECT max(n.version) FROM credentials n "
+    "WHERE n.resource_id = c.resource_id AND n.field = c.field) ORDER BY name"
+)
+
+
+def secrets(tx: Connection, keys: Connection) -> SecretsHealth:
+    """Ask for roots in use, keys that wait for a rotation, and secrets that are too short.
+
+    Names those of all accounts where `tx` may see them (tenancy.across).
+    """
+    known = keystore.roots(keys)
+    replaced = [root.root_id for root in known if root.state == "decrypt_only"]
+    pending = keystore.pending(keys, replaced)
+    return SecretsHealth(
+        active_roots={root.purpose: root.root_id for root in known if root.state == "active"},
+        rewrap=pending.rewrap,
+        replace=pending.replace,
+        short=tuple(tx.execute(_SHORT).scalars()),
+    )
+
+
+#: What is not said is `verify-full` (connectors/postgres.py).
+_WEAK = text(
+    "SELECT a.name || '/' || r.name FROM resources r JOIN accounts a ON a.id = r.account_id "
+    "WHERE r.kind = 'postgres' AND r.config->>'sslmode' <> 'verify-full' ORDER BY 1"
+)
+
+
+def weak_resources(tx: Connection) -> tuple[str, ...]:
+    """Name the resources whose server may be anybody: their sslmode is below verify-full.
+
+    Those of all accounts where `tx` may see them (tenancy.across).
+    """
+    return tuple(tx.execute(_WEAK).scalars())
+
+
+#: As who logged in: the process's role may not know of another role's session, even if its own.
+_AS_LOGIN = text("SET LOCAL ROLE NONE")
+
+
+def session_is_plain(tx: Connection) -> bool:
+    """Say whether the server sees this session without TLS. For a transaction of its own."""
+    tx.execute(_AS_LOGIN)
+    found = tx.execute(text("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")).scalar()
+    return found is False
+
+
+def data_directory(tx: Connection) -> str | None:
+    """Return where the server keeps its data; None if this login may not know. As above."""
+    tx.execute(_AS_LOGIN)
+    query = text("SELECT setting FROM pg_settings WHERE name = 'data_directory'")
+    found: str | None = tx.execute(query).scalar()
+    return found

@@ -17,8 +17,9 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from schemas.errors import ConfigError
-from schemas.health import QueueHealth
+from schemas.health import LinkHealth, QueueHealth
 from schemas.jobs import QUEUE, Job
+from storage.handshake import expiry
 from workers import messages, sentinels
 from workers.messages import ACTOR, Reason
 
@@ -263,6 +264,19 @@ class JobQueue:
             append_only=bool(info["aof_enabled"]) if "aof_enabled" in info else None,
             foreign_keys=foreign,
         )
+
+    def link(self) -> LinkHealth:
+        """Say how the link to Redis is protected, as its own socket tells; never raises."""
+        pool = self._client.connection_pool
+        try:
+            used = pool.get_connection()
+        except redis.RedisError as error:
+            return LinkHealth("Redis", _problem(error, self._client))
+        sock: object = used._sock  # noqa: SLF001 - redis-py shows it nowhere else
+        pool.release(used)
+        if not isinstance(sock, ssl.SSLSocket):
+            return LinkHealth("Redis")
+        return LinkHealth("Redis", version=sock.version(), expires_at=expiry(sock))
 
     def _foreign_keys(self) -> int:
         """Count keys that are not the queue's among the first few."""

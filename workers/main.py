@@ -12,18 +12,19 @@ from threading import Event, Timer
 from time import monotonic, sleep
 
 import dramatiq
-from prometheus_client import start_http_server
 from redis import Redis
 
 from crypto import keyring as keyrings
 from crypto.cache import KeyCache
+from crypto.keyring import Keyring
 from crypto.selftest import selftest
 from schemas.audit import Principal
 from schemas.errors import Draining, StartRefused, SyncwardError, TransientError
 from schemas.jobs import QUEUE, Job
+from schemas.profiles import all_reasons
 from schemas.settings import Settings
-from schemas.start import until_asked
-from storage import logs, revision
+from schemas.start import Reasons, until_asked
+from storage import admission, exposition, logs
 from storage.claims import WorkerState, sign_off
 from storage.engine import open_engine, open_link, transaction
 from storage.keystore import Keystore
@@ -66,9 +67,9 @@ def run(settings: Settings) -> None:
     the end: such runs go on when their leases have expired.
     """
     process = _build(settings)
-    if not revision.require(process.deps.engine):
-        logger.warning("schema_not_checked", extra={"reason": "the control database is away"})
-    _check_roots(process.deps)
+    admission.ask(process.deps.engine, settings, "worker", also=lambda: _check_roots(process.deps))
+    if settings.metrics_port:
+        exposition.serve(settings)
     stop = until_asked()
     process.keys.start()
     process.deps.heartbeat.start()
@@ -104,9 +105,7 @@ def _must_leave(process: _Process) -> bool:
 
 
 def _build(settings: Settings) -> _Process:
-    database_url, redis_url, keyring_uri = required(settings)
-    keyring = keyrings.load(keyring_uri)
-    selftest(keyring)
+    database_url, redis_url, keyring = _required(settings)
     engine = open_engine(database_url, "worker", pool_size=settings.worker_threads + 1)
     own = settings.keystore_url and open_engine(
         settings.keystore_url.get_secret_value(), "worker", pool_size=settings.worker_threads + 1
@@ -148,20 +147,35 @@ def _build(settings: Settings) -> _Process:
     return _Process(_dramatiq(deps, client, settings, draining), deps, keys, client, draining)
 
 
-def required(settings: Settings) -> tuple[str, str, str]:
-    """Return (database, redis, keyring) or StartRefused with everything that is missing."""
-    missing = [
-        f"SYNCWARD_{name.upper()} is not set; see docs/settings.md"
-        for name in ("database_url", "redis_url", "keyring")
-        if getattr(settings, name) is None
-    ]
-    if missing or not settings.database_url or not settings.redis_url or not settings.keyring:
-        raise StartRefused(missing)
+def _required(settings: Settings) -> tuple[str, str, Keyring]:
+    """Return (database, redis, keyring), or StartRefused with everything that is wrong.
+
+    Nothing is bound, connected or written before this.
+    """
+    reasons = Reasons(all_reasons(settings, "worker"))
+    keyring: Keyring | None = None
+    with reasons.collecting():
+        exposition.read_token(settings)
+    with reasons.collecting():
+        if settings.keyring is not None:
+            keyring = keyrings.load(settings.keyring)
+            selftest(keyring)
+    with reasons.collecting():
+        _opens_credentials(keyring)
+    reasons.refuse_if_any()
+    assert settings.database_url is not None  # noqa: S101 - else there was a reason
+    assert settings.redis_url is not None  # noqa: S101 - as above
+    assert keyring is not None  # noqa: S101 - as above
     return (
-        settings.database_url.get_secret_value(),
-        settings.redis_url.get_secret_value(),
-        settings.keyring,
-    )
+        settings.database_url.get_secret_value(), settings.redis_url.get_secret_value(), keyring
+    )  # fmt: skip
+
+
+def _opens_credentials(keyring: Keyring | None) -> None:
+    if keyring is not None and not keyring.can_unwrap("credentials"):
+        raise StartRefused(
+            ["SYNCWARD_KEYRING: it opens no stored credential; give a worker the file worker.json"]
+        )
 
 
 def _dramatiq(
@@ -185,8 +199,6 @@ def _dramatiq(
     )
     worker.queue_prefetch = settings.worker_threads  # do not hoard what others could run
     worker.delay_prefetch = 1  # nothing is ever delayed in Redis
-    if settings.metrics_port:
-        _serve_metrics(settings)
     return worker
 
 
@@ -231,13 +243,3 @@ def _drain(process: _Process, settings: Settings) -> bool:
 def _leave_at_once() -> None:
     logger.warning("drain_timed_out")
     os._exit(EXIT_LEFT)
-
-
-def _serve_metrics(settings: Settings) -> None:
-    host, port = settings.metrics_host, settings.metrics_port
-    try:
-        start_http_server(port, addr=host)
-    except OSError as error:
-        raise StartRefused(
-            [f"metrics on {host}:{port}: {error.strerror}; choose another SYNCWARD_METRICS_PORT"]
-        ) from None

@@ -4,4 +4,4 @@ from schemas.start import start
 from workers.main import run
 
 if __name__ == "__main__":
-    start(run)
+    start(run, "worker")

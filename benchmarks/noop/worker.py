@@ -9,4 +9,4 @@ from workers.main import run
 if __name__ == "__main__":
     sources.__path__.append(str(Path(__file__).parent / "sources"))
     destinations.__path__.append(str(Path(__file__).parent / "destinations"))
-    start(run)
+    start(run, "worker")

@@ -37,7 +37,7 @@ def main() -> None:
         from workers.main import run
     for number, point in enumerate(POINTS):
         _mortal(point, plans / str(number))
-    start(run)
+    start(run, "worker")
 
 
 if __name__ == "__main__":

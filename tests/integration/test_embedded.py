@@ -9,6 +9,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event, Thread
 
 import psycopg
 import pytest
@@ -147,3 +148,25 @@ def test_a_full_disk_is_one_line_and_nothing_is_half_made(tmp_path):
         assert not (small / "pg" / "pgdata").exists()
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def test_the_password_file_of_commands_is_whole_at_every_moment(tmp_path):
+    cluster = Cluster(tmp_path / "pg")  # never started: only its commands are made
+    cluster.root.mkdir()
+    cluster.password = "w" * 40
+    file = Path(cluster.tool("psql")[-1].partition("passfile=")[2])
+    whole, stop = file.read_text(), Event()
+
+    def make() -> None:
+        while not stop.is_set():
+            cluster.tool("psql")
+
+    thread = Thread(target=make)
+    thread.start()
+    try:
+        assert {file.read_text() for _ in range(3_000)} == {whole}
+    finally:
+        stop.set()
+        thread.join()
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert [p.name for p in cluster.root.glob("pgpass.*")] == [file.name]

@@ -86,7 +86,11 @@ def test_with_both_servers_away_the_lines_say_so_without_passwords(world):
         re.sub(r":\d+/", ":1/", url.get_secret_value())
         for url in (settings.database_url, settings.redis_url)
     )
-    away = {"SYNCWARD_DATABASE_URL": database, "SYNCWARD_REDIS_URL": redis}
+    away = {
+        "SYNCWARD_PROFILE": "development",
+        "SYNCWARD_DATABASE_URL": database,
+        "SYNCWARD_REDIS_URL": redis,
+    }
     fleet = Logged(world, scheduler="json", worker="people", **away)
     try:
         fleet.until("json", "tick_failed")

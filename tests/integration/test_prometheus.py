@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -48,7 +49,7 @@ def promtool(*words: str | Path) -> subprocess.CompletedProcess[str]:
 def test_the_rules_are_valid_and_fire_as_their_tests_say():
     for words in (
         ("check", "rules", "alerts.yml"),
-        ("check", "config", "prometheus.yml"),
+        ("check", "config", "--syntax-only", "prometheus.yml"),
         ("test", "rules", "alerts_test.yml"),
     ):
         answer = promtool(*words)
@@ -72,13 +73,14 @@ def test_the_tests_of_the_rules_notice_every_alert_that_never_fires(tmp_path):
 class Prometheus:
     """A server of our own on a loopback port, with the repository's rules and scrape example."""
 
-    def __init__(self, directory: Path, targets: dict[str, list[int]]) -> None:
+    def __init__(self, directory: Path, targets: dict[str, list[int]], token: Path) -> None:
         (self.port,) = ports(1)
         config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text(encoding="utf-8"))
         config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
         config["rule_files"] = [str(PROMETHEUS / "alerts.yml")]
         for job in config["scrape_configs"]:
             mine = targets[job["job_name"]]
+            job["authorization"]["credentials_file"] = str(token)
             job["static_configs"] = [{"targets": [f"127.0.0.1:{port}" for port in mine]}]
         file = directory / "prometheus.yml"
         file.write_text(yaml.safe_dump(config), encoding="utf-8")
@@ -125,6 +127,9 @@ def watched(prometheus_installed, world, tmp_path):  # noqa: ARG001 - installs i
     world.close()
     world.control.act("DELETE FROM workers")
     chosen = ports(5)
+    token = tmp_path / "metrics.token"
+    token.write_text(secrets.token_hex(16))
+    token.chmod(0o600)
     fleet = Fleet(world, workers=2, schedulers=2, metrics=chosen[:4])
     keys = subprocess.Popen(
         [sys.executable, "-m", "cli.main", "metrics", "--serve"],
@@ -132,6 +137,7 @@ def watched(prometheus_installed, world, tmp_path):  # noqa: ARG001 - installs i
             world.directory,
             SYNCWARD_KEYRING=str(world.directory / "keys" / "operator.json"),
             SYNCWARD_METRICS_PORT=str(chosen[4]),
+            SYNCWARD_METRICS_TOKEN_FILE=str(token),
         ),
     )
     server = Prometheus(
@@ -141,6 +147,7 @@ def watched(prometheus_installed, world, tmp_path):  # noqa: ARG001 - installs i
             "syncward-worker": chosen[2:4],
             "syncward-keys": chosen[4:],
         },
+        token,
     )
     yield fleet, server
     server.stop()

@@ -8,4 +8,4 @@ from workers.main import run
 
 if __name__ == "__main__":
     sources.__path__.append(str(Path(__file__).parent / "sources"))
-    start(run)
+    start(run, "worker")

@@ -1,0 +1,161 @@
+"""Every reason of the production profile, from the settings alone."""
+
+from pathlib import Path
+
+import pytest
+
+from schemas.environment import load_settings
+from schemas.errors import StartRefused
+from schemas.profiles import all_reasons, refusals
+from schemas.settings import Settings
+
+PASSWORD = "hunter2-hunter2"  # noqa: S105 - made up, to be looked for in reasons
+PLAIN = f"postgresql://w1:{PASSWORD}@db.example.com:5432/syncward"
+DATABASE = PLAIN + "?sslmode=verify-full"
+REDIS = f"rediss://syncward:{PASSWORD}@redis.example.com:6379/0"
+SOUND = {"database_url": DATABASE, "redis_url": REDIS, "keyring": "file:///etc/worker.json"}
+
+
+def settings(**changes: object) -> Settings:
+    return Settings.model_validate({**SOUND, **changes})
+
+
+@pytest.mark.parametrize("process", ["scheduler", "worker", "operator", "metrics"])
+def test_protected_settings_are_not_refused(process):
+    assert all_reasons(settings(), process) == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("database_url", PLAIN, "sslmode=verify-full"),
+        ("database_url", DATABASE.replace("verify-full", "require"), "sslmode=verify-full"),
+        ("database_url", DATABASE.replace("verify-full", "verify-ca"), "sslmode=verify-full"),
+        ("database_url", DATABASE + "&sslmode=disable", "sslmode=verify-full"),
+        (
+            "database_url",
+            PLAIN + "?pooler=transaction",
+            "sslmode=verify-full",
+        ),
+        ("database_url", DATABASE + "&ssl_min_protocol_version=TLSv1.1", "TLS before 1.2"),
+        ("database_url", DATABASE.replace("w1:", "postgres:"), "no login of its own"),
+        ("database_url", DATABASE.replace(f"w1:{PASSWORD}@", ""), "no login of its own"),
+        ("database_url", DATABASE.replace("db.example.com:5432", "%2Ftmp"), "a Unix socket"),
+        ("database_url", DATABASE + "&host=/var/run/postgresql", "a Unix socket"),
+        ("database_url", "not a url", "not a URL"),
+        ("keystore_url", DATABASE.replace("verify-full", "prefer"), "sslmode=verify-full"),
+        ("redis_url", REDIS.replace("rediss:", "redis:"), "not encrypted"),
+        ("redis_url", REDIS.replace("rediss:", "redis+sentinel:") + "?master=m", "not encrypted"),
+        ("redis_url", "unix://syncward:x@/run/redis.sock", "not encrypted"),
+        ("redis_url", REDIS + "?ssl_cert_reqs=none", "not verified"),
+        ("redis_url", REDIS + "?ssl_cert_reqs=optional", "not verified"),
+        ("redis_url", REDIS + "?ssl_check_hostname=false", "is not checked"),
+        ("redis_url", REDIS + "?ssl_check_hostname=n", "is not checked"),
+        ("redis_url", REDIS + "?ssl_min_version=769", "TLS before 1.2"),
+        ("redis_url", REDIS.replace("syncward:", ":"), "no user of its own"),
+        ("redis_url", REDIS.replace("syncward:", "default:"), "no user of its own"),
+        ("keyring", "vault+http://kms.example.com/transit", "in the clear"),
+    ],
+)
+def test_what_is_not_protected_is_refused_in_production_only(field, value, reason):
+    (found,) = refusals(settings(**{field: value}), "worker")
+    assert found.startswith(f"SYNCWARD_{field.upper()}: ")
+    assert reason in found
+    assert PASSWORD not in found
+    assert refusals(settings(**{field: value}, profile="development"), "worker") == []
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        DATABASE + "&pooler=transaction&sslrootcert=system",
+        DATABASE.replace(PASSWORD, "p%40/?w"),
+        DATABASE.replace("db.example.com:5432", "[2001:db8::1]:5432"),
+    ],
+)
+def test_a_protected_database_url_of_any_form_is_taken(value):
+    assert refusals(settings(database_url=value), "worker") == []
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        REDIS.replace("rediss:", "rediss+sentinel:") + "?master=m&ssl_ca_certs=/ca.crt",
+        REDIS + "?ssl_cert_reqs=required&ssl_check_hostname=True&ssl_min_version=771",
+    ],
+)
+def test_a_protected_redis_url_of_any_form_is_taken(value):
+    assert refusals(settings(redis_url=value), "worker") == []
+
+
+@pytest.mark.parametrize(
+    ("host", "refused"),
+    [("127.0.0.1", False), ("::1", False), ("localhost", False), ("0.0.0.0", True),  # noqa: S104
+     ("::", True), ("10.0.0.5", True), ("metrics.example.com", True), ("", True)],
+)  # fmt: skip
+def test_metrics_for_other_hosts_want_a_token(host, refused):
+    open_ = settings(metrics_host=host, metrics_port=9464)
+    assert bool(refusals(open_, "scheduler")) == refused
+    assert refusals(settings(metrics_host=host), "scheduler") == []  # not served at all
+    assert bool(refusals(settings(metrics_host=host), "metrics")) == refused
+    with_token = settings(metrics_host=host, metrics_port=9464, metrics_token_file=Path("t"))
+    assert refusals(with_token, "scheduler") == []
+
+
+def test_a_command_is_not_asked_about_a_redis_that_it_does_not_use():
+    assert refusals(settings(redis_url="redis://127.0.0.1"), "operator") == []
+
+
+# ── the environment and dev.env ─────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def dev_env(tmp_path, monkeypatch):
+    """A data directory as `up --dev` leaves it, and an environment that says nothing else."""
+    (tmp_path / "dev.env").write_text(
+        "SYNCWARD_PROFILE=development\n"
+        "SYNCWARD_DATABASE_URL=postgresql://a:b@127.0.0.1/x\nSYNCWARD_REDIS_URL=redis://127.0.0.1\n"
+    )
+    monkeypatch.setenv("SYNCWARD_DATA_DIR", str(tmp_path))
+    return monkeypatch
+
+
+def test_the_default_is_production(tmp_path, monkeypatch):
+    monkeypatch.setenv("SYNCWARD_DATA_DIR", str(tmp_path))
+    found = load_settings()
+    assert (found.profile, found.embedded) == ("production", False)
+
+
+@pytest.mark.usefixtures("dev_env")
+def test_the_servers_of_dev_env_come_with_its_profile():
+    found = load_settings()
+    assert (found.profile, found.embedded) == ("development", True)
+
+
+@pytest.mark.parametrize("name", ["DATABASE_URL", "REDIS_URL"])
+def test_a_forgotten_dev_env_does_not_loosen_the_rules_for_other_servers(dev_env, name):
+    dev_env.setenv(f"SYNCWARD_{name}", SOUND[name.lower()])
+    assert load_settings().profile == "production"
+
+
+def test_production_does_not_use_the_servers_of_dev_env(dev_env):
+    dev_env.setenv("SYNCWARD_PROFILE", "production")
+    assert "embedded servers" in refusals(load_settings(), "scheduler")[0]
+    dev_env.setenv("SYNCWARD_DATABASE_URL", DATABASE)
+    dev_env.setenv("SYNCWARD_REDIS_URL", REDIS)
+    assert refusals(load_settings(), "scheduler") == []
+
+
+def test_unusable_values_are_told_together_with_everything_else(tmp_path, monkeypatch):
+    monkeypatch.setenv("SYNCWARD_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("SYNCWARD_LEASE", "soon")
+    monkeypatch.setenv("SYNCWARD_WORKER_THREADS", "none")
+    monkeypatch.setenv("SYNCWARD_REDIS_URL", "redis://:secret-word@127.0.0.1")
+    with pytest.raises(StartRefused) as refused:
+        load_settings(process="worker")
+    named = [reason.split(":")[0].split(" ")[0] for reason in refused.value.reasons]
+    assert named == [
+        "SYNCWARD_WORKER_THREADS", "SYNCWARD_LEASE", "SYNCWARD_DATABASE_URL", "SYNCWARD_KEYRING",
+        "SYNCWARD_REDIS_URL", "SYNCWARD_REDIS_URL",
+    ]  # fmt: skip
+    assert "secret-word" not in str(refused.value)
