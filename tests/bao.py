@@ -52,7 +52,7 @@ class Bao:
                 },
                 stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
-        self.ca = next(iter(self._wait(lambda: list(certificates.glob("*ca*.pem")))))
+        self.ca = self._wait(lambda: _whole(certificates))
         context = ssl.create_default_context(cafile=self.ca)
         self.admin = httpx.Client(
             base_url=f"https://127.0.0.1:{self.port}/v1/", verify=context, trust_env=False,
@@ -122,3 +122,11 @@ def write_token(path: Path, token: str) -> Path:
         file.write(token + "\n")
     fresh.replace(path)
     return path
+
+
+def _whole(certificates: Path) -> Path | None:
+    """Return the file of the CA once it is written to its end."""
+    for path in certificates.glob("*ca*.pem"):
+        if "END CERTIFICATE" in path.read_text():
+            return path
+    return None
