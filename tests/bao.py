@@ -31,7 +31,11 @@ class Bao:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self._end()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -52,7 +56,7 @@ class Bao:
                 },
                 stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
-        self.ca = next(iter(self._wait(lambda: list(certificates.glob("*ca*.pem")))))
+        self.ca = self._wait(lambda: _whole(certificates))
         context = ssl.create_default_context(cafile=self.ca)
         self.admin = httpx.Client(
             base_url=f"https://127.0.0.1:{self.port}/v1/", verify=context, trust_env=False,
@@ -76,6 +80,9 @@ class Bao:
 
     def stop(self) -> None:
         self.admin.close()
+        self._end()
+
+    def _end(self) -> None:
         if self._process is not None:
             self._process.kill()
             self._process.wait(10)
@@ -122,3 +129,11 @@ def write_token(path: Path, token: str) -> Path:
         file.write(token + "\n")
     fresh.replace(path)
     return path
+
+
+def _whole(certificates: Path) -> Path | None:
+    """Return the file of the CA once it is written to its end."""
+    for path in certificates.glob("*ca*.pem"):
+        if "END CERTIFICATE" in path.read_text():
+            return path
+    return None

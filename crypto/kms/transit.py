@@ -14,6 +14,7 @@ from threading import Lock
 from time import monotonic
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
+from weakref import finalize
 
 import httpx
 
@@ -127,6 +128,7 @@ class Transit:
             trust_env=False,
             follow_redirects=False,
         )
+        finalize(self, self._client.close)  # also for whoever asks once and forgets it
 
     def __repr__(self) -> str:
         return f"Transit({self.address.host})"

@@ -30,6 +30,7 @@ from crypto.roots import PURPOSES, Keyring, Purpose, WrapContext, Wrapped
 from crypto.selftest import selftest
 from schemas.errors import Deferral
 from schemas.failures import FAILURES, Who
+from schemas.runs import RunState
 from tests.bao import Bao, write_token
 
 pytestmark = pytest.mark.xdist_group("bao")
@@ -408,6 +409,37 @@ def test_a_certificate_that_is_not_trusted_is_not_asked(mounted, tmp_path):
     empty.write_text("")
     with pytest.raises(KeyringError, match="holds no certificates"):
         opened(f"{untrusted}&ca={empty}")
+
+
+@pytest.mark.integration
+def test_a_run_waits_while_the_kms_is_away_and_then_succeeds(world, mounted):
+    """T10: on real servers, with both policies; nothing falls back to an older key or a file."""
+    world.cli.__dict__["settings"] = world.cli.settings.model_copy(
+        update={"keyring": mounted.uri("operator")}
+    )
+    cache = KeyCache(mounted.open("worker"))
+    world.deps = replace(world.deps, keyring=cache)
+    world.pair.source("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1), (2)")
+    world.apply({"public.t": "{mode: replace}"})
+    selftest(cache)
+    mounted.bao.seal()
+    try:
+        run, _ = world.sync()
+        assert (run.state, run.error_code) == (RunState.QUEUED, "kms_unavailable")
+        assert run.attempt == 0, "waiting is no attempt"
+        assert "sealed" in (run.error or "")
+        assert "run.requeued" in world.events(run.run_id)
+    finally:
+        mounted.bao.unseal()
+    world.control.act("UPDATE active_runs SET not_before = now() - interval '1 s'")
+    world.step()
+    assert world.run(run.run_id).state is RunState.SUCCEEDED
+    mounted.bao.revoke((mounted.directory / "worker.token").read_text().strip())
+    cache.flush()
+    refused, _ = world.sync()
+    assert (refused.state, refused.error_code) == (RunState.FAILED, "kms_denied")
+    said = (refused.error or "") + world.log(refused.run_id)
+    assert not [secret for secret in world.pair.logins.values() if secret in said]
 
 
 # ── servers that are none, or ill ────────────────────────────────────────────────────────────

@@ -9,9 +9,15 @@ import pytest
 
 from crypto import cache as caches
 from crypto.cache import KEYS_MAX, TTL_S, USES_MAX, KeyCache
+from crypto.envelope import Context
 from crypto.errors import KmsUnavailable, UnsealError
 from crypto.kms import file
 from crypto.roots import WrapContext, Wrapped
+from crypto.seal import new_dek, seal
+from schemas.redaction import Holder, Redactor
+from storage.keystore import StoredKey
+from storage.work import SealedField, SealedResource
+from workers.ends import unsealed, warm
 
 
 class Counting(file.FileKeyring):
@@ -220,3 +226,24 @@ def test_a_cache_is_a_keyring_and_shows_nothing(cache, keyring):
         pickle.dumps(cache)
     cache.close()
     assert len(cache) == 0
+
+
+def test_both_ends_of_a_run_are_opened_with_one_call(cache, keyring):
+    ends = [end_of_a_run(keyring, name) for name in ("shop", "lake")]
+    warm(cache, *ends, None)
+    holder = Holder(Redactor())
+    found = [unsealed(end, cache, holder)["password"] for end in ends]
+    assert found == ["of shop", "of lake"]
+    assert keyring.calls == [2]
+
+
+def end_of_a_run(keyring, name: str) -> SealedResource:
+    dek_id, dek = new_dek()
+    account_id, resource_id = uuid4(), uuid4()
+    wrapped = keyring.wrap("credentials", dek, WrapContext(account_id, "credentials", dek_id))
+    context = Context(account_id, "resource", resource_id, "password", 1)
+    field = SealedField(
+        "password", 1, seal(dek, dek_id, f"of {name}".encode(), context),
+        StoredKey(dek_id, account_id, wrapped.root_id, wrapped.blob),
+    )  # fmt: skip
+    return SealedResource(resource_id, account_id, name, "postgres", {}, (field,))
