@@ -20,7 +20,7 @@ LAYERS: tuple[Layer, ...] = ("value", "key", "pattern")
 
 MASK = "***"
 #: Characters of one text that are looked at; what follows is not shown at all.
-TEXT_MAX = 65_536
+TEXT_MAX = 32_768
 #: Looked at beyond what is shown, so that a secret that begins there is seen whole.
 BEYOND = 4_096
 #: A stream holds back so many characters at least: the beginning of what has a shape.
