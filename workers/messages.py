@@ -1,7 +1,7 @@
 """Read a message of the queue: a job exactly as we send it, or nothing.
 
-Whoever can write to Redis can write anything, so nothing of a message is believed before this: no
-other actor, no delay, no option of Dramatiq's, and only JSON.
+Whoever can write to Redis can write anything, so nothing of a message is believed: there is one
+actor, one queue and no option of Dramatiq's, and only JSON is looked at.
 """
 
 import json
@@ -26,7 +26,11 @@ _FIELDS = frozenset(
 
 
 def read(data: bytes | None, queue_name: str) -> "dramatiq.Message[None] | None":
-    """Return the message if it is a job in the queue of jobs, else None."""
+    """Return the message if it is a job in the queue of jobs, else None.
+
+    What a later version may have added (keywords, options) is not refused but left out: nothing
+    of it reaches Dramatiq.
+    """
     if data is None or len(data) > _LONGEST or queue_name != QUEUE:
         return None
     try:
@@ -35,19 +39,25 @@ def read(data: bytes | None, queue_name: str) -> "dramatiq.Message[None] | None"
         return None
     if not _is_job(said):
         return None
-    return dramatiq.Message(**{**said, "args": tuple(said["args"])})
+    return dramatiq.Message(
+        queue_name=QUEUE,
+        actor_name=ACTOR,
+        args=tuple(said["args"]),
+        kwargs={},
+        options={"redis_message_id": said["options"]["redis_message_id"]},
+        message_id=said["message_id"],
+        message_timestamp=said["message_timestamp"],
+    )
 
 
 def _is_job(said: Any) -> bool:  # noqa: ANN401 - whatever JSON can say
-    if not isinstance(said, dict) or set(said) != _FIELDS:
+    if not isinstance(said, dict) or set(said) != _FIELDS or not isinstance(said["options"], dict):
         return False
-    options, key = said["options"], said["message_id"]
-    ours = (said["queue_name"], said["actor_name"], said["kwargs"]) == (QUEUE, ACTOR, {})
-    named = isinstance(options, dict) and set(options) == {"redis_message_id"}
-    if not ours or not named or not isinstance(options["redis_message_id"], str):
-        return False
+    key = said["options"].get("redis_message_id")
     return (
-        isinstance(key, str)
+        (said["queue_name"], said["actor_name"]) == (QUEUE, ACTOR)
+        and isinstance(key, str)
+        and isinstance(said["message_id"], str)
         and type(said["message_timestamp"]) is int
         and job(said["args"]) is not None
     )
