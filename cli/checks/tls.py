@@ -50,6 +50,8 @@ def _faults(name: str, url: str) -> list[tuple[str, str]]:
 
 def _try(cli: Cli, name: str, url: str) -> LinkHealth:
     if name == "redis_url":
+        if not url.lower().startswith("rediss"):
+            return LinkHealth("Redis")  # as it says; to try it would show the login
         queue = JobQueue(open_client(url))
         try:
             return queue.link()

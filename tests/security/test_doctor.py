@@ -119,8 +119,9 @@ def test_plain_links_are_found_where_they_lead_out_or_production_wants_them_clos
     settings = production.world.cli.settings
     monkeypatch.setenv("SYNCWARD_DATABASE_URL", settings.database_url.get_secret_value())
     monkeypatch.setenv("SYNCWARD_REDIS_URL", settings.redis_url.get_secret_value())
-    found = wrong(shell, "tls")
+    found = wrong(shell, "tls", "redis")
     assert found["tls.encrypted"] == "control database: in the clear; Redis: in the clear"
+    assert "not encrypted" in found["redis.reachable"]
     assert "SYNCWARD_REDIS_URL: the link to Redis is not encrypted" in found["tls.settings"]
     assert "sslmode=verify-full" in found["tls.settings"]
     monkeypatch.setenv("SYNCWARD_PROFILE", "development")
