@@ -108,7 +108,7 @@ def _redis(url: str) -> list[str]:
     if user in {"", "default"}:
         found.append(
             "no user of its own (none is named, or default); make one with the ACL line of "
-            "docs/profiles.md"
+            "docs/network.md"
         )
     return found
 

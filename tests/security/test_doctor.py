@@ -128,6 +128,22 @@ def test_plain_links_are_found_where_they_lead_out_or_production_wants_them_clos
     assert wrong(shell, "tls") == {}
 
 
+def test_a_kms_is_tried_like_every_other_link(production, shell, monkeypatch, tmp_path):
+    files = certificate(tmp_path, "localhost")
+    keyring = "vault://localhost:{}/transit/x?token=/none&ca=" + str(files[0])
+    cluster = production.world.control.cluster
+    with TlsProxy((cluster.host, cluster.port), files, begin="at_once") as proxy:
+        monkeypatch.setenv("SYNCWARD_KEYRING", keyring.format(proxy.port))
+        assert "KMS: in 0 days" in wrong(shell, "tls")["tls.certificates"]
+        other = certificate(tmp_path, "elsewhere.example.com")[0]
+        monkeypatch.setenv(
+            "SYNCWARD_KEYRING", keyring.format(proxy.port).replace(str(files[0]), str(other))
+        )
+        assert "KMS: the certificate of localhost" in wrong(shell, "tls")["tls.links"]
+    monkeypatch.setenv("SYNCWARD_KEYRING", keyring.format(1))
+    assert "KMS: localhost:1" in wrong(shell, "tls")["tls.links"]
+
+
 def test_a_certificate_for_another_name_is_found(production, shell, monkeypatch, tmp_path):
     files = certificate(tmp_path, "elsewhere.example.com")
     cluster = production.world.control.cluster

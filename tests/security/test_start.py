@@ -269,7 +269,7 @@ def test_production_starts_over_tls_with_a_login_of_its_own_and_shows_metrics_to
             assert (status, "syncward_" in text) == (401, False)
         for method in ("POST", "PUT", "DELETE", "HEAD", "OPTIONS"):
             assert ask(port, method, Authorization=f"Bearer {token}")[0] == 405
-        if words[0] == "workers.process":  # with no more of Redis than docs/profiles.md gives it
+        if words[0] == "workers.process":  # with no more of Redis than docs/network.md gives it
             url = str(settings["redis_url"])
             queue = JobQueue(open_client(url))
             assert queue.send(Job(run_id=uuid4(), dispatch=1))
