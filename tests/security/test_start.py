@@ -153,8 +153,11 @@ def spoilt(keys: Path, how: str) -> Path:
 
 @pytest.mark.parametrize(
     "how",
-    ["missing", "readable", "a link", "a directory", "cut off", "foreign", "sample",
-     "the operator's"],
+    [
+        *("missing", "readable", "sample", "the operator's"),
+        *(pytest.param(how, marks=pytest.mark.full)  # in every run: tests/unit/crypto
+          for how in ("a link", "a directory", "cut off", "foreign")),
+    ],
 )  # fmt: skip
 def test_a_keyring_that_must_not_be_used_is_refused_before_anything_is_bound(tmp_path, how):
     keyrings.init(tmp_path / "keys")
