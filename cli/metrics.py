@@ -43,6 +43,7 @@ def metrics(cli: Cli, *, serve: bool) -> None:
     with reasons.collecting():
         exposition.read_token(settings)
     reasons.refuse_if_any()
+    _ = cli.engine  # a login that may do too much is refused here, not when somebody scrapes
     port = settings.metrics_port or _PORT
     exposition.serve(settings, port=port, registry=registry)
     cli.note(f"serving on http://{settings.metrics_host}:{port}/metrics")

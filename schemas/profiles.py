@@ -29,7 +29,8 @@ _URL = re.compile(
     r"(?P<hosts>[^/?]*)(?:/[^?]*)?(?:\?(?P<query>.*))?",
     re.DOTALL,
 )
-_TLS_OLD = frozenset({"tlsv1", "tlsv1.1"})
+#: Of libpq; without a value there is no lowest version.
+_TLS_OLD = frozenset({"", "tlsv1", "tlsv1.1"})
 _TRUE = frozenset({"true", "1", "yes"})
 #: ssl.TLSVersion.TLSv1_2, as redis-py takes it.
 _TLS_1_2 = 771
@@ -107,7 +108,7 @@ def _redis(url: str) -> list[str]:
     if user in {"", "default"}:
         found.append(
             "no user of its own (none is named, or default); make one with the ACL line of "
-            "docs/profiles.md"
+            "docs/network.md"
         )
     return found
 

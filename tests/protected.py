@@ -33,8 +33,8 @@ class Protected:
 
 
 def acl() -> str:
-    """Return what docs/profiles.md says of the user of Redis, with a password."""
-    page = Path(__file__).parent.parent / "docs" / "profiles.md"
+    """Return what docs/network.md says of the user of Redis, with a password."""
+    page = Path(__file__).parent.parent / "docs" / "network.md"
     (line,) = re.findall(r"^user (syncward .*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return str(line).replace("PASSWORD", PASSWORD)
 

@@ -4,13 +4,18 @@ from cli.checks.base import Area, Check, slow
 from cli.context import Cli
 from schemas.errors import ConfigError, TransientError
 from schemas.health import QueueHealth
+from schemas.profiles import link_faults
 from workers.enqueue import JobQueue, open_client
 
 
 def _queue(cli: Cli) -> QueueHealth:
     if cli.settings.redis_url is None:
         raise ConfigError("SYNCWARD_REDIS_URL is not set, so Redis cannot be asked from here")
-    queue = JobQueue(open_client(cli.settings.redis_url.get_secret_value()))
+    url = cli.settings.redis_url.get_secret_value()
+    faults = link_faults("redis_url", url) if cli.settings.profile == "production" else []
+    if faults:  # not even asked: the login would travel unprotected
+        raise ConfigError("; ".join(f"SYNCWARD_REDIS_URL: {why}" for why in faults))
+    queue = JobQueue(open_client(url))
     try:
         found = queue.health()
     finally:

@@ -5,11 +5,12 @@ from datetime import UTC, datetime
 
 from cli.checks.base import Area, Check, across, said
 from cli.context import Cli
+from crypto.kms import transit
 from schemas.errors import ConfigError, SyncwardError
 from schemas.health import LinkHealth
 from schemas.profiles import leads_out, link_faults
 from storage import health
-from storage.handshake import try_link
+from storage.handshake import try_link, try_server
 from workers.enqueue import JobQueue, open_client
 
 _EXPIRES_SOON_DAYS = 30
@@ -37,24 +38,18 @@ def _links(cli: Cli) -> Links:
         raise ConfigError("SYNCWARD_DATABASE_URL is not set, so no link can be tried")
     development = cli.settings.profile == "development"
     strict = {n: url for n, url in urls.items() if not development or leads_out(url)}
-    tried = tuple(_try(cli, name, url) for name, url in strict.items())
+    tried = (*(_try(cli, name, url) for name, url in strict.items()), *_kms(cli))
     faults = (
-        f"SYNCWARD_{name.upper()}: {why}" for n, u in strict.items() for name, why in _faults(n, u)
+        f"SYNCWARD_{name.upper()}: {why}"
+        for name, url in strict.items()
+        for why in link_faults(name, url)
     )
     return Links(tried, tuple(faults), _weak(cli), development)
 
 
-def _faults(name: str, url: str) -> list[tuple[str, str]]:
-    return [(name, why) for why in link_faults(name, url)]
-
-
 def _try(cli: Cli, name: str, url: str) -> LinkHealth:
     if name == "redis_url":
-        queue = JobQueue(open_client(url))
-        try:
-            return queue.link()
-        finally:
-            queue.close()
+        return _redis(url)
     found = try_link("control database" if name == "database_url" else "keystore", url)
     if found.version is None or name != "database_url":
         return found
@@ -63,6 +58,33 @@ def _try(cli: Cli, name: str, url: str) -> LinkHealth:
             return replace(found, seen_plain=health.session_is_plain(tx))
     except SyncwardError:  # `db.reachable` says it
         return found
+
+
+def _redis(url: str) -> LinkHealth:
+    if not url.lower().startswith("rediss"):
+        return LinkHealth("Redis")  # as it says; to try it would show the login
+    try:
+        queue = JobQueue(open_client(url))
+    except ConfigError as error:
+        return LinkHealth("Redis", error.public)
+    try:
+        return queue.link()
+    finally:
+        queue.close()
+
+
+def _kms(cli: Cli) -> list[LinkHealth]:
+    """Try the KMS, if the keyring is in one; without TLS it may only be on this host."""
+    if not (cli.settings.keyring or "").startswith("vault"):
+        return []
+    try:
+        address = transit.parse(cli.settings.keyring or "")
+    except ConfigError as error:
+        return [LinkHealth("KMS", error.public)]
+    if address.plain:
+        return [] if cli.settings.profile == "development" else [LinkHealth("KMS")]
+    host, _, port = address.host.rpartition(":")
+    return [try_server("KMS", host.strip("[]"), int(port), address.ca_file)]
 
 
 def _weak(cli: Cli) -> tuple[str, ...]:

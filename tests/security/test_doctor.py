@@ -119,12 +119,29 @@ def test_plain_links_are_found_where_they_lead_out_or_production_wants_them_clos
     settings = production.world.cli.settings
     monkeypatch.setenv("SYNCWARD_DATABASE_URL", settings.database_url.get_secret_value())
     monkeypatch.setenv("SYNCWARD_REDIS_URL", settings.redis_url.get_secret_value())
-    found = wrong(shell, "tls")
+    found = wrong(shell, "tls", "redis")
     assert found["tls.encrypted"] == "control database: in the clear; Redis: in the clear"
+    assert "not encrypted" in found["redis.reachable"]
     assert "SYNCWARD_REDIS_URL: the link to Redis is not encrypted" in found["tls.settings"]
     assert "sslmode=verify-full" in found["tls.settings"]
     monkeypatch.setenv("SYNCWARD_PROFILE", "development")
     assert wrong(shell, "tls") == {}
+
+
+def test_a_kms_is_tried_like_every_other_link(production, shell, monkeypatch, tmp_path):
+    files = certificate(tmp_path, "localhost")
+    keyring = "vault://localhost:{}/transit/x?token=/none&ca=" + str(files[0])
+    cluster = production.world.control.cluster
+    with TlsProxy((cluster.host, cluster.port), files, begin="at_once") as proxy:
+        monkeypatch.setenv("SYNCWARD_KEYRING", keyring.format(proxy.port))
+        assert "KMS: in 0 days" in wrong(shell, "tls")["tls.certificates"]
+        other = certificate(tmp_path, "elsewhere.example.com")[0]
+        monkeypatch.setenv(
+            "SYNCWARD_KEYRING", keyring.format(proxy.port).replace(str(files[0]), str(other))
+        )
+        assert "KMS: the certificate of localhost" in wrong(shell, "tls")["tls.links"]
+    monkeypatch.setenv("SYNCWARD_KEYRING", keyring.format(1))
+    assert "KMS: localhost:1" in wrong(shell, "tls")["tls.links"]
 
 
 def test_a_certificate_for_another_name_is_found(production, shell, monkeypatch, tmp_path):

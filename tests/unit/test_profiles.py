@@ -38,6 +38,7 @@ def test_protected_settings_are_not_refused(process):
             "sslmode=verify-full",
         ),
         ("database_url", DATABASE + "&ssl_min_protocol_version=TLSv1.1", "TLS before 1.2"),
+        ("database_url", DATABASE + "&ssl_min_protocol_version=", "TLS before 1.2"),
         ("database_url", DATABASE.replace("w1:", "postgres:"), "no login of its own"),
         ("database_url", DATABASE.replace(f"w1:{PASSWORD}@", ""), "no login of its own"),
         ("database_url", DATABASE.replace("db.example.com:5432", "%2Ftmp"), "a Unix socket"),
