@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from schemas.egress import LinkPolicy
 from schemas.records import ServerReport
 
 
@@ -17,9 +18,16 @@ CONFIG = HangingConfig
 SECRET_FIELDS = ("token",)
 
 
-def open_source(config: Mapping[str, Any], secrets: Mapping[str, str]) -> "HangingSource":
+def check_link(config: HangingConfig, policy: LinkPolicy) -> None:
+    """Allow every link: there is none."""
+    del config, policy
+
+
+def open_source(
+    config: Mapping[str, Any], secrets: Mapping[str, str], policy: LinkPolicy
+) -> "HangingSource":
     """Connect to nothing."""
-    del config, secrets
+    del config, secrets, policy
     return HangingSource()
 
 
