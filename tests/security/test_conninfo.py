@@ -162,7 +162,7 @@ def test_a_worker_reads_the_source_of_the_resource_whatever_the_environment_says
         "def work(settings):\n"
         "    deps = main._build(settings).deps\n"
         f"    run_sync.execute(Job(run_id='{job.run_id}', dispatch={job.dispatch}), deps)\n"
-        "start(work)"
+        "start(work, 'worker')"
     )
     keyring = str(world.directory / "keys" / "worker.json")
     words = ("timeit", "-n", "1", "-r", "1", script)

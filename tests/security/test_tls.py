@@ -125,16 +125,19 @@ def test_a_login_that_is_not_bound_to_the_tls_link_is_refused(world, cluster, tm
 # ── production asks for more ─────────────────────────────────────────────────────────────────
 
 
-def test_a_weak_link_is_refused_where_it_is_written_down(world, shell, monkeypatch):
+def test_a_weak_link_is_refused_where_it_is_written_down(world):
+    """In this process, because a command of production refuses the tests' own plain links first."""
     world.account()
-    monkeypatch.setenv("SYNCWARD_PROFILE", "production")
+    production = world.cli.settings.model_copy(update={"profile": "production"})
+    policy = production.link_policy()
     for mode in ("disable", "prefer", "require", "verify-ca"):
-        words = ("host=db.example", "database=shop", "user=reader", f"sslmode={mode}")
-        config = [w for s in words for w in ("--set", s)]
-        code, _, err = shell("resource", "create", "shop", "--kind", "postgres", *config)
-        assert (code, f"{mode} is too weak for production" in err) == (1, True)
-    code, _, err = shell("apply", "-f", str(world.document({"public.t": "{mode: replace}"})))
-    assert (code, "sslmode disable is too weak for production" in err) == (1, True)
+        config = {"host": "db.example", "database": "shop", "user": "reader", "sslmode": mode}
+        with pytest.raises(ConfigError, match=f"{mode} is too weak for production") as caught:
+            registry.validate_config("postgres", config, policy)
+        assert caught.value.code == "tls_too_weak"
+    world.cli.__dict__["settings"] = production
+    with pytest.raises(ConfigError, match="sslmode disable is too weak for production"):
+        world.apply_file(world.document({"public.t": "{mode: replace}"}))
     assert world.control.one("SELECT count(*) FROM resources") == 0
 
 
