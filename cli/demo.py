@@ -214,7 +214,7 @@ class Operator:
     def run_log(self, run_id: UUID) -> str:
         """Return a run's log."""
         with self.cli().inside() as (tx, _, _name):
-            lines = logs.read(tx, run_id)
+            lines, found = logs.read(tx, run_id), runs.get(tx, run_id)
         return "\n".join(
             f"{line.at:%H:%M:%S} {line.level:<7} "
             f"{line.stream.removeprefix('public.') + ': ' if line.stream else ''}{line.message}"

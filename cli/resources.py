@@ -198,7 +198,13 @@ def _ask(cli: Cli, name: str, kind: RunKind) -> tuple[Run, dict[str, object]]:
     if run.state is not RunState.SUCCEEDED:
         raise SyncwardError(f"resource {short}: {run.error}", code=run.error_code or "failed")
     with cli.inside(f"{account.name}/") as (tx, _, _name):
-        return run, outputs.document(tx, run.run_id) or {}
+        read = AuditEvent(
+            AuditAction.OUTPUT_READ, TargetKind.RUN, run.run_id, cli.principal,
+            account_id=run.account_id, run_id=run.run_id,
+        )  # fmt: skip
+        audit.append(tx, read)
+        stored = outputs.stored(tx, run.run_id)
+    return run, opened_output(cli, run, stored) if stored else {}
 
 
 def _subject(account: Account, resource: Resource) -> Subject:

@@ -36,6 +36,7 @@ from workers.heartbeat import Heartbeat
 from workers.key_upkeep import KeyUpkeep
 from workers.metrics import RUNNING
 from workers.refusals import JobRefusals
+from workers.records import RecordSealer, write_sealed
 from workers.run_log import LogWriter
 
 logger = logging.getLogger(__name__)
@@ -122,19 +123,18 @@ def _build(settings: Settings) -> _Process:
             roots=tuple(root.root_id for root in keyring.status()),
         )
 
-    def write_logs(lines: Sequence[logs.LogLine]) -> None:
-        with transaction(engine) as tx:
-            logs.append(tx, lines)
-
     principal = Principal("worker", worker_id)
+    keystore = Keystore(engine, own or None)
+    records = RecordSealer(engine, keyring, keystore, principal)
     deps = Dependencies(
         engine=engine,
         keyring=KeyCache(keyring),
-        keystore=Keystore(engine, own or None),
+        keystore=keystore,
         heartbeat=Heartbeat(
             lambda: open_link(database_url, "worker"), state, settings.heartbeat.total_seconds()
         ),
-        logs=LogWriter(write_logs),
+        logs=LogWriter(lambda lines: write_sealed(engine, records, lines)),
+        records=records,
         settings=settings,
         policy=settings.link_policy(),
         refusals=JobRefusals(engine, principal),
