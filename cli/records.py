@@ -16,7 +16,7 @@ from crypto.envelope import Context, take_apart
 from crypto.errors import CryptoError, UnknownRoot, UnsealError
 from crypto.records import open_records
 from crypto.roots import Sealed, WrapContext, Wrapped
-from schemas.audit import AuditAction, AuditEvent, TargetKind
+from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
 from schemas.errors import ConfigError, SyncwardError
 from schemas.runs import Run, RunState
 from schemas.sealed_lines import Place, Unpacked, line_context, output_context, unpacked
@@ -165,6 +165,14 @@ class Reader:
         )  # fmt: skip
         with self.cli.transaction() as tx:
             audit.append(tx, event)
+
+
+def read_event(action: AuditAction, run: Run, principal: Principal) -> AuditEvent:
+    """Make the event that says who reads a run's records."""
+    return AuditEvent(
+        action, TargetKind.RUN, run.run_id, principal,
+        account_id=run.account_id, run_id=run.run_id,
+    )  # fmt: skip
 
 
 def opened_output(cli: Cli, run: Run, found: StoredOutput) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from cli.context import Cli, command
 from cli.main import EXIT_AWAITING_APPROVAL, EXIT_FAILED
 from cli.parameters import DurationType
-from cli.records import OpenedLine, Reader, opened_output
+from cli.records import OpenedLine, Reader, opened_output, read_event
 from cli.show import (
     explanation_text,
     jsonable,
@@ -22,7 +22,7 @@ from cli.show import (
     stream_table,
 )
 from cli.waiting import wait_for_run
-from schemas.audit import AuditAction, AuditEvent, TargetKind
+from schemas.audit import AuditAction
 from schemas.errors import Conflict, NotFound
 from schemas.runs import FINAL_STATES, Run, RunKind, RunOptions, RunState
 from storage import audit, connections, logs, outputs, runs
@@ -171,7 +171,7 @@ def show_logs(cli: Cli, name: str, *, follow: bool, grep: str | None) -> None:
     reader = Reader(cli, found)
     reader.require_keys()
     with cli.inside(f"{account.name}/") as (tx, _, _name):
-        audit.append(tx, _read_event(AuditAction.LOGS_READ, found, cli))
+        audit.append(tx, read_event(AuditAction.LOGS_READ, found, cli.principal))
     kept: list[object] = []
     after, ended, scanned = 0, False, 0
     while not ended:
@@ -179,9 +179,11 @@ def show_logs(cli: Cli, name: str, *, follow: bool, grep: str | None) -> None:
             reader.run = _still(tx, found)
             ended = not follow or reader.run.state in FINAL_STATES
             lines = logs.read(tx, found.run_id, after=after, limit=_PAGE)
-        for line in reader.page(lines):
-            if grep is None or line.message is None or grep in line.message:
-                kept.append(_print_line(cli, line, follow=follow))
+        kept += [
+            _print_line(cli, line, follow=follow)
+            for line in reader.page(lines)
+            if grep is None or line.message is None or grep in line.message
+        ]
         after, scanned = lines[-1].seq if lines else after, scanned + len(lines)
         if grep is not None and scanned >= GREP_MAX:
             cli.note(f"stopped after {scanned:,} lines; there may be more")
@@ -216,24 +218,13 @@ def _print_line(cli: Cli, line: OpenedLine, *, follow: bool) -> object:
     return document
 
 
-def _read_event(action: AuditAction, found: Run, cli: Cli) -> AuditEvent:
-    return AuditEvent(
-        action,
-        TargetKind.RUN,
-        found.run_id,
-        cli.principal,
-        account_id=found.account_id,
-        run_id=found.run_id,
-    )
-
-
 @command(run)
 @click.argument("name", metavar="RUN|CONNECTION")
 def output(cli: Cli, name: str) -> None:
     """Show what a run produced. Reading it is an audit event."""
     with cli.inside(name) as (tx, account, short):
         found = _find(tx, account.account_id, short)
-        audit.append(tx, _read_event(AuditAction.OUTPUT_READ, found, cli))
+        audit.append(tx, read_event(AuditAction.OUTPUT_READ, found, cli.principal))
         results = outputs.streams(tx, found.run_id)
         stored = outputs.stored(tx, found.run_id)
     document = opened_output(cli, found, stored) if stored else None

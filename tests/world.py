@@ -15,7 +15,7 @@ from sqlalchemy import Engine, create_engine, text
 
 from cli.apply import make_so
 from cli.context import Cli
-from cli.records import Reader
+from cli.records import OpenedLine, Reader
 from crypto import keyring as keyrings
 from embedded.postgres import Cluster
 from embedded.valkey import Server
@@ -34,8 +34,8 @@ from workers import run_sync
 from workers.attempt import Dependencies
 from workers.heartbeat import Heartbeat
 from workers.key_upkeep import KeyUpkeep
-from workers.refusals import JobRefusals
 from workers.records import RecordSealer, write_sealed
+from workers.refusals import JobRefusals
 from workers.run_log import LogWriter
 
 OPERATOR = Principal("operator", "test")
@@ -367,11 +367,15 @@ class World:
             return {r.stream.split(".")[1]: r for r in outputs.streams(tx, run_id)}
 
     def log(self, run_id: UUID) -> str:
+        """A run's log, opened as an operator does."""
+        return "\n".join(x.message or f"[{x.problem}]" for x in self.lines(run_id))
+
+    def lines(self, run_id: UUID) -> list[OpenedLine]:
         with self.cli.inside() as (tx, _, _name):
             found, lines = runs.get(tx, run_id), logs.read(tx, run_id)
         reader = Reader(self.cli, found)
         reader.require_keys()
-        return "\n".join(line.message or f"[{line.problem}]" for line in reader.page(lines))
+        return reader.page(lines)
 
     def events(self, run_id: UUID | None = None) -> list[str]:
         with self.cli.transaction() as tx:

@@ -4,7 +4,6 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from secrets import token_hex
@@ -24,7 +23,7 @@ from schemas.jobs import QUEUE, Job
 from schemas.profiles import all_reasons
 from schemas.settings import Settings
 from schemas.start import Reasons, until_asked
-from storage import admission, exposition, logs
+from storage import admission, exposition
 from storage.claims import WorkerState, sign_off
 from storage.engine import open_engine, open_link, transaction
 from storage.keystore import Keystore
@@ -35,8 +34,8 @@ from workers.enqueue import JobQueue, open_broker, open_client
 from workers.heartbeat import Heartbeat
 from workers.key_upkeep import KeyUpkeep
 from workers.metrics import RUNNING
-from workers.refusals import JobRefusals
 from workers.records import RecordSealer, write_sealed
+from workers.refusals import JobRefusals
 from workers.run_log import LogWriter
 
 logger = logging.getLogger(__name__)
