@@ -328,7 +328,8 @@ def i14_no_secret_leaves(history: History, facts: Facts) -> list[str]:
         "runs.error": "SELECT error AS said FROM runs WHERE error IS NOT NULL",
         "active_runs.error": "SELECT error AS said FROM active_runs WHERE error IS NOT NULL",
         "run_streams.error": "SELECT error AS said FROM run_streams WHERE error IS NOT NULL",
-        "run_outputs": "SELECT coalesce(document::text, encode(envelope, 'hex')) AS said FROM run_outputs",
+        "run_outputs": "SELECT coalesce(document::text, encode(envelope, 'hex')) AS said "
+        "FROM run_outputs",
         "audit.event": "SELECT body AS said FROM audit.event",
     }
     places = {

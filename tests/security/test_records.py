@@ -36,8 +36,8 @@ def test_no_text_of_a_log_stands_in_the_control_database(ended):
         ("DELETE FROM run_logs WHERE seq = X", "missing"),
         ("DELETE FROM run_logs WHERE seq = (SELECT max(seq) FROM run_logs)", "missing"),
         ("DELETE FROM run_logs", "missing"),
-        ("INSERT INTO run_logs (at, run_id, account_id, level, stream, envelope) "
-         "SELECT at, run_id, account_id, level, stream, envelope FROM run_logs WHERE seq = X",
+        (("INSERT INTO run_logs (at, run_id, account_id, level, stream, envelope) "
+         "SELECT at, run_id, account_id, level, stream, envelope FROM run_logs WHERE seq = X"),
          "cannot be opened"),
     ],
 )  # fmt: skip
