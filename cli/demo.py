@@ -27,10 +27,12 @@ from cli.apply import make_so
 from cli.audit import line_of
 from cli.context import Cli, command
 from cli.demo_world import World, stop_world
+from cli.records import Reader, read_event
 from cli.show import stream_table
 from cli.supervisor import Supervisor
 from embedded.postgres import Cluster
 from embedded.valkey import Server
+from schemas.audit import AuditAction
 from schemas.errors import SyncwardError
 from schemas.records import StreamResult
 from schemas.runs import Run, RunState
@@ -213,12 +215,17 @@ class Operator:
 
     def run_log(self, run_id: UUID) -> str:
         """Return a run's log."""
-        with self.cli().inside() as (tx, _, _name):
-            lines = logs.read(tx, run_id)
+        cli = self.cli()
+        with cli.inside() as (tx, _, _name):
+            found, lines = runs.get(tx, run_id), logs.read(tx, run_id)
+            audit.append(tx, read_event(AuditAction.LOGS_READ, found, cli.principal))
+        reader = Reader(cli, found)
+        reader.require_keys()
         return "\n".join(
-            f"{line.at:%H:%M:%S} {line.level:<7} "
-            f"{line.stream.removeprefix('public.') + ': ' if line.stream else ''}{line.message}"
-            for line in lines
+            f"{line.stored.at:%H:%M:%S} {line.stored.level:<7} "
+            + (f"{line.stored.stream.removeprefix('public.')}: " if line.stored.stream else "")
+            + (line.message or f"[cannot be opened: {line.problem}]")
+            for line in reader.page(lines)
         )
 
     def audit_tail(self, run_id: UUID) -> str:

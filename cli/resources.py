@@ -7,16 +7,18 @@ import click
 
 from cli import credentials
 from cli.context import Cli, command, interactive
+from cli.records import opened_output, read_event
 from cli.show import ago, plain, table
 from cli.waiting import wait_for_run
 from connectors import registry
 from schemas.accounts import Account, Resource
+from schemas.audit import AuditAction
 from schemas.errors import ConfigError, SyncwardError
 from schemas.ids import new_id
 from schemas.limits import INTERACTIVE_DEADLINE
 from schemas.runs import Run, RunKind, RunOptions, RunState
 from schemas.secret import looks_secret
-from storage import outputs, resources, runs
+from storage import audit, outputs, resources, runs
 from storage.runs import Subject
 
 
@@ -198,7 +200,9 @@ def _ask(cli: Cli, name: str, kind: RunKind) -> tuple[Run, dict[str, object]]:
     if run.state is not RunState.SUCCEEDED:
         raise SyncwardError(f"resource {short}: {run.error}", code=run.error_code or "failed")
     with cli.inside(f"{account.name}/") as (tx, _, _name):
-        return run, outputs.document(tx, run.run_id) or {}
+        audit.append(tx, read_event(AuditAction.OUTPUT_READ, run, cli.principal))
+        stored = outputs.stored(tx, run.run_id)
+    return run, opened_output(cli, run, stored) if stored else {}
 
 
 def _subject(account: Account, resource: Resource) -> Subject:

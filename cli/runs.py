@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from cli.context import Cli, command
 from cli.main import EXIT_AWAITING_APPROVAL, EXIT_FAILED
 from cli.parameters import DurationType
+from cli.records import OpenedLine, Reader, opened_output, read_event
 from cli.show import (
     explanation_text,
     jsonable,
@@ -21,7 +22,7 @@ from cli.show import (
     stream_table,
 )
 from cli.waiting import wait_for_run
-from schemas.audit import AuditAction, AuditEvent, TargetKind
+from schemas.audit import AuditAction
 from schemas.errors import Conflict, NotFound
 from schemas.runs import FINAL_STATES, Run, RunKind, RunOptions, RunState
 from storage import audit, connections, logs, outputs, runs
@@ -34,6 +35,10 @@ def run() -> None:
 
 
 commands = {"run": run}
+
+#: Lines that are opened at once, and in all while `--grep` looks for something.
+_PAGE = 1_000
+GREP_MAX = 50_000
 
 
 @command(run)
@@ -163,48 +168,54 @@ def show_logs(cli: Cli, name: str, *, follow: bool, grep: str | None) -> None:
     """Show a run's log, also while it is running. Reading it is an audit event."""
     with cli.inside(name) as (tx, account, short):
         found = _find(tx, account.account_id, short)
-        audit.append(tx, _read_event(AuditAction.LOGS_READ, found, cli))
+    reader = Reader(cli, found)
+    reader.require_keys()
+    with cli.inside(f"{account.name}/") as (tx, _, _name):
+        audit.append(tx, read_event(AuditAction.LOGS_READ, found, cli.principal))
     kept: list[object] = []
-    after, ended = 0, False
+    after, ended, scanned = 0, False, 0
     while not ended:
         with cli.inside(f"{account.name}/") as (tx, _, _name):
-            ended = not follow or runs.get(tx, found.run_id).state in FINAL_STATES
-            lines = logs.read(tx, found.run_id, after=after)
-        for line in lines:
-            after = line.seq
-            if grep is None or grep in line.message:
-                kept.append(_print_line(cli, line, follow=follow))
-        if lines:
-            ended = False if len(lines) >= 1_000 else ended  # noqa: PLR2004 - a full page: go on
-        if not ended:
+            reader.run = _still(tx, found)
+            ended = not follow or reader.run.state in FINAL_STATES
+            lines = logs.read(tx, found.run_id, after=after, limit=_PAGE)
+        kept += [
+            _print_line(cli, line, follow=follow)
+            for line in reader.page(lines)
+            if grep is None or line.message is None or grep in line.message
+        ]
+        after, scanned = lines[-1].seq if lines else after, scanned + len(lines)
+        if grep is not None and scanned >= GREP_MAX:
+            cli.note(f"stopped after {scanned:,} lines; there may be more")
+            break
+        ended = ended and len(lines) < _PAGE  # a full page: go on
+        if not ended and len(lines) < _PAGE:
             time.sleep(0.3)
     if cli.json and not follow:
         cli.answer(kept, str)
+    if ended:
+        reader.finish()
 
 
-def _print_line(cli: Cli, line: logs.LogLine, *, follow: bool) -> object:
-    document = {"at": line.at, "level": line.level, "stream": line.stream, "message": line.message}
+def _still(tx: Connection, found: Run) -> Run:
+    """Return how a run is now; its log may be read while it moves into history."""
+    return found if found.state in FINAL_STATES else runs.get(tx, found.run_id)
+
+
+def _print_line(cli: Cli, line: OpenedLine, *, follow: bool) -> object:
+    row = line.stored
+    document = {"at": row.at, "level": row.level, "stream": row.stream, "message": line.message}
+    if line.problem is not None:
+        document["problem"] = line.problem
     if not cli.json:
-        where = f"{line.stream}: " if line.stream else ""
-        click.echo(
-            f"{line.at:%H:%M:%S.%f}"[:-3] + f" {line.level:<7} {plain(where + line.message)}"
-        )
+        where = f"{row.stream}: " if row.stream else ""
+        said = f"[cannot be opened: {line.problem}]" if line.message is None else line.message
+        click.echo(f"{row.at:%H:%M:%S.%f}"[:-3] + f" {row.level:<7} {plain(where + said)}")
     elif follow:
         import json  # noqa: PLC0415 - `-f --json` prints JSON lines
 
         click.echo(json.dumps(jsonable(document)))
     return document
-
-
-def _read_event(action: AuditAction, found: Run, cli: Cli) -> AuditEvent:
-    return AuditEvent(
-        action,
-        TargetKind.RUN,
-        found.run_id,
-        cli.principal,
-        account_id=found.account_id,
-        run_id=found.run_id,
-    )
 
 
 @command(run)
@@ -213,9 +224,10 @@ def output(cli: Cli, name: str) -> None:
     """Show what a run produced. Reading it is an audit event."""
     with cli.inside(name) as (tx, account, short):
         found = _find(tx, account.account_id, short)
-        audit.append(tx, _read_event(AuditAction.OUTPUT_READ, found, cli))
+        audit.append(tx, read_event(AuditAction.OUTPUT_READ, found, cli.principal))
         results = outputs.streams(tx, found.run_id)
-        document = outputs.document(tx, found.run_id)
+        stored = outputs.stored(tx, found.run_id)
+    document = opened_output(cli, found, stored) if stored else None
     answer = {**run_document(found, results), **({"document": document} if document else {})}
     cli.answer(answer, lambda: stream_table(results) if results else str(jsonable(document)))
 

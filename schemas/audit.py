@@ -64,6 +64,7 @@ class AuditAction(StrEnum):
     RUN_FENCE_RAISED = "run.fence_raised"
     OUTPUT_READ = "output.read"
     LOGS_READ = "logs.read"
+    RECORD_REFUSED = "record.refused"
     AUDIT_READ = "audit.read"
     INSTANCE_READ = "instance.read"
     INSTANCE_PAUSED = "instance.paused"

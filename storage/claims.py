@@ -20,7 +20,8 @@ from schemas.records import StreamResult
 from schemas.runs import Claim, Outcome, OutcomeKind, RunKind, RunOptions, RunState, Trigger
 from storage import audit, logs, tenancy
 from storage.endings import end, free_account, run_event
-from storage.logs import LogLine
+from storage.logs import SealedLine
+from storage.outputs import SealedOutput
 from storage.pooler import together
 
 
@@ -265,7 +266,8 @@ def finish(
     outcome: Outcome,
     principal: Principal,
     *,
-    lines: Sequence[LogLine] = (),
+    lines: Sequence[SealedLine] = (),
+    output: SealedOutput | None = None,
 ) -> None:
     """Make the run's next move, as the outcome says; LeaseLost if it is no longer ours to make.
 
@@ -275,8 +277,10 @@ def finish(
     logs.append_own(tx, lines)
     if outcome.streams:
         _record(tx, held, outcome.streams[-1], len(outcome.streams) - 1)
-    if outcome.document:
-        _store_output(tx, held, outcome)
+    if output is not None:
+        _store_output(tx, held, output)
+    elif outcome.document:
+        raise ValueError("a document is stored sealed")
     if outcome.kind not in _FINAL:
         tx.execute(text("DELETE FROM leases WHERE token = :token"), {"token": held.token})
         if _put_back(tx, held, outcome, principal):
@@ -313,14 +317,21 @@ def finish(
         )
 
 
-def _store_output(tx: Connection, held: Claim, outcome: Outcome) -> None:
+def _store_output(tx: Connection, held: Claim, output: SealedOutput) -> None:
     tx.execute(
         text(
-            "INSERT INTO run_outputs (run_id, account_id, document) VALUES (:run, :account, :doc) "
-            "ON CONFLICT (run_id) DO UPDATE SET document = excluded.document, "
+            "INSERT INTO run_outputs (run_id, account_id, envelope, document) "
+            "VALUES (:run, :account, :envelope, :counts) "
+            "ON CONFLICT (run_id) DO UPDATE SET envelope = excluded.envelope, "
+            "document = excluded.document, "
             "created_at = clock_timestamp()"
         ),
-        {"run": held.run_id, "account": held.account_id, "doc": Jsonb(outcome.document)},
+        {
+            "run": held.run_id,
+            "account": held.account_id,
+            "envelope": output.envelope,
+            "counts": Jsonb(output.counts) if output.counts else None,
+        },
     )
 
 

@@ -1,12 +1,32 @@
-"""Outputs: one document per run, and its streams in clear columns."""
+"""Outputs: one sealed document per run, and its streams in clear columns."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, text
 
 from schemas.records import StreamResult
+
+
+@dataclass(frozen=True, slots=True)
+class SealedOutput:
+    """A document to be stored; of a discovery, how many rows each stream has stays clear."""
+
+    envelope: bytes
+    counts: dict[str, object] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredOutput:
+    """A document as it was found; without an envelope it is of the version before this one."""
+
+    run_id: UUID
+    account_id: UUID
+    envelope: bytes | None
+    document: dict[str, Any] | None
+
 
 _STREAM_COLUMNS = ", ".join(StreamResult.model_fields)
 
@@ -20,9 +40,10 @@ def streams(tx: Connection, run_id: UUID) -> Sequence[StreamResult]:
     return [StreamResult.model_validate(row._asdict()) for row in rows]
 
 
-def document(tx: Connection, run_id: UUID) -> dict[str, Any] | None:
-    """Return the document a run left; tests and discoveries answer in it. None if there is none."""
-    found: dict[str, Any] | None = tx.execute(
-        text("SELECT document FROM run_outputs WHERE run_id = :run"), {"run": run_id}
-    ).scalar()
-    return found
+def stored(tx: Connection, run_id: UUID) -> StoredOutput | None:
+    """Return the document a run left, sealed; None if there is none."""
+    row = tx.execute(
+        text("SELECT run_id, account_id, envelope, document FROM run_outputs WHERE run_id = :run"),
+        {"run": run_id},
+    ).one_or_none()
+    return None if row is None else StoredOutput(**row._mapping)  # noqa: SLF001 - its public name

@@ -15,6 +15,7 @@ from sqlalchemy import Engine, create_engine, text
 
 from cli.apply import make_so
 from cli.context import Cli
+from cli.records import OpenedLine, Reader
 from crypto import keyring as keyrings
 from embedded.postgres import Cluster
 from embedded.valkey import Server
@@ -33,6 +34,7 @@ from workers import run_sync
 from workers.attempt import Dependencies
 from workers.heartbeat import Heartbeat
 from workers.key_upkeep import KeyUpkeep
+from workers.records import RecordSealer, write_sealed
 from workers.refusals import JobRefusals
 from workers.run_log import LogWriter
 
@@ -250,10 +252,6 @@ class World:
     def _deps(control: Control, settings: Settings, worker_file: Path) -> Dependencies:
         engine = control.engine("worker")
 
-        def write(lines: Sequence[logs.LogLine]) -> None:
-            with transaction(engine) as tx:
-                logs.append(tx, lines)
-
         heartbeat = Heartbeat(
             lambda: open_link(control.url, "worker"),
             lambda: WorkerState("w1", "test", 8, draining=False),
@@ -261,12 +259,15 @@ class World:
         )
         heartbeat.beat()
         principal = Principal("worker", "w1")
+        keyring, keystore = keyrings.load(str(worker_file)), Keystore(engine)
+        records = RecordSealer(engine, keyring, keystore, principal)
         return Dependencies(
             engine=engine,
-            keyring=keyrings.load(str(worker_file)),
-            keystore=Keystore(engine),
+            keyring=keyring,
+            keystore=keystore,
             heartbeat=heartbeat,
-            logs=LogWriter(write),
+            logs=LogWriter(lambda lines: write_sealed(engine, records, lines)),
+            records=records,
             settings=settings,
             policy=settings.link_policy(),
             refusals=JobRefusals(engine, principal),
@@ -366,8 +367,15 @@ class World:
             return {r.stream.split(".")[1]: r for r in outputs.streams(tx, run_id)}
 
     def log(self, run_id: UUID) -> str:
+        """A run's log, opened as an operator does."""
+        return "\n".join(x.message or f"[{x.problem}]" for x in self.lines(run_id))
+
+    def lines(self, run_id: UUID) -> list[OpenedLine]:
         with self.cli.inside() as (tx, _, _name):
-            return "\n".join(line.message for line in logs.read(tx, run_id))
+            found, lines = runs.get(tx, run_id), logs.read(tx, run_id)
+        reader = Reader(self.cli, found)
+        reader.require_keys()
+        return reader.page(lines)
 
     def events(self, run_id: UUID | None = None) -> list[str]:
         with self.cli.transaction() as tx:

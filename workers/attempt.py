@@ -14,6 +14,7 @@ from storage.keystore import Keystore
 from storage.work import Work
 from workers.control import RunControl
 from workers.heartbeat import Heartbeat
+from workers.records import RecordSealer
 from workers.refusals import JobRefusals
 from workers.run_log import LogWriter, RunLog
 
@@ -27,6 +28,7 @@ class Dependencies:
     keystore: Keystore
     heartbeat: Heartbeat
     logs: LogWriter
+    records: RecordSealer
     settings: Settings
     policy: LinkPolicy
     refusals: JobRefusals

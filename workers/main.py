@@ -4,7 +4,6 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from secrets import token_hex
@@ -24,7 +23,7 @@ from schemas.jobs import QUEUE, Job
 from schemas.profiles import all_reasons
 from schemas.settings import Settings
 from schemas.start import Reasons, until_asked
-from storage import admission, exposition, logs
+from storage import admission, exposition
 from storage.claims import WorkerState, sign_off
 from storage.engine import open_engine, open_link, transaction
 from storage.keystore import Keystore
@@ -35,6 +34,7 @@ from workers.enqueue import JobQueue, open_broker, open_client
 from workers.heartbeat import Heartbeat
 from workers.key_upkeep import KeyUpkeep
 from workers.metrics import RUNNING
+from workers.records import RecordSealer, write_sealed
 from workers.refusals import JobRefusals
 from workers.run_log import LogWriter
 
@@ -122,19 +122,18 @@ def _build(settings: Settings) -> _Process:
             roots=tuple(root.root_id for root in keyring.status()),
         )
 
-    def write_logs(lines: Sequence[logs.LogLine]) -> None:
-        with transaction(engine) as tx:
-            logs.append(tx, lines)
-
     principal = Principal("worker", worker_id)
+    keystore = Keystore(engine, own or None)
+    records = RecordSealer(engine, keyring, keystore, principal)
     deps = Dependencies(
         engine=engine,
         keyring=KeyCache(keyring),
-        keystore=Keystore(engine, own or None),
+        keystore=keystore,
         heartbeat=Heartbeat(
             lambda: open_link(database_url, "worker"), state, settings.heartbeat.total_seconds()
         ),
-        logs=LogWriter(write_logs),
+        logs=LogWriter(lambda lines: write_sealed(engine, records, lines)),
+        records=records,
         settings=settings,
         policy=settings.link_policy(),
         refusals=JobRefusals(engine, principal),

@@ -50,6 +50,7 @@ KEYS_PENDING = Gauge(
     "syncward_keys_pending", "Data keys that a rotation has yet to reach, by what is due.", ["kind"]
 )
 KEYS_AGE = Gauge("syncward_keys_age_seconds", "Age of the active root.", ["purpose"])
+SEALS = Counter("syncward_seals", "Records sealed by this worker.", ["kind"])
 LEASE_RENEWALS = Counter(
     "syncward_lease_renewals", "Renewals of leases, by what the database said.", ["result"]
 )
@@ -80,6 +81,8 @@ for _what in ("rewrap", "reseal"):
     KEYS_PENDING.labels(_what)
 for _purpose in ("credentials", "records"):
     KEYS_AGE.labels(_purpose)
+for _sealed in ("run_log", "run_output"):
+    SEALS.labels(_sealed)
 for _result in ("renewed", "lost", "failed"):
     LEASE_RENEWALS.labels(_result)
 for _reason in ("taken", "no_heartbeat", "at_finish"):

@@ -21,6 +21,7 @@ from schemas.streams import Mode
 from storage import claims, work
 from storage.claims import ClaimRefusal
 from storage.engine import again, transaction
+from storage.outputs import SealedOutput
 from storage.work import Work
 from workers import answers, history, metrics, outcomes
 from workers.attempt import Attempt, Dependencies, Taken
@@ -101,6 +102,7 @@ def _work(attempt: Attempt) -> Outcome:
     """Move data or answer a question, with what was taken under the lease."""
     claim, deps, subject = attempt.claim, attempt.deps, attempt.taken
     attempt.run_log.info(f"attempt {claim.attempt} begins on {deps.worker_id}")
+    deps.records.ready(claim.account_id)  # a run whose log cannot be kept does not begin
     if isinstance(subject, SyncwardError):
         raise subject
     if claim.kind is RunKind.TEST:
@@ -237,18 +239,30 @@ def _give_up(attempt: Attempt, reason: SyncwardError) -> None:
         attempt.deps.heartbeat.give_up(attempt.claim)
 
 
+def _sealed_output(attempt: Attempt, outcome: Outcome) -> tuple[Outcome, SealedOutput | None]:
+    """Seal the document; one that cannot be sealed is how the attempt ends, never stored clear."""
+    if not outcome.document:
+        return outcome, None
+    claim = attempt.claim
+    try:
+        output = attempt.deps.records.output(claim.account_id, claim.run_id, outcome.document)
+    except SyncwardError as error:
+        return outcomes.of_error(error, claim, attempt.run_log), None
+    return outcome, output
+
+
 def _finish(attempt: Attempt, outcome: Outcome, *, seconds: float) -> None:
     """Write the end of the attempt; a run that somebody else owns by now is theirs to end."""
     claim, deps, outcome = attempt.claim, attempt.deps, outcomes.masked(outcome)
+    outcome, output = _sealed_output(attempt, outcome)
     attempt.run_log.info(outcomes.ending(outcome, seconds))
 
     def end() -> None:
-        with (
-            _timed("finish"),
-            deps.logs.taken(claim.run_id) as lines,
-            transaction(deps.engine) as tx,
-        ):
-            claims.finish(tx, claim, outcome, deps.principal, lines=lines)
+        with _timed("finish"), deps.logs.taken(claim.run_id) as lines:
+            sealed, left = deps.records.lines(lines)
+            with transaction(deps.engine) as tx:
+                claims.finish(tx, claim, outcome, deps.principal, lines=sealed, output=output)
+        deps.logs.put_back(left)
 
     try:
         again(end)

@@ -16,7 +16,7 @@ from connectors.pg_errors import Role, answer
 from connectors.postgres import PostgresConfig, translated
 from schemas.errors import ConfigError, SyncwardError, TransientError
 from schemas.runs import RunState
-from storage import logs, runs
+from storage import runs
 from tests.tls_proxy import TlsProxy, certificate
 from tests.world import LOOSE
 
@@ -79,8 +79,7 @@ def test_a_state_that_somebody_made_up_is_a_refusal(ends, pair):
 
 def shown(world, run_id) -> str:
     """A run's log without what the server said in its own words, which is there for debugging."""
-    with world.cli.inside() as (tx, _, _name):
-        return "\n".join(x.message for x in logs.read(tx, run_id) if x.level != "debug")
+    return "\n".join(x.message or "" for x in world.lines(run_id) if x.stored.level != "debug")
 
 
 # ── what can be provoked, through a whole run ───────────────────────────────────────────────────

@@ -324,11 +324,12 @@ def turns(history: History, facts: Facts) -> Counter[UUID | None]:
 def i14_no_secret_leaves(history: History, facts: Facts) -> list[str]:
     """No form of a secret is in logs, errors, events, outputs or the queue's files."""
     texts = {
-        "run_logs": "SELECT message AS said FROM run_logs",
+        "run_logs": "SELECT coalesce(message, encode(envelope, 'hex')) AS said FROM run_logs",
         "runs.error": "SELECT error AS said FROM runs WHERE error IS NOT NULL",
         "active_runs.error": "SELECT error AS said FROM active_runs WHERE error IS NOT NULL",
         "run_streams.error": "SELECT error AS said FROM run_streams WHERE error IS NOT NULL",
-        "run_outputs": "SELECT document::text AS said FROM run_outputs",
+        "run_outputs": "SELECT coalesce(document::text, encode(envelope, 'hex')) AS said "
+        "FROM run_outputs",
         "audit.event": "SELECT body AS said FROM audit.event",
     }
     places = {

@@ -98,8 +98,7 @@ def cli_answers(shell, run_id) -> str:
 
 
 def debug_lines(world, run_id) -> list[str]:
-    with world.cli.inside() as (tx, _, _name):
-        return [x.message for x in logs.read(tx, run_id) if x.level == "debug"]
+    return [x.message or "" for x in world.lines(run_id) if x.stored.level == "debug"]
 
 
 @pytest.fixture
