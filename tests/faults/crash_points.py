@@ -56,6 +56,7 @@ POINTS = (
     Point("execute", "after", f"{CLAIMS}:claim", "claimed, not committed"),
     Point("execute", "after", "storage.work:take", "credentials taken, not committed"),
     Point("execute", "after", f"{RUN}:_claim", "claim committed"),
+    Point("execute", "before", "storage.work:with_keys", "wrapped keys not fetched yet"),
     Point("execute", "before", "workers.ends:unsealed", "about to unseal"),
     Point("execute", "after", "workers.ends:unsealed", "unsealed"),
     Point("execute", "after", "connectors.registry:open_source", "connected to the source"),

@@ -26,6 +26,7 @@ from connectors import pg_state, postgres, registry
 from scheduler import ticks
 from schemas.errors import ConfigError, LeaseLost, SyncwardError
 from schemas.records import LoadRequest
+from schemas.redaction import REDACTOR
 from schemas.runs import Claim, Outcome, OutcomeKind, RunKind, RunOptions, RunState
 from schemas.streams import StreamSpec
 from storage import accounts, claims, due, runs
@@ -392,10 +393,14 @@ def the_audit_trigger(shop, patch):
         yield
 
 
+@contextmanager
 def our_words_for_a_drivers_errors(_shop, patch):
-    return patched(
-        patch, postgres, "explain", lambda error, _config, _role: ConfigError(str(error))
-    )
+    """Both walls: our own words, and the sink, which masks what a server says of a row."""
+    with (
+        patched(patch, postgres, "explain", lambda error, _config, _role: ConfigError(str(error))),
+        patched(patch, REDACTOR, "text", lambda text, limit=None: text[:limit]),
+    ):
+        yield
 
 
 def the_closed_set_of_codes(_shop, patch):

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
+from schemas.egress import LinkPolicy
 from schemas.records import Batch, LoadRequest, ServerReport, StreamClaim, StreamResult
 
 
@@ -17,8 +18,16 @@ CONFIG = NoopConfig
 SECRET_FIELDS = ("token",)
 
 
-def open_destination(config: Mapping[str, Any], secrets: Mapping[str, str]) -> "NoopDestination":
+def check_link(config: NoopConfig, policy: LinkPolicy) -> None:
+    """Accept it: it has no link."""
+    del config, policy
+
+
+def open_destination(
+    config: Mapping[str, Any], secrets: Mapping[str, str], policy: LinkPolicy
+) -> "NoopDestination":
     """Connect to nothing."""
+    del policy
     CONFIG.model_validate(dict(config))
     assert secrets["token"]
     return NoopDestination()

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from schemas.egress import LinkPolicy
 from schemas.records import Batch, Cursor, DiscoveredStream, ServerReport, StreamShape, WireFormat
 from schemas.streams import StreamSpec
 
@@ -18,8 +19,16 @@ CONFIG = NoopConfig
 SECRET_FIELDS = ("token",)
 
 
-def open_source(config: Mapping[str, Any], secrets: Mapping[str, str]) -> "NoopSource":
+def check_link(config: NoopConfig, policy: LinkPolicy) -> None:
+    """Accept it: it has no link."""
+    del config, policy
+
+
+def open_source(
+    config: Mapping[str, Any], secrets: Mapping[str, str], policy: LinkPolicy
+) -> "NoopSource":
     """Connect to nothing."""
+    del policy
     CONFIG.model_validate(dict(config))
     assert secrets["token"]
     return NoopSource()
