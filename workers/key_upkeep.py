@@ -42,7 +42,7 @@ COUNT_EVERY_S = 60.0
 REWRAP_BATCH = 500
 RESEAL_BATCH = 50
 #: Seconds to breathe between two batches, so that runs do not wait for them.
-BREATHE_S = 0.02
+BREATHE_S = 0.005
 
 
 @dataclass(slots=True)

@@ -1,0 +1,48 @@
+"""T8: no secret is found in what an installation leaves behind, and the search can find one."""
+
+import pytest
+
+from cli import leak_search
+from cli.leak_search import Place
+from tests.security import canary
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+
+def test_one_canary_of_each_fate_leaves_no_trace_and_the_planted_control_is_found(tmp_path):
+    verdict = canary.run(len(canary.FATES), leak=False, root=tmp_path)
+    assert verdict.leaks == []
+    assert verdict.control == frozenset(canary.PLACES)
+
+
+@pytest.mark.full
+def test_fifty_canaries_leave_no_trace(tmp_path):
+    verdict = canary.run(50, leak=False, root=tmp_path)
+    assert verdict.leaks == []
+    assert verdict.control == frozenset(canary.PLACES)
+
+
+@pytest.mark.full
+def test_a_leaked_canary_is_found_wherever_it_lies(tmp_path):
+    verdict = canary.run(len(canary.FATES), leak=True, root=tmp_path)
+    assert not verdict.good
+    found = {leak.split(" in ")[1].replace("/", " ").split(" ")[0] for leak in verdict.leaks}
+    assert found == set(canary.PLACES)
+
+
+@pytest.mark.parametrize("form", sorted(leak_search.forms("p ä'ss\"w/rd+")))
+@pytest.mark.parametrize("before", [0, 1, 2, 1_000])
+def test_every_form_is_found_in_the_middle_of_other_bytes(form, before):
+    secret = "p ä'ss\"w/rd+"  # noqa: S105 - made up
+    content = b"x" * before + leak_search.forms(secret)[form] + b"y" * 1_000
+    searched = leak_search.search([Place("somewhere", (content,))], ["another one", secret])
+    assert {hit.secret for hit in searched.hits} == {1}
+
+
+def test_a_secret_across_two_pieces_of_a_file_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(leak_search, "_PIECE", 64)
+    (tmp_path / "file").write_bytes(b"x" * 60 + b"correct-horse-battery" + b"y" * 60)
+    searched = leak_search.search(
+        leak_search.files_below(tmp_path, "files"), ["correct-horse-battery"]
+    )
+    assert [hit.place for hit in searched.hits] == ["files/file"]
