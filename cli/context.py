@@ -63,7 +63,11 @@ class Cli:
         from storage.keystore import Keystore  # noqa: PLC0415 - as above
 
         url = self.settings.keystore_url
-        own = open_engine(url.get_secret_value(), "operator", pool_size=1) if url else None
+        own = (
+            open_engine(url.get_secret_value(), "operator", pool_size=1, database="keystore")
+            if url
+            else None
+        )
         return Keystore(self.engine, own)
 
     @cached_property

@@ -17,6 +17,14 @@ from storage import pooler
 from storage.silence import WATCH
 
 Process = Literal["migrator", "scheduler", "worker", "operator"]
+Database = Literal["control database", "keystore"]
+
+#: What a person corrects when a database cannot be used.
+_SETTINGS_OF: dict[Database, str] = {
+    "control database": "SYNCWARD_DATABASE_URL",
+    "keystore": "SYNCWARD_KEYSTORE_URL",
+}
+_DATABASE = "syncward_database"
 
 _Driver = psycopg.Connection[tuple[Any, ...]]
 
@@ -86,7 +94,9 @@ def _options(settings: dict[str, str]) -> str:
     return " ".join(f"-c {name}={value}" for name, value in settings.items())
 
 
-def open_engine(url: str, process: Process, *, pool_size: int = 5) -> Engine:
+def open_engine(
+    url: str, process: Process, *, pool_size: int = 5, database: Database = "control database"
+) -> Engine:
     """Return an engine whose transactions have the least role of this process; connects lazily."""
     parsed, pooled = _parse(url)
     settings = _settings(process, 300_000 if process == "migrator" else 30_000)
@@ -98,6 +108,7 @@ def open_engine(url: str, process: Process, *, pool_size: int = 5) -> Engine:
         pool_size=pool_size,
         max_overflow=pool_size,
         hide_parameters=True,  # parameters may hold what people typed
+        execution_options={_DATABASE: database},
         connect_args={**_link(parsed), "application_name": f"syncward-control:{process}", **own},
     )
     if process != "migrator":  # migrations may take their time
@@ -181,20 +192,21 @@ def run_script(tx: Connection, sql: str) -> None:
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Connection]:
     """One transaction: commit at the end, roll back on any exception, explain a dead database."""
-    with explained(engine.url), engine.begin() as tx:
+    database = engine.get_execution_options().get(_DATABASE, "control database")
+    with explained(engine.url, database), engine.begin() as tx:
         yield tx
 
 
 @contextmanager
-def explained(url: URL) -> Iterator[None]:
+def explained(url: URL, database: Database = "control database") -> Iterator[None]:
     """Turn a driver's failure into one of ours; its text may quote parameters, ours never does."""
     try:
         yield
     except DBAPIError as error:
         original = error.orig if isinstance(error.orig, psycopg.Error) else psycopg.Error()
-        raise _explain(original, url) from error
+        raise _explain(original, url, database) from error
     except psycopg.Error as error:
-        raise _explain(error, url) from error
+        raise _explain(error, url, database) from error
 
 
 _TRANSIENT = (
@@ -232,13 +244,13 @@ def again(work: Callable[[], _T]) -> _T:
 
 
 def _explain(  # noqa: PLR0911 - one return per reason reads as a table
-    error: psycopg.Error, url: URL
+    error: psycopg.Error, url: URL, database: Database
 ) -> SyncwardError:
-    where = f"control database {url.host}:{url.port or 5432}/{url.database}"
+    where = f"{database} {url.host}:{url.port or 5432}/{url.database}"
     match error:
         case pg.InvalidPassword() | pg.InvalidAuthorizationSpecification():
             return ConfigError(
-                f"{where}: login {url.username} was refused; check SYNCWARD_DATABASE_URL"
+                f"{where}: login {url.username} was refused; check {_SETTINGS_OF[database]}"
             )
         case pg.InvalidCatalogName():
             return ConfigError(f"{where}: no such database; create it, then: syncward db upgrade")
@@ -269,18 +281,16 @@ def _explain(  # noqa: PLR0911 - one return per reason reads as a table
                 f"{where}: busy or shutting down (SQLSTATE {error.sqlstate}); try again"
             )
         case psycopg.OperationalError() if error.sqlstate is None:
-            return _unreachable(error, where, url)
+            return _unreachable(error, where, url, _SETTINGS_OF[database])
         case _:
             return SyncwardError(f"{where}: unexpected answer (SQLSTATE {error.sqlstate})")
 
 
-def _unreachable(error: psycopg.Error, where: str, url: URL) -> SyncwardError:
+def _unreachable(error: psycopg.Error, where: str, url: URL, setting: str) -> SyncwardError:
     """Libpq gives no SQLSTATE before the session stands: tell a refusal from an absence."""
     text = str(error)  # looked at, never shown
     if "password authentication failed" in text or "no password supplied" in text:
-        return ConfigError(
-            f"{where}: login {url.username} was refused; check SYNCWARD_DATABASE_URL"
-        )
+        return ConfigError(f"{where}: login {url.username} was refused; check {setting}")
     if "does not exist" in text and "database" in text:
         return ConfigError(f"{where}: no such database; create it, then: syncward db upgrade")
     if "role" in text or "permission denied to set" in text:
@@ -289,12 +299,9 @@ def _unreachable(error: psycopg.Error, where: str, url: URL) -> SyncwardError:
             "run: syncward db upgrade"
         )
     if "unsupported startup parameter" in text:
-        return ConfigError(
-            f"{where}: a pooler answers; add ?pooler=transaction to SYNCWARD_DATABASE_URL"
-        )
+        return ConfigError(f"{where}: a pooler answers; add ?pooler=transaction to {setting}")
     if "certificate" in text or "SSL" in text:
         return ConfigError(f"{where}: TLS refused; check sslmode and sslrootcert in the URL")
     return TransientError(
-        f"{where}: not reachable; start it (development: syncward up --dev), "
-        "or check SYNCWARD_DATABASE_URL"
+        f"{where}: not reachable; start it (development: syncward up --dev), or check {setting}"
     )

@@ -100,7 +100,7 @@ def upgrade_keystore(url: str) -> None:
     """
     engine = _admin_engine(url)
     try:
-        with explained(engine.url), engine.begin() as keys:
+        with explained(engine.url, "keystore"), engine.begin() as keys:
             create_roles(keys)
             keys.execute(text("SET LOCAL ROLE syncward_owner"))
             keys.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))

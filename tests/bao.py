@@ -26,7 +26,7 @@ class Bao:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.port = free_port(18_200)
+        self.port = free_port(None)
         self.log = directory / "bao.log"
         self._process: subprocess.Popen[bytes] | None = None
 

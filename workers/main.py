@@ -108,7 +108,10 @@ def _build(settings: Settings) -> _Process:
     database_url, redis_url, keyring = _required(settings)
     engine = open_engine(database_url, "worker", pool_size=settings.worker_threads + 1)
     own = settings.keystore_url and open_engine(
-        settings.keystore_url.get_secret_value(), "worker", pool_size=settings.worker_threads + 1
+        settings.keystore_url.get_secret_value(),
+        "worker",
+        pool_size=settings.worker_threads + 1,
+        database="keystore",
     )
     worker_id = f"{socket.gethostname()}-{token_hex(3)}"
     draining = Event()
