@@ -131,7 +131,7 @@ class Redactor:
             case _ if depth >= DEPTH_MAX:
                 return MASK
             case Mapping():
-                return {self._key(k): self._under(k, v, depth) for k, v in value.items()}
+                return {self._key(k): self.under(k, v, depth) for k, v in value.items()}
             case list() | tuple():
                 return [self.document(item, depth + 1) for item in value]
             case _:
@@ -140,7 +140,8 @@ class Redactor:
     def _key(self, key: Any) -> Any:  # noqa: ANN401 - as above
         return self.text(key) if isinstance(key, str) else key
 
-    def _under(self, key: object, value: object, depth: int) -> object:
+    def under(self, key: object, value: object, depth: int = 0) -> object:
+        """Return a value masked as one under this key: whole, if the key names a secret."""
         named = isinstance(key, str) and names_a_secret(key)
         if named and value is not None and not isinstance(value, bool) and value != MASK:
             self._count("key", 1)
