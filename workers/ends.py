@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from connectors import registry
 from connectors.egress import EgressRefused
+from crypto.cache import KeyCache
 from crypto.envelope import Context
 from crypto.errors import CryptoError, UnknownRoot, UnsealError
 from crypto.roots import Keyring, Sealed, WrapContext, Wrapped
@@ -101,6 +102,8 @@ def unsealed(resource: SealedResource, keyring: Keyring, secrets: Holder) -> dic
     answers = unseal_credentials(keyring, _sealed(resource))
     if any(isinstance(answer, UnknownRoot) for answer in answers) and keyring.reload():
         answers = unseal_credentials(keyring, _sealed(resource))  # its root has just been brought
+    if isinstance(keyring, KeyCache) and any(isinstance(a, UnsealError) for a in answers):
+        keyring.forget([(item.wrapped, item.wrap) for item in _sealed(resource)])
     return {
         field.field: secrets.know(_plaintext(resource, field, answer))
         for field, answer in zip(resource.sealed, answers, strict=True)

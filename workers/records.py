@@ -18,10 +18,11 @@ from sqlalchemy import Engine
 
 from crypto.canary import make_canary
 from crypto.envelope import Context
+from crypto.errors import KmsUnavailable
 from crypto.roots import Keyring, WrapContext
 from crypto.seal import new_dek, seal
 from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
-from schemas.errors import SyncwardError
+from schemas.errors import SyncwardError, TransientError
 from schemas.sealed_lines import line_context, output_context, packed
 from storage import audit, logs
 from storage.engine import transaction
@@ -32,7 +33,8 @@ from workers.metrics import SEALS
 
 #: Accounts whose keys of this process are remembered; another one costs one key more.
 ACCOUNTS_MAX = 10_000
-#: After a failure nobody asks the KMS or the keystore for so long: all get the same answer.
+#: After a failure nobody asks for the same again for so long: for the same account and month, or at
+#: all where the KMS or the keystore is away.
 ASK_AGAIN_S = 2.0
 _STRIPES = 64
 
@@ -58,7 +60,8 @@ class RecordSealer:
         self._lock = Lock()
         self._making = [Lock() for _ in range(_STRIPES)]
         self._keys: OrderedDict[_Id, _Key] = OrderedDict()
-        self._failed: tuple[float, SyncwardError] | None = None
+        self._away: tuple[float, SyncwardError] | None = None
+        self._refused: OrderedDict[_Id, tuple[float, SyncwardError]] = OrderedDict()
 
     def __repr__(self) -> str:
         return f"RecordSealer({len(self._keys)} keys)"
@@ -114,16 +117,31 @@ class RecordSealer:
             return found
 
     def _make(self, account_id: UUID, month: date) -> _Key:
-        failed = self._failed
-        if failed is not None and monotonic() - failed[0] < ASK_AGAIN_S:
-            raise failed[1]
+        identity = (account_id, month)
+        self._raise_if_just_asked(identity)
         try:
             made = self._store_new(account_id, month)
         except SyncwardError as error:
-            self._failed = monotonic(), error
+            with self._lock:
+                if _is_everybodys(error):
+                    self._away = monotonic(), error
+                else:  # this account's own: the others are asked for as before
+                    self._refused[identity] = monotonic(), error
+                    while len(self._refused) > ACCOUNTS_MAX:
+                        self._refused.popitem(last=False)
             raise
-        self._failed = None
+        self._away = None
         return made
+
+    def _raise_if_just_asked(self, identity: _Id) -> None:
+        with self._lock:
+            own = self._refused.pop(identity, None)
+            if own is not None and monotonic() - own[0] < ASK_AGAIN_S:
+                self._refused[identity] = own
+                raise own[1]
+            away = self._away
+        if away is not None and monotonic() - away[0] < ASK_AGAIN_S:
+            raise away[1]
 
     def _store_new(self, account_id: UUID, month: date) -> _Key:
         dek_id, dek = new_dek()
@@ -142,6 +160,12 @@ class RecordSealer:
             keep(tx, keys, stored, offer, self._principal, month=month)
             audit.append(tx, event)
         return _Key(dek_id, dek)
+
+
+def _is_everybodys(error: SyncwardError) -> bool:
+    """Say whether the KMS or the keystore is away, which is so for every account."""
+    away = type(error) is TransientError and error.code == TransientError.code
+    return away or isinstance(error, KmsUnavailable)
 
 
 def write_sealed(

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from time import monotonic
 
 from schemas.errors import (
@@ -16,7 +17,7 @@ from schemas.failures import OF_ONE_STREAM
 from schemas.jobs import Job
 from schemas.limits import GIVE_UP_AFTER_S
 from schemas.records import Destination, LoadRequest, Source, StreamResult
-from schemas.runs import Claim, Outcome, RunKind
+from schemas.runs import Claim, Outcome, OutcomeKind, RunKind
 from schemas.streams import Mode
 from storage import claims, work
 from storage.claims import ClaimRefusal
@@ -240,15 +241,21 @@ def _give_up(attempt: Attempt, reason: SyncwardError) -> None:
 
 
 def _sealed_output(attempt: Attempt, outcome: Outcome) -> tuple[Outcome, SealedOutput | None]:
-    """Seal the document; one that cannot be sealed is how the attempt ends, never stored clear."""
-    if not outcome.document:
+    """Seal the document; one that cannot be sealed is how the attempt ends, never stored clear.
+
+    Nor does a run succeed whose log cannot be kept: its streams are loaded, it comes again.
+    """
+    claim, records = attempt.claim, attempt.deps.records
+    if outcome.kind is not OutcomeKind.SUCCEEDED:
         return outcome, None
-    claim = attempt.claim
     try:
-        output = attempt.deps.records.output(claim.account_id, claim.run_id, outcome.document)
+        records.ready(claim.account_id)
+        if not outcome.document:
+            return outcome, None
+        return outcome, records.output(claim.account_id, claim.run_id, outcome.document)
     except SyncwardError as error:
-        return outcomes.of_error(error, claim, attempt.run_log), None
-    return outcome, output
+        failed = outcomes.of_error(error, claim, attempt.run_log)
+        return replace(failed, streams=outcome.streams), None
 
 
 def _finish(attempt: Attempt, outcome: Outcome, *, seconds: float) -> None:
