@@ -100,12 +100,6 @@ class KeyCache:
             self._keys.clear()
             self._epoch += 1
 
-    def forget(self, items: Sequence[_Item]) -> None:
-        """Forget some keys: with them something did not open, so the next one asks again."""
-        with self._lock:
-            for identity in map(_identity, items):
-                self._keys.pop(identity, None)
-
     def reload(self) -> bool:
         """Read the roots again; if they changed, no key of before is used any more."""
         changed = self._keyring.reload()

@@ -103,7 +103,7 @@ def unsealed(resource: SealedResource, keyring: Keyring, secrets: Holder) -> dic
     if any(isinstance(answer, UnknownRoot) for answer in answers) and keyring.reload():
         answers = unseal_credentials(keyring, _sealed(resource))  # its root has just been brought
     if isinstance(keyring, KeyCache) and any(isinstance(a, UnsealError) for a in answers):
-        keyring.forget([(item.wrapped, item.wrap) for item in _sealed(resource)])
+        keyring.flush()  # a KMS that answered wrong is asked again, not believed for minutes
     return {
         field.field: secrets.know(_plaintext(resource, field, answer))
         for field, answer in zip(resource.sealed, answers, strict=True)

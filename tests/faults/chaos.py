@@ -192,6 +192,7 @@ def _scrapes(arena: Arena) -> list[str]:
 def _judge(arena: Arena, nemesis: Nemesis, facts: Facts, seconds: float) -> Report:
     """Read everything from the databases and check it."""
     facts.asked, facts.secrets = arena.asked, arena.secrets
+    facts.keyring = Path(str(arena.settings.keyring))
     facts.equals = {arena.account_ids[name] for name in EQUALS}
     facts.files = [
         *(arena.root / "logs").glob("*.log"), arena.base.log_path, arena.data.log_path,

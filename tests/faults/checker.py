@@ -15,6 +15,7 @@ from uuid import UUID
 
 from schemas.runs import MOVES, RunState
 from tests.faults.history import Event, Facts, History
+from tests.faults.opening import opened_logs, opened_outputs
 
 ENDED = {"run.succeeded", "run.failed", "run.cancelled"}
 #: After these no worker holds the run.
@@ -322,14 +323,16 @@ def turns(history: History, facts: Facts) -> Counter[UUID | None]:
 
 
 def i14_no_secret_leaves(history: History, facts: Facts) -> list[str]:
-    """No form of a secret is in logs, errors, events, outputs or the queue's files."""
+    """No form of a secret is in logs, errors, events, outputs or the queue's files.
+
+    Records are searched as they are stored and as an operator opens them.
+    """
     texts = {
-        "run_logs": "SELECT coalesce(message, encode(envelope, 'hex')) AS said FROM run_logs",
+        "run_logs": "SELECT l::text AS said FROM run_logs l",
         "runs.error": "SELECT error AS said FROM runs WHERE error IS NOT NULL",
         "active_runs.error": "SELECT error AS said FROM active_runs WHERE error IS NOT NULL",
         "run_streams.error": "SELECT error AS said FROM run_streams WHERE error IS NOT NULL",
-        "run_outputs": "SELECT coalesce(document::text, encode(envelope, 'hex')) AS said "
-        "FROM run_outputs",
+        "run_outputs": "SELECT o::text AS said FROM run_outputs o",
         "audit.event": "SELECT body AS said FROM audit.event",
     }
     places = {
@@ -337,7 +340,12 @@ def i14_no_secret_leaves(history: History, facts: Facts) -> list[str]:
         for name, query in texts.items()
     }
     places |= {str(path): path.read_bytes() for path in facts.files if path.is_file()}
-    return [
+    bad = []
+    for name, opener in (("run_logs", opened_logs), ("run_outputs", opened_outputs)):
+        said, lost = opener(history, facts.keyring)
+        places[f"{name}, opened"] = "\n".join(said).encode()
+        bad += [f"{name}: {lost} records do not open: nobody can say what they hold"] if lost else []
+    return bad + [
         f"{place}: holds {what}"
         for place, content in places.items()
         for what, secret in facts.secrets.items()
@@ -458,4 +466,5 @@ def evidence(history: History, facts: Facts) -> dict[str, int]:
         "recoveries after a kill": len(list(recoveries(history, facts))),
         "drains": sum(e.reason in HANDED_BACK for e in history.events),
         "turns under contention": turns(history, facts).total(),
+        "log lines opened": len(opened_logs(history, facts.keyring)[0]),
     }

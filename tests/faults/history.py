@@ -61,6 +61,7 @@ class Facts:
     drain_bound: timedelta | None = None
     secrets: dict[str, str] = field(default_factory=dict)  # what it is -> its value
     files: list[Path] = field(default_factory=list)  # logs, the queue's own files
+    keyring: Path | None = None  # the operator's, which opens records
     scrapes: list[str] = field(default_factory=list)
 
     def disturbed(self, begin: datetime, end: datetime) -> timedelta:

@@ -13,10 +13,10 @@ from cli.context import Cli
 from crypto import keyring as keyrings
 from crypto.cache import KeyCache
 from crypto.errors import KmsUnavailable
-from schemas.errors import Deferral
 from schemas.limits import ATTEMPTS_MAX
 from schemas.runs import Run, RunKind, RunOptions, RunState
 from storage import accounts, claims, connections, outputs, resources, runs
+from storage.runs import Subject
 from tests.world import OPERATOR, World
 from workers import records as recording
 from workers.records import RecordSealer, write_sealed
@@ -207,14 +207,15 @@ def test_away_at_the_end_a_document_is_not_stored_in_clear(world, kms, monkeypat
         kms.away = True
         return honest(records, *arguments)
 
-    monkeypatch.setattr(recording.RecordSealer, "output", late)
-    with world.cli.inside() as (tx, _, _name):
-        subject = resources.subject(resources.get(tx, "shop"))
+    with world.cli.inside() as (tx, account, _name):
+        found = resources.get(tx, "shop").resource_id
+        subject = Subject(found, account.account_id, found)
         run_id = runs.enqueue(tx, subject, RunKind.DISCOVER, RunOptions(), OPERATOR).run_id
-    world.step()
+    with monkeypatch.context() as inner:
+        inner.setattr(recording.RecordSealer, "output", late)
+        world.step()
     waits(world, world.run(run_id))
     assert world.control.one("SELECT count(*) FROM run_outputs") == 0
-    monkeypatch.undo()
     kms.away = False
     world.control.act("UPDATE active_runs SET not_before = now()")
     world.step()
@@ -234,7 +235,7 @@ def test_away_for_longer_than_any_backoff_no_run_fails(world, kms, shell):
     comes_again(world, kms, shell, run, attempts=ATTEMPTS_MAX + 4)
 
 
-def test_a_wrong_key_pauses_the_connection_and_leaves_one_event(world, kms):
+def test_a_wrong_key_pauses_the_connection_and_leaves_one_event(world, kms, shell):
     kms.wrong = True
     run = asked(world)
     assert (run.state, run.error_code) == (RunState.FAILED, "unsealable")
@@ -246,8 +247,7 @@ def test_a_wrong_key_pauses_the_connection_and_leaves_one_event(world, kms):
     assert world.control.one("SELECT count(*) FROM run_streams") == 0
     nothing_in_clear(world)
     kms.wrong = False
-    with world.cli.inside() as (tx, _, _name):
-        connections.resume(tx, "shop-to-lake", OPERATOR)
+    assert shell("connection", "resume", "acme/shop-to-lake")[0] == 0
     assert asked(world).state is RunState.SUCCEEDED, "the wrong key was not remembered"
 
 
