@@ -18,16 +18,25 @@ from crypto.records import open_records
 from crypto.roots import Sealed, WrapContext, Wrapped
 from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
 from schemas.errors import ConfigError, SyncwardError
-from schemas.runs import Run, RunState
-from schemas.sealed_lines import Place, Unpacked, line_context, output_context, unpacked
+from schemas.runs import Run, RunKind, RunState
+from schemas.sealed_lines import (
+    SEALED_MARK,
+    Place,
+    Unpacked,
+    line_context,
+    output_context,
+    unpacked,
+)
 from storage import audit
-from storage.keystore import records_keys
+from storage.keystore import records_keys, roots
 from storage.logs import StoredLine
 from storage.outputs import StoredOutput
 
 NOT_OURS = "it was changed, or moved here from elsewhere"
 NO_KEY = "its key was deleted, or is of another installation"
 TWICE = "a copy of another line"
+GONE = "it is missing, and its run succeeded"
+CLEAR = "its sealed part was removed"
 OUT_OF_PLACE = "it stands in another place than it was written"
 
 
@@ -48,6 +57,7 @@ class Reader:
     run: Run
     problems: list[str] = field(default_factory=list)
     missing: int = 0
+    stopped_early: bool = False  # whether there is an end was not looked at
     _keys: KeyCache | None = None
     _seen: dict[tuple[bytes, int], bytes] = field(default_factory=dict)  # -> its envelope
     _reached: dict[bytes, int] = field(default_factory=dict)
@@ -80,23 +90,34 @@ class Reader:
 
     def document(self, found: StoredOutput) -> dict[str, Any]:
         """Open a run's document; SyncwardError, and an event, if it does not open."""
-        if found.envelope is None:
-            return found.document or {}
+        if found.envelope is None:  # whole of the version before; this one leaves counts at most
+            if found.document is None or SEALED_MARK in found.document:
+                raise self._no_output(CLEAR)
+            return found.document
         place = output_context(found.account_id, found.run_id)
         (answer,) = self._open([(found.envelope, place)])
         if isinstance(answer, bytes):
             opened: dict[str, Any] = json.loads(answer)
             return opened
-        self.problems.append(_why(answer))
+        raise self._no_output(_why(answer))
+
+    def require_document(self) -> None:
+        """Raise if the run left none although all of its kind do that succeed."""
+        if self.run.kind is not RunKind.SYNC and self.run.state is RunState.SUCCEEDED:
+            raise self._no_output(GONE)
+
+    def _no_output(self, why: str) -> SyncwardError:
+        self.problems.append(why)
         self._leave_event()
-        raise SyncwardError(
-            f"run {self.run.run_id}: its output cannot be opened: {self.problems[0]}",
+        return SyncwardError(
+            f"run {self.run.run_id}: its output cannot be opened: {why}; "
+            "docs/records.md says what may be the reason",
             code="unsealable",
         )
 
     def finish(self) -> None:
         """Raise, and leave an event, if anything was wrong with the log that was read."""
-        if self.run.state is RunState.SUCCEEDED and not self._at_end:
+        if not self._at_end and not self.stopped_early and self._should_be_whole():
             self.missing += 1
         if not self.problems and not self.missing:
             return
@@ -108,6 +129,16 @@ class Reader:
             "docs/records.md says what may be the reason",
             code="unsealable",
         )
+
+    def _should_be_whole(self) -> bool:
+        """Say whether the log must have an end: the run succeeded, and not before logs had one."""
+        if self.run.state is not RunState.SUCCEEDED or self.run.finished_at is None:
+            return False
+        if self._seen or self.problems:
+            return True
+        with self.cli.keystore.transaction() as keys:
+            known = [root.created_at for root in roots(keys) if root.purpose == "records"]
+        return bool(known) and self.run.finished_at >= min(known)
 
     def _open(
         self, items: Sequence[tuple[bytes | None, Place]]
@@ -175,9 +206,12 @@ def read_event(action: AuditAction, run: Run, principal: Principal) -> AuditEven
     )  # fmt: skip
 
 
-def opened_output(cli: Cli, run: Run, found: StoredOutput) -> dict[str, Any]:
-    """Open a run's document. The caller has committed the event that says who reads it."""
+def opened_output(cli: Cli, run: Run, found: StoredOutput | None) -> dict[str, Any]:
+    """Open a run's document, if it has one. The caller has committed the event of who reads it."""
     reader = Reader(cli, run)
+    if found is None:
+        reader.require_document()
+        return {}
     reader.require_keys()
     return reader.document(found)
 

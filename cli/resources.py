@@ -202,7 +202,7 @@ def _ask(cli: Cli, name: str, kind: RunKind) -> tuple[Run, dict[str, object]]:
     with cli.inside(f"{account.name}/") as (tx, _, _name):
         audit.append(tx, read_event(AuditAction.OUTPUT_READ, run, cli.principal))
         stored = outputs.stored(tx, run.run_id)
-    return run, opened_output(cli, run, stored) if stored else {}
+    return run, opened_output(cli, run, stored)
 
 
 def _subject(account: Account, resource: Resource) -> Subject:

@@ -187,14 +187,14 @@ def show_logs(cli: Cli, name: str, *, follow: bool, grep: str | None) -> None:
         after, scanned = lines[-1].seq if lines else after, scanned + len(lines)
         if grep is not None and scanned >= GREP_MAX:
             cli.note(f"stopped after {scanned:,} lines; there may be more")
+            reader.stopped_early = True
             break
         ended = ended and len(lines) < _PAGE  # a full page: go on
         if not ended and len(lines) < _PAGE:
             time.sleep(0.3)
     if cli.json and not follow:
         cli.answer(kept, str)
-    if ended:
-        reader.finish()
+    reader.finish()
 
 
 def _still(tx: Connection, found: Run) -> Run:
@@ -227,7 +227,7 @@ def output(cli: Cli, name: str) -> None:
         audit.append(tx, read_event(AuditAction.OUTPUT_READ, found, cli.principal))
         results = outputs.streams(tx, found.run_id)
         stored = outputs.stored(tx, found.run_id)
-    document = opened_output(cli, found, stored) if stored else None
+    document = opened_output(cli, found, stored)
     answer = {**run_document(found, results), **({"document": document} if document else {})}
     cli.answer(answer, lambda: stream_table(results) if results else str(jsonable(document)))
 

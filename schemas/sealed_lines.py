@@ -16,6 +16,9 @@ _LAST = 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
+#: Stands in what stays clear of a sealed document, so that nobody takes it for the whole of one.
+SEALED_MARK = "sealed"
+
 #: The fields of an envelope's context: account, kind, resource, field, version.
 Place = tuple[UUID, str, UUID, str, int]
 

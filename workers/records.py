@@ -23,7 +23,7 @@ from crypto.roots import Keyring, WrapContext
 from crypto.seal import new_dek, seal
 from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
 from schemas.errors import SyncwardError, TransientError
-from schemas.sealed_lines import line_context, output_context, packed
+from schemas.sealed_lines import SEALED_MARK, line_context, output_context, packed
 from storage import audit, logs
 from storage.engine import transaction
 from storage.keystore import Keystore, RootOffer, StoredKey, keep
@@ -191,4 +191,4 @@ def _counts(document: Mapping[str, object]) -> dict[str, object] | None:
     if not isinstance(streams, list):
         return None
     kept = ("name", "rows_estimated")
-    return {"streams": [{name: s.get(name) for name in kept} for s in streams]}
+    return {SEALED_MARK: True, "streams": [{name: s.get(name) for name in kept} for s in streams]}
