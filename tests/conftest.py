@@ -13,6 +13,8 @@ from embedded.postgres import Cluster
 from embedded.valkey import Server
 from schemas.audit import Principal
 from storage import migrate
+from storage.engine import open_engine
+from storage.keystore import Keystore
 from storage.roles import create_login
 from tests.world import Control, Pair, World
 
@@ -114,6 +116,27 @@ def world(control: Control, pair: Pair, valkey: Server, tmp_path: Path) -> Itera
     made = World.build(control, pair, valkey, tmp_path)
     yield made
     made.close()
+
+
+@pytest.fixture
+def apart(world: World, admin: psycopg.Connection, cluster: Cluster) -> Iterator[World]:
+    """The world with its keystore in a database of its own."""
+    name = f"keystore_{secrets.token_hex(4)}"
+    _database(admin, name)
+    host = f"{cluster.host}:{cluster.port}/{name}"
+    world.keystore_url = f"postgresql://{cluster.superuser}:{cluster.password}@{host}"
+    world.keystore_login = f"postgresql://dev:{world.control.password}@{host}"
+    migrate.upgrade_keystore(world.keystore_url)
+    operators, workers = (
+        open_engine(world.keystore_login, process, pool_size=2, database="keystore")
+        for process in ("operator", "worker")
+    )
+    world.cli.__dict__["keystore"] = Keystore(world.cli.engine, operators)
+    world.use(Keystore(world.deps.engine, workers))
+    yield world
+    for engine in (operators, workers):
+        engine.dispose()
+    _drop(admin, name)
 
 
 @pytest.fixture

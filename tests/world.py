@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -215,6 +215,9 @@ class World:
     deps: Dependencies
     jobs: Jobs
     directory: Path
+    #: Of the fixture `apart`: a keystore of its own, as superuser and as everybody else.
+    keystore_url: str = ""
+    keystore_login: str = ""
 
     @classmethod
     def build(cls, control: Control, pair: Pair, valkey: Server, directory: Path) -> "World":
@@ -274,6 +277,13 @@ class World:
             worker_id="w1",
             principal=principal,
         )
+
+    def use(self, keystore: Keystore) -> None:
+        """Give the worker another keystore, also for the keys of records."""
+        deps = self.deps
+        records = RecordSealer(deps.engine, deps.keyring, keystore, deps.principal)
+        logs = LogWriter(lambda lines: write_sealed(deps.engine, records, lines))
+        self.deps = replace(deps, keystore=keystore, records=records, logs=logs)
 
     def close(self) -> None:
         self.deps.heartbeat.drop_link()

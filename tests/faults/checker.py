@@ -340,11 +340,12 @@ def i14_no_secret_leaves(history: History, facts: Facts) -> list[str]:
         for name, query in texts.items()
     }
     places |= {str(path): path.read_bytes() for path in facts.files if path.is_file()}
-    bad = []
+    bad: list[str] = []
     for name, opener in (("run_logs", opened_logs), ("run_outputs", opened_outputs)):
         said, lost = opener(history, facts.keyring)
         places[f"{name}, opened"] = "\n".join(said).encode()
-        bad += [f"{name}: {lost} records do not open: nobody can say what they hold"] if lost else []
+        if lost:
+            bad.append(f"{name}: {lost} records do not open: nobody can say what they hold")
     return bad + [
         f"{place}: holds {what}"
         for place, content in places.items()

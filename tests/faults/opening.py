@@ -1,4 +1,4 @@
-"""Opens every sealed record with the operator's keyring, so that the checker reads what they say."""
+"""Opens every sealed record with the operator's keyring: the checker reads what they say."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +17,9 @@ _BATCH = 5_000
 def opened_logs(history: History, keyring: Path | None) -> tuple[list[str], int]:
     """Return what the log lines say, and how many say nothing because they do not open."""
     rows = history.rows("SELECT account_id, run_id, at, level, stream, envelope FROM run_logs")
-    items = [(r.envelope, line_context(r.account_id, r.run_id, r.at, r.level, r.stream)) for r in rows]
+    items = [
+        (r.envelope, line_context(r.account_id, r.run_id, r.at, r.level, r.stream)) for r in rows
+    ]
     texts, lost = _opened(history, keyring, items)
     return [unpacked(text).message for text in texts], lost
 
@@ -41,9 +43,7 @@ def _opened(
     return texts, len(sealed) - len(texts)
 
 
-def _texts(
-    history: History, keys: KeyCache, sealed: list[tuple[bytes, Place]]
-) -> Iterator[object]:
+def _texts(history: History, keys: KeyCache, sealed: list[tuple[bytes, Place]]) -> Iterator[object]:
     rows = history.rows("SELECT id, account_id, root_id, wrapped FROM keystore.dek")
     stored = {row.id: row for row in rows}
     wanted = []

@@ -125,7 +125,7 @@ def asked(world: World) -> Run:
     return world.run(run_id)
 
 
-def at_the_second_stream(world: World, monkeypatch, then: Callable[[], None]) -> list[str]:
+def at_the_second_stream(monkeypatch, then: Callable[[], None]) -> list[str]:
     """Do something once, between the commits of the two streams of a run."""
     done: list[str] = []
     honest = claims.record_stream
@@ -172,7 +172,7 @@ def test_away_when_credentials_are_to_be_opened_the_run_waits(world, kms, shell)
 
 
 def test_away_in_mid_run_a_run_goes_on_with_the_keys_that_it_has(world, kms, shell, monkeypatch):
-    hooked = at_the_second_stream(world, monkeypatch, lambda: setattr(kms, "away", True))
+    hooked = at_the_second_stream(monkeypatch, lambda: setattr(kms, "away", True))
     run = asked(world)
     assert hooked == ["public.t"]
     assert run.state is RunState.SUCCEEDED
@@ -189,7 +189,7 @@ def test_away_in_mid_run_a_run_that_needs_a_key_comes_again_and_reads_nothing_tw
         evict(world, monkeypatch)
         kms.away = True
 
-    hooked = at_the_second_stream(world, monkeypatch, strike)
+    hooked = at_the_second_stream(monkeypatch, strike)
     run = asked(world)
     assert hooked == ["public.t"]
     waits(world, run)

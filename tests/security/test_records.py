@@ -132,14 +132,16 @@ def two_accounts(world):
     return world, found
 
 
-def exchange(world, table: str, one, other, key: str, columns: str) -> None:
-    """Exchange the contents of two runs' first rows, as superuser."""
-    at = f"(SELECT min({key}::text) FROM {table} WHERE run_id = :{{}})"
+def exchange(world, one, other, columns: str) -> None:
+    """Exchange the contents of two runs' first lines, as superuser."""
     values = ", ".join(f"o.{c.strip()}" for c in columns.split(","))
-    rows = f"IN ({at.format('one')}, {at.format('other')})"
+    firsts = (
+        "(SELECT min(seq) FROM run_logs WHERE run_id = :one), "
+        "(SELECT min(seq) FROM run_logs WHERE run_id = :other)"
+    )
     world.control.act(
-        f"UPDATE {table} t SET ({columns}) = ROW({values}) FROM {table} o "
-        f"WHERE t.{key}::text {rows} AND o.{key}::text {rows} AND t.{key} <> o.{key}",
+        f"UPDATE run_logs l SET ({columns}) = ROW({values}) FROM run_logs o "
+        f"WHERE l.seq IN ({firsts}) AND o.seq IN ({firsts}) AND l.seq <> o.seq",
         one=one, other=other,
     )  # fmt: skip
 
@@ -149,17 +151,18 @@ def test_lines_exchanged_between_runs_or_accounts_open_for_neither(two_accounts,
     """With the columns of the other, or with its own: each place binds account and run."""
     world, run = two_accounts
     for columns in ("envelope", "at, account_id, level, stream, envelope"):
-        exchange(world, "run_logs", run["first"], run[other], "seq", columns)
+        exchange(world, run["first"], run[other], columns)
         code, out, err = shell("run", "logs", str(run["first"]), "-A", "acme")
         assert code == 1
         assert "cannot be opened" in err or "missing" in err
         assert "attempt 1 begins" not in out, "the line that was exchanged says nothing"
         assert refusals(world, run["first"])[-1] == ("A",)
-        exchange(world, "run_logs", run["first"], run[other], "seq", columns)
+        exchange(world, run["first"], run[other], columns)
         assert shell("run", "logs", str(run["first"]), "-A", "acme")[0] == 0, "as it was"
     assert len(refusals(world, run["first"])) == 2
 
 
+ANOTHERS = "UPDATE run_outputs a SET envelope = b.envelope FROM run_outputs b"
 #: As above, of documents: of two runs of one account and one of another.
 CHANGES_OF_DOCUMENTS = (
     "UPDATE run_outputs SET envelope = substr(envelope, 1, length(envelope) - 1)",
@@ -168,10 +171,8 @@ CHANGES_OF_DOCUMENTS = (
     "UPDATE run_outputs SET envelope = NULL",
     "DELETE FROM run_outputs",
     "UPDATE run_outputs SET envelope = envelope || envelope",
-    "UPDATE run_outputs a SET envelope = b.envelope FROM run_outputs b "
-    "WHERE a.run_id <> b.run_id AND a.account_id = b.account_id",
-    "UPDATE run_outputs a SET envelope = b.envelope FROM run_outputs b "
-    "WHERE a.account_id <> b.account_id",
+    f"{ANOTHERS} WHERE a.run_id <> b.run_id AND a.account_id = b.account_id",
+    f"{ANOTHERS} WHERE a.account_id <> b.account_id",
 )
 
 
@@ -216,9 +217,9 @@ def test_grep_opens_a_bounded_number_of_lines_and_says_so(ended, shell, monkeypa
     world, run_id = ended
     world.control.act("DELETE FROM run_logs")
     with world.cli.inside() as (_, account, _name):
-        log = RunLog(world.deps.logs, run_id, account.account_id)
+        said = RunLog(world.deps.logs, run_id, account.account_id)
     for n in range(3_000):
-        log.info(f"line {n}")
+        said.info(f"line {n}")
     with world.deps.logs.taken(run_id) as lines:
         assert write_sealed(world.deps.engine, world.deps.records, lines) == []
     monkeypatch.setattr("cli.runs.GREP_MAX", 2_000)

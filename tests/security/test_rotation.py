@@ -22,12 +22,10 @@ from schemas.errors import ConfigError, StartRefused, TransientError
 from schemas.ids import new_id
 from schemas.runs import RunState
 from schemas.secret import Secret
-from storage import accounts, connections, keystore, migrate, reseal, resources
-from storage.engine import open_engine, transaction
-from storage.keystore import Keystore
+from storage import accounts, connections, keystore, reseal, resources
+from storage.engine import transaction
 from workers import key_upkeep, run_sync
-from workers.records import ASK_AGAIN_S, RecordSealer, write_sealed
-from workers.run_log import LogWriter
+from workers.records import ASK_AGAIN_S
 
 pytestmark = pytest.mark.integration
 
@@ -442,31 +440,6 @@ def rotate_known(world) -> None:
 
 
 # ── shredding, with a keystore of its own ────────────────────────────────────────────────────
-
-
-@pytest.fixture
-def apart(world, admin, cluster):
-    """The world with its keystore in a database of its own."""
-    name = f"keystore_{secrets.token_hex(4)}"
-    admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    host = f"{cluster.host}:{cluster.port}/{name}"
-    migrate.upgrade_keystore(f"postgresql://{cluster.superuser}:{cluster.password}@{host}")
-    url = f"postgresql://dev:{world.control.password}@{host}"
-    engines = [
-        open_engine(url, process, pool_size=2, database="keystore")
-        for process in ("operator", "worker")
-    ]
-    world.cli.__dict__["keystore"] = Keystore(world.cli.engine, engines[0])
-
-    deps, store = world.deps, Keystore(world.deps.engine, engines[1])
-    records = RecordSealer(deps.engine, deps.keyring, store, deps.principal)
-    logs = LogWriter(lambda lines: write_sealed(deps.engine, records, lines))
-    world.deps = replace(deps, keystore=store, records=records, logs=logs)
-    world.keystore_url = f"postgresql://{cluster.superuser}:{cluster.password}@{host}"
-    yield world
-    for engine in engines:
-        engine.dispose()
-    admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
 def test_with_a_keystore_apart_the_control_database_holds_no_key_and_runs_work(apart):
