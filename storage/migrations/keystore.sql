@@ -39,6 +39,82 @@ CREATE TABLE IF NOT EXISTS keystore.root (
 );
 CREATE UNIQUE INDEX IF NOT EXISTS root_active ON keystore.root (purpose) WHERE state = 'active';
 
+-- What a root is never changes, and its state goes one way: an old root does not come back, whoever asks.
+CREATE OR REPLACE FUNCTION keystore.root_moves() RETURNS trigger
+  LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+BEGIN
+  IF (NEW.id, NEW.purpose, NEW.provider, NEW.canary, NEW.created_at)
+      IS DISTINCT FROM (OLD.id, OLD.purpose, OLD.provider, OLD.canary, OLD.created_at)
+    OR (OLD.state, NEW.state) NOT IN (('next', 'next'), ('next', 'active'), ('active', 'active'),
+      ('active', 'decrypt_only'), ('decrypt_only', 'decrypt_only'), ('decrypt_only', 'retired'),
+      ('retired', 'retired')) THEN
+    RAISE EXCEPTION 'a root does not change like that' USING ERRCODE = '42501';
+  END IF;
+  RETURN NEW;
+END $$;
+DO $$ BEGIN
+  CREATE TRIGGER moves BEFORE UPDATE ON keystore.root
+    FOR EACH ROW EXECUTE FUNCTION keystore.root_moves();
+EXCEPTION WHEN duplicate_object THEN NULL; END $$;
+
+-- The first root of a purpose is active at once; a later one waits as `next`. False: it, or another
+-- one that waits, is there already.
+CREATE OR REPLACE FUNCTION keystore.add_root(new_id uuid, for_purpose text, of_provider text, bird bytea)
+  RETURNS boolean
+  LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
+DECLARE
+  first boolean;
+BEGIN
+  PERFORM pg_advisory_xact_lock(hashtext('syncward.keystore.root'));
+  first := NOT EXISTS (SELECT FROM keystore.root r WHERE r.purpose = for_purpose);
+  IF EXISTS (SELECT FROM keystore.root r WHERE r.id = new_id
+             OR (r.purpose = for_purpose AND r.state = 'next')) THEN
+    RETURN false;
+  END IF;
+  INSERT INTO keystore.root (id, purpose, provider, state, canary, activated_at)
+  VALUES (new_id, for_purpose, of_provider, CASE WHEN first THEN 'active' ELSE 'next' END, bird,
+          CASE WHEN first THEN now() END);
+  RETURN true;
+END $$;
+
+-- Returns the root that was active until now.
+CREATE OR REPLACE FUNCTION keystore.activate_root(root_id uuid) RETURNS uuid
+  LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
+DECLARE
+  former uuid;
+BEGIN
+  PERFORM pg_advisory_xact_lock(hashtext('syncward.keystore.root'));
+  UPDATE keystore.root r SET state = 'decrypt_only'
+  WHERE r.state = 'active' AND r.id <> root_id
+    AND r.purpose = (SELECT n.purpose FROM keystore.root n WHERE n.id = root_id AND n.state = 'next')
+  RETURNING r.id INTO former;
+  UPDATE keystore.root r SET state = 'active', activated_at = now()
+  WHERE r.id = root_id AND r.state = 'next';
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'only a root that is next becomes active' USING ERRCODE = '42501';
+  END IF;
+  RETURN former;
+END $$;
+
+-- False while a key is wrapped by it. Nobody can wrap one by it meanwhile: put_key waits for the row.
+CREATE OR REPLACE FUNCTION keystore.retire_root(root_id uuid) RETURNS boolean
+  LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
+BEGIN
+  PERFORM FROM keystore.root r WHERE r.id = root_id FOR UPDATE;
+  IF EXISTS (SELECT FROM keystore.dek d WHERE d.root_id = retire_root.root_id) THEN
+    RETURN false;
+  END IF;
+  UPDATE keystore.root r SET state = 'retired' WHERE r.id = retire_root.root_id;
+  RETURN FOUND;
+END $$;
+
+-- Since when no data key is wrapped by it: asked of the keys, rows that somebody holds included.
+CREATE OR REPLACE FUNCTION keystore.note_unused(root_id uuid) RETURNS void
+  LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
+    UPDATE keystore.root r SET unused_since = now()
+    WHERE r.id = note_unused.root_id AND r.unused_since IS NULL AND r.state = 'decrypt_only'
+      AND NOT EXISTS (SELECT FROM keystore.dek d WHERE d.root_id = r.id) $$;
+
 -- ── data keys ──────────────────────────────────────────────────────────────────────────────
 -- Keep a key before anything is sealed with it; the same one again is no error. False: its root is
 -- retired or unknown here.
@@ -46,8 +122,9 @@ CREATE OR REPLACE FUNCTION keystore.put_key(key_id uuid, of_account uuid, for_pu
     by_root uuid, blob bytea, of_month date) RETURNS boolean
   LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
 BEGIN
-  IF NOT EXISTS (SELECT FROM keystore.root r
-                 WHERE r.id = by_root AND r.purpose = for_purpose AND r.state <> 'retired') THEN
+  PERFORM FROM keystore.root r
+    WHERE r.id = by_root AND r.purpose = for_purpose AND r.state <> 'retired' FOR SHARE;
+  IF NOT FOUND THEN
     RETURN false;
   END IF;
   UPDATE keystore.root SET unused_since = NULL WHERE id = by_root AND unused_since IS NOT NULL;
@@ -69,28 +146,31 @@ CREATE OR REPLACE FUNCTION keystore.records_keys(key_ids uuid[])
     WHERE d.id = ANY (key_ids) AND d.purpose = 'records' $$;
 
 -- ── rotation: keys that another root than the active one wraps ─────────────────────────────
-CREATE OR REPLACE FUNCTION keystore.stale_credential_keys(by_roots uuid[], batch integer)
+CREATE OR REPLACE FUNCTION keystore.stale_credential_keys(by_roots uuid[], except_ids uuid[], batch integer)
   RETURNS TABLE (id uuid, account_id uuid, root_id uuid, wrapped bytea)
   LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
     SELECT d.id, d.account_id, d.root_id, d.wrapped FROM keystore.dek d
     WHERE d.purpose = 'credentials' AND d.root_id = ANY (by_roots)
+      AND NOT d.id = ANY (except_ids)
     LIMIT batch FOR NO KEY UPDATE SKIP LOCKED $$;
 
-CREATE OR REPLACE FUNCTION keystore.stale_records_keys(by_roots uuid[], batch integer)
+CREATE OR REPLACE FUNCTION keystore.stale_records_keys(by_roots uuid[], except_ids uuid[], batch integer)
   RETURNS TABLE (id uuid, account_id uuid, root_id uuid, wrapped bytea)
   LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
     SELECT d.id, d.account_id, d.root_id, d.wrapped FROM keystore.dek d
     WHERE d.purpose = 'records' AND d.root_id = ANY (by_roots)
+      AND NOT d.id = ANY (except_ids)
     LIMIT batch FOR NO KEY UPDATE SKIP LOCKED $$;
 
--- Compare and set: a key that changed meanwhile stays as it is.
-CREATE OR REPLACE FUNCTION keystore.rewrap(key_ids uuid[], old bytea[], new bytea[], to_root uuid)
+-- Compare and set: a key that changed meanwhile stays as it is, and none goes to a root that is not
+-- the active one by now.
+CREATE OR REPLACE FUNCTION keystore.rewrap(key_ids uuid[], old bytea[], new bytea[], new_roots uuid[])
   RETURNS bigint
   LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
     WITH changed AS (
-      UPDATE keystore.dek d SET wrapped = n.new, root_id = to_root
-      FROM unnest(key_ids, old, new) AS n (id, old, new), keystore.root r
-      WHERE d.id = n.id AND d.wrapped = n.old AND r.id = to_root AND r.state = 'active'
+      UPDATE keystore.dek d SET wrapped = n.new, root_id = n.root_id
+      FROM unnest(key_ids, old, new, new_roots) AS n (id, old, new, root_id), keystore.root r
+      WHERE d.id = n.id AND d.wrapped = n.old AND r.id = n.root_id AND r.state = 'active'
         AND r.purpose = d.purpose RETURNING 1)
     SELECT count(*) FROM changed $$;
 
@@ -105,9 +185,10 @@ CREATE OR REPLACE FUNCTION keystore.replace_keys(of_account uuid) RETURNS bigint
 
 -- Locked until the caller has sealed again what they sealed; others skip them meanwhile.
 CREATE OR REPLACE FUNCTION keystore.keys_to_replace(except_ids uuid[], batch integer)
-  RETURNS TABLE (id uuid, account_id uuid, root_id uuid, wrapped bytea)
+  RETURNS TABLE (id uuid, account_id uuid, root_id uuid, wrapped bytea, young boolean)
   LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
-    SELECT d.id, d.account_id, d.root_id, d.wrapped FROM keystore.dek d
+    SELECT d.id, d.account_id, d.root_id, d.wrapped, d.created_at > now() - interval '15 min'
+    FROM keystore.dek d
     WHERE d.state = 'decrypt_only' AND d.unused_since IS NULL AND NOT d.id = ANY (except_ids)
     ORDER BY d.id LIMIT batch FOR NO KEY UPDATE SKIP LOCKED $$;
 
@@ -118,19 +199,33 @@ CREATE OR REPLACE FUNCTION keystore.mark_unused(key_ids uuid[]) RETURNS bigint
       WHERE id = ANY (key_ids) AND state = 'decrypt_only' AND unused_since IS NULL RETURNING 1)
     SELECT count(*) FROM changed $$;
 
--- Forget keys that no backup needs any more, and those of months whose records are gone.
-CREATE OR REPLACE FUNCTION keystore.forget_keys(unused_before timestamptz, months_before date)
+-- Keys that no backup needs, as far as the keystore can tell: whether a restored control database uses
+-- one again, its caller must ask there.
+CREATE OR REPLACE FUNCTION keystore.forgettable(unused_before timestamptz, batch integer)
+  RETURNS SETOF uuid
+  LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
+    SELECT id FROM keystore.dek WHERE state = 'decrypt_only' AND unused_since < unused_before
+    ORDER BY id LIMIT batch $$;
+
+-- They are sealed with again, or still: they count as keys to be replaced once more.
+CREATE OR REPLACE FUNCTION keystore.used_again(key_ids uuid[]) RETURNS void
+  LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
+    UPDATE keystore.dek SET unused_since = NULL WHERE id = ANY (key_ids) $$;
+
+CREATE OR REPLACE FUNCTION keystore.forget_keys(key_ids uuid[], months_before date)
   RETURNS bigint
   LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
 DECLARE
   gone bigint;
 BEGIN
-  IF months_before > now() - interval '2 months' OR unused_before > now() - interval '1 day' THEN
+  IF months_before > now() - interval '2 months' THEN
     RAISE EXCEPTION 'keys are kept longer than that' USING ERRCODE = '22023';
   END IF;
   WITH deleted AS (
     DELETE FROM keystore.dek
-    WHERE (state = 'decrypt_only' AND unused_since < unused_before) OR month < months_before
+    WHERE (id = ANY (key_ids) AND state = 'decrypt_only'
+           AND unused_since < now() - interval '1 day')
+      OR month < months_before
     RETURNING 1)
   SELECT count(*) INTO gone FROM deleted;
   RETURN gone;
@@ -142,9 +237,11 @@ CREATE OR REPLACE FUNCTION keystore.shred_account(of_account uuid) RETURNS bigin
     WITH deleted AS (DELETE FROM keystore.dek WHERE account_id = of_account RETURNING 1)
     SELECT count(*) FROM deleted $$;
 
-CREATE OR REPLACE FUNCTION keystore.shred_keys(key_ids uuid[]) RETURNS bigint
+CREATE OR REPLACE FUNCTION keystore.shred_keys(of_account uuid, key_ids uuid[]) RETURNS bigint
   LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
-    WITH deleted AS (DELETE FROM keystore.dek WHERE id = ANY (key_ids) RETURNING 1)
+    WITH deleted AS (
+      DELETE FROM keystore.dek WHERE account_id = of_account AND id = ANY (key_ids)
+        AND purpose = 'credentials' RETURNING 1)
     SELECT count(*) FROM deleted $$;
 
 -- ── counts, without any key ────────────────────────────────────────────────────────────────
@@ -163,13 +260,17 @@ CREATE OR REPLACE FUNCTION keystore.pending(by_roots uuid[])
 
 -- ── least grants ───────────────────────────────────────────────────────────────────────────
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA keystore FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION keystore.put_key(uuid, uuid, text, uuid, bytea, date),
-  keystore.rewrap(uuid[], bytea[], bytea[], uuid), keystore.counts(), keystore.pending(uuid[]),
-  keystore.shred_keys(uuid[]) TO syncward_worker, syncward_operator;
+GRANT SELECT ON keystore.root TO syncward_worker, syncward_operator;
+GRANT EXECUTE ON FUNCTION keystore.add_root(uuid, text, text, bytea), keystore.note_unused(uuid),
+  keystore.put_key(uuid, uuid, text, uuid, bytea, date),
+  keystore.rewrap(uuid[], bytea[], bytea[], uuid[]), keystore.counts(), keystore.pending(uuid[])
+  TO syncward_worker, syncward_operator;
 GRANT EXECUTE ON FUNCTION keystore.credential_keys(uuid[]),
-  keystore.stale_credential_keys(uuid[], integer), keystore.keys_to_replace(uuid[], integer),
-  keystore.mark_unused(uuid[]), keystore.forget_keys(timestamptz, date) TO syncward_worker;
+  keystore.stale_credential_keys(uuid[], uuid[], integer),
+  keystore.keys_to_replace(uuid[], integer), keystore.mark_unused(uuid[]),
+  keystore.forgettable(timestamptz, integer), keystore.used_again(uuid[]),
+  keystore.forget_keys(uuid[], date) TO syncward_worker;
 GRANT EXECUTE ON FUNCTION keystore.records_keys(uuid[]),
-  keystore.stale_records_keys(uuid[], integer), keystore.replace_keys(uuid),
-  keystore.shred_account(uuid) TO syncward_operator;
-GRANT SELECT, INSERT, UPDATE ON keystore.root TO syncward_worker, syncward_operator;
+  keystore.stale_records_keys(uuid[], uuid[], integer), keystore.replace_keys(uuid),
+  keystore.activate_root(uuid), keystore.retire_root(uuid), keystore.shred_account(uuid),
+  keystore.shred_keys(uuid, uuid[]) TO syncward_operator;

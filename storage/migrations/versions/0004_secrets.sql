@@ -43,13 +43,41 @@ CREATE OR REPLACE FUNCTION sealed_credentials(for_run uuid, lease uuid)
   END;
 
 -- ── re-sealing under a new data key: whatever is sealed with these keys ────────────────────
-CREATE FUNCTION credentials_of_keys(key_ids uuid[])
+-- Only of keys that are to be replaced, and each row that leaves has its event here: no lease guards it.
+CREATE FUNCTION credentials_of_keys(key_ids uuid[], principal text)
   RETURNS TABLE (resource_id uuid, field text, version integer, account_id uuid, envelope bytea,
                  dek_id uuid)
-  LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
+  LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
+#variable_conflict use_column
+DECLARE
+  one record;
+BEGIN
+  FOR one IN
     SELECT c.resource_id, c.field, c.version, c.account_id, c.envelope,
-      encode(substr(c.envelope, 5, 16), 'hex')::uuid
+      encode(substr(c.envelope, 5, 16), 'hex')::uuid AS dek_id
     FROM public.credentials c
+    WHERE substr(c.envelope, 5, 16) IN (
+      SELECT uuid_send(k) FROM unnest(key_ids) AS k
+      WHERE NOT EXISTS (SELECT FROM keystore.dek d WHERE d.id = k AND d.state <> 'decrypt_only'))
+  LOOP
+    INSERT INTO audit.event (account_id, class, action, target_kind, target_id, body)
+    VALUES (one.account_id, 'A', 'credential.unsealed', 'resource', one.resource_id, format(
+      '{"detail":{"fields":%s,"versions":"%s"},"outcome":"attempted","principal":%s,"reason":"reseal","v":1}',
+      to_json(one.field), one.version, to_json(principal)));
+    resource_id := one.resource_id;
+    field := one.field;
+    version := one.version;
+    account_id := one.account_id;
+    envelope := one.envelope;
+    dek_id := one.dek_id;
+    RETURN NEXT;
+  END LOOP;
+END $$;
+
+-- Which of these keys something is sealed with.
+CREATE FUNCTION keys_in_use(key_ids uuid[]) RETURNS SETOF uuid
+  LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
+    SELECT encode(substr(c.envelope, 5, 16), 'hex')::uuid FROM public.credentials c
     WHERE substr(c.envelope, 5, 16) IN (SELECT uuid_send(k) FROM unnest(key_ids) AS k) $$;
 
 CREATE FUNCTION reseal_credential(of_resource uuid, of_field text, of_version integer,
@@ -61,14 +89,15 @@ BEGIN
   RETURN FOUND;
 END $$;
 
--- The data keys of a resource, of an account (NULL: of that), so that they can be shredded with it.
+-- The data keys of a resource, so that they can be shredded with it.
 CREATE FUNCTION credential_key_ids(of_resource uuid) RETURNS SETOF uuid
   LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
     SELECT encode(substr(envelope, 5, 16), 'hex')::uuid FROM public.credentials
     WHERE resource_id = of_resource $$;
 
-REVOKE ALL ON FUNCTION credentials_of_keys(uuid[]), credential_key_ids(uuid),
+REVOKE ALL ON FUNCTION credentials_of_keys(uuid[], text), keys_in_use(uuid[]),
+  credential_key_ids(uuid),
   reseal_credential(uuid, text, integer, bytea, bytea) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION credentials_of_keys(uuid[]),
+GRANT EXECUTE ON FUNCTION credentials_of_keys(uuid[], text), keys_in_use(uuid[]),
   reseal_credential(uuid, text, integer, bytea, bytea) TO syncward_worker;
 GRANT EXECUTE ON FUNCTION credential_key_ids(uuid) TO syncward_operator;
