@@ -31,7 +31,7 @@ from crypto.streams import open_stream, seal_stream
 from crypto.unseal import unseal_credentials
 from storage import keystore
 from storage.engine import open_engine, transaction
-from storage.keystore import Keystore
+from storage.keystore import Keystore, RootOffer
 from workers.key_upkeep import KeyUpkeep
 
 FIELD_BUDGET_US = 60.0
@@ -72,12 +72,12 @@ def rewrap_seconds(root: Path, count: int) -> tuple[float, float]:
         store = Keystore(engine)
         files = [bench.instance.keyring_dir / name for name in ("operator.json", "worker.json")]
         worker = keyrings.load(str(files[1]))
-        _known(store, worker, "active")
+        _known(store, worker)
         _fill(store, worker, count)
         made = file.add_root(files[0], files[1], "credentials")
         worker.reload()
         worker.prefer(made)
-        _known(store, worker, "next")
+        _known(store, worker)
         with transaction(engine) as tx:
             (fresh,) = [one for one in keystore.roots(tx) if one.root_id == made]
             keystore.activate(tx, tx, fresh, PRINCIPAL)
@@ -95,13 +95,13 @@ def rewrap_seconds(root: Path, count: int) -> tuple[float, float]:
         bench.close()
 
 
-def _known(store: Keystore, keyring: Keyring, state: str) -> None:
+def _known(store: Keystore, keyring: Keyring) -> None:
+    root_id = keyring.active_root("credentials")
+    offer = RootOffer(
+        root_id, "credentials", keyring.scheme, lambda: make_canary(keyring, "credentials")
+    )
     with store.transaction() as tx:
-        keystore.add_root(
-            tx, tx, root_id=keyring.active_root("credentials"), purpose="credentials",
-            provider=keyring.scheme, state=state, canary=make_canary(keyring, "credentials"),
-            principal=PRINCIPAL,
-        )  # fmt: skip
+        keystore.add_root(tx, tx, offer, PRINCIPAL)
 
 
 def _fill(store: Keystore, keyring: Keyring, count: int) -> None:

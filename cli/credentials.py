@@ -18,7 +18,7 @@ from schemas.accounts import Account
 from schemas.errors import ConfigError
 from schemas.redaction import REDACTOR
 from schemas.secret import SHORTEST_KNOWN, Secret
-from storage import resources
+from storage import keystore, resources
 from storage.keystore import RootOffer
 from storage.resources import SealedSecret
 
@@ -115,15 +115,16 @@ def store(
     secret: Secret,
 ) -> None:
     """Seal one credential and store it as a version of its field."""
-    sealed = seal_credential(
-        keyring,
-        account_id=account.account_id,
-        resource_id=resource_id,
-        field=field,
-        version=version,
-        secret=secret,
-    )
     with cli.keystore.beside(tx) as keys:
+        keystore.follow(keys, keyring.prefer)
+        sealed = seal_credential(
+            keyring,
+            account_id=account.account_id,
+            resource_id=resource_id,
+            field=field,
+            version=version,
+            secret=secret,
+        )
         resources.store_secret(
             tx, keys, account, resource_id, sealed, offer=offer(keyring), principal=cli.principal
         )

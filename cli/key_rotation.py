@@ -6,6 +6,7 @@
 4. Data keys are wrapped again: those of credentials by workers, those of records here.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from schemas.audit import AuditAction, AuditEvent, TargetKind
 from schemas.errors import ConfigError, TransientError
 from schemas.limits import WORKER_SILENT_AFTER
 from storage import audit, keystore
-from storage.keystore import Root
+from storage.keystore import Root, RootOffer, StoredKey
 
 _POLL_S = 0.5
 _BATCH = 500
@@ -58,20 +59,33 @@ def rotate(cli: Cli, purpose: Purpose, files: Files, *, patience: timedelta) -> 
     target = fresh or active
     assert target is not None  # noqa: S101 - one of them was found or made
     total = _left(cli, target)
-    if fresh is not None:
-        if not _everybody_has(cli, fresh, patience):
+    if target.state == "next":
+        if not _everybody_has(cli, target, patience):
             raise TransientError(
-                f"root {fresh.root_id}: {_lacking(cli, fresh)} workers do not have it yet; "
+                f"root {target.root_id}: {_lacking(cli, target)} workers do not have it yet; "
                 "carry the update file to each host and run there: syncward keys merge "
                 f"WORKER_FILE UPDATE_FILE, then here again: syncward keys rotate {purpose}"
             )
-        _activate(cli, keyring, fresh)
+        with cli.transaction() as tx, cli.keystore.beside(tx) as keys:
+            keystore.activate(tx, keys, target, cli.principal)
+    _follow(cli, keyring, target)
     _wrap_again(cli, keyring, target, total, patience)
     return Rotated(
         target.root_id,
         total,
         f"root {target.root_id} is active; {total:,} data keys were wrapped again",
     )
+
+
+def _follow(cli: Cli, keyring: Keyring, target: Root) -> None:
+    """Wrap by the active root here, too, and have this host's file say so; done before or not."""
+    if not keyring.prefer(target.root_id):
+        raise ConfigError(
+            f"root {target.root_id}: this host's keyring does not have it, or not to wrap with; "
+            "use the keyring file that the rotation was begun with"
+        )
+    if keyring.scheme == "file":
+        file.activate(file.path_of(cli.settings.keyring or ""), target.root_id)
 
 
 def _find(cli: Cli, purpose: str, state: str) -> Root | None:
@@ -120,16 +134,13 @@ def _new_version(cli: Cli, keyring: Keyring, purpose: Purpose) -> Root:
 def _make_known(cli: Cli, keyring: Keyring, purpose: Purpose, root_id: UUID) -> Root:
     if not keyring.prefer(root_id):
         raise ConfigError(f"root {root_id}: this host's keyring does not have it")
+    offer = RootOffer(root_id, purpose, keyring.scheme, lambda: make_canary(keyring, purpose))
     with cli.transaction() as tx, cli.keystore.beside(tx) as keys:
-        keystore.add_root(
-            tx, keys, root_id=root_id, purpose=purpose, provider=keyring.scheme, state="next",
-            canary=make_canary(keyring, purpose), principal=cli.principal,
-        )  # fmt: skip
-    made = _find(cli, purpose, "next")
+        keystore.add_root(tx, keys, offer, cli.principal)
+        known = keystore.roots(keys)
+    made = next((root for root in known if root.root_id == root_id), None)
     if made is None:
-        raise ConfigError(
-            f"root {root_id}: another rotation is under way; see: syncward keys status"
-        )
+        raise ConfigError(f"root {root_id}: another rotation goes on; see: syncward keys status")
     return made
 
 
@@ -158,15 +169,6 @@ def _everybody_has(cli: Cli, root: Root, patience: timedelta) -> bool:
     )
 
 
-def _activate(cli: Cli, keyring: Keyring, root: Root) -> None:
-    """Say it in the keystore first: hosts that have the root follow it."""
-    with cli.transaction() as tx, cli.keystore.beside(tx) as keys:
-        keystore.activate(tx, keys, root, cli.principal)
-    keyring.prefer(root.root_id)
-    if keyring.scheme == "file":
-        file.activate(file.path_of(cli.settings.keyring or ""), root.root_id)
-
-
 # ── data keys are wrapped again ──────────────────────────────────────────────────────────────
 
 
@@ -193,41 +195,44 @@ def _wrap_records(cli: Cli, keyring: Keyring, active: Root) -> None:
     """Wrap records keys again here: workers cannot open them."""
     with cli.keystore.transaction() as keys:
         known = keystore.roots(keys)
-    former_ids = [r.root_id for r in known if r.purpose == "records" and r.state == "decrypt_only"]
-    for former in former_ids:
-        while True:
-            with cli.transaction() as tx, cli.keystore.beside(tx) as keys:
-                found = keystore.stale(keys, "records", [former], _BATCH)
-                if not found:
-                    keystore.note_unused(keys, former)
-                    break
-                wrapped = keyring.rewrap_many(
-                    [
-                        (
-                            Wrapped(key.root_id, key.wrapped),
-                            WrapContext(key.account_id, "records", key.dek_id),
-                        )
-                        for key in found
-                    ]
+    for former in known:
+        if former.purpose == "records" and former.state == "decrypt_only":
+            bad: list[UUID] = []
+            while _wrap_batch(cli, keyring, former, active, bad):
+                pass
+            if bad:
+                raise ConfigError(
+                    f"root {former.root_id}: {len(bad)} of its records keys do not open here; "
+                    "use the operator's keyring that has both roots"
                 )
-                changed = [
-                    (key, new.blob)
-                    for key, new in zip(found, wrapped, strict=True)
-                    if isinstance(new, Wrapped)
-                ]
-                if not changed:
-                    raise ConfigError(
-                        f"root {former}: its records keys do not open here; use the operator's "
-                        "keyring that has both roots"
-                    )
-                count = keystore.rewrap(keys, changed, active.root_id)
-                audit.append(
-                    tx,
-                    AuditEvent(
-                        AuditAction.KEYS_REWRAPPED, TargetKind.ROOT, active.root_id, cli.principal,
-                        detail={"keys": count},
-                    ),
-                )  # fmt: skip
+
+
+def _wrap_batch(cli: Cli, keyring: Keyring, former: Root, active: Root, bad: list[UUID]) -> bool:
+    """Wrap one batch again; False if none is left. Those that do not open are left out later."""
+    with cli.transaction() as tx, cli.keystore.beside(tx) as keys:
+        found = keystore.stale(keys, "records", [former.root_id], but=bad, batch=_BATCH)
+        if not found:
+            keystore.note_unused(keys, former.root_id)
+            return False
+        wrapped = keyring.rewrap_many([_item(key) for key in found])
+        changed = [
+            (key, dataclasses.replace(key, root_id=new.root_id, wrapped=new.blob))
+            for key, new in zip(found, wrapped, strict=True)
+            if isinstance(new, Wrapped) and new.root_id == active.root_id
+        ]
+        bad += {key.dek_id for key in found} - {key.dek_id for key, _ in changed}
+        count = keystore.rewrap(keys, changed) if changed else 0
+        if count:
+            event = AuditEvent(
+                AuditAction.KEYS_REWRAPPED, TargetKind.ROOT, active.root_id, cli.principal,
+                detail={"keys": count},
+            )  # fmt: skip
+            audit.append(tx, event)
+        return bool(count) or not changed
+
+
+def _item(key: StoredKey) -> tuple[Wrapped, WrapContext]:
+    return Wrapped(key.root_id, key.wrapped), WrapContext(key.account_id, "records", key.dek_id)
 
 
 # ── data keys are replaced ───────────────────────────────────────────────────────────────────

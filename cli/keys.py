@@ -21,7 +21,7 @@ from storage.keystore import Root
 
 @click.group()
 def keys() -> None:
-    """Keyrings: init, status, rotate, replace, retire, merge."""
+    """Keyrings: init, status, rotate, replace, retire, merge, drop."""
 
 
 commands = {"keys": keys}
@@ -166,6 +166,15 @@ def merge(cli: Cli, file_: Path, update: Path) -> None:
 
 
 @command(keys)
+@click.argument("file_", metavar="FILE", type=click.Path(path_type=Path))
+@click.argument("root_id", metavar="ROOT", type=click.UUID)
+def drop(cli: Cli, file_: Path, root_id: UUID) -> None:
+    """Take a retired root out of a keyring file, on the host that has it."""
+    file.drop_root(file_, root_id)
+    cli.answer({"dropped": root_id}, lambda: f"root {root_id} is no longer in {file_}")
+
+
+@command(keys)
 @click.argument("name", metavar="ROOT")
 @click.option("--force", is_flag=True, help="Also while backups exist that need it.")
 def retire(cli: Cli, name: str, *, force: bool) -> None:
@@ -174,11 +183,15 @@ def retire(cli: Cli, name: str, *, force: bool) -> None:
         found = _root(keystore.roots(stored), name)
         in_use = sum(one.keys for one in keystore.counts(stored) if one.root_id == found.root_id)
         _refuse_early(cli, found, in_use, force=force)
-        keystore.retire(tx, stored, found, cli.principal)
+        if not keystore.retire(tx, stored, found, cli.principal):
+            _refuse_early(cli, found, 1, force=force)  # one was wrapped by it just now
     key_rotation.drop_here(cli, found)
     cli.answer(
         {"retired": found.root_id},
-        lambda: f"root {name} is retired; delete it from the keyring files of other hosts, too",
+        lambda: (
+            f"root {name} is retired; take it out of the keyring files of other hosts with: "
+            f"syncward keys drop FILE {found.root_id}"
+        ),
     )
 
 

@@ -102,10 +102,7 @@ def keep(
     if _put(keys, key, offer.purpose, month):
         return
     if not any(root.purpose == offer.purpose for root in roots(keys)):
-        add_root(
-            tx, keys, root_id=offer.root_id, purpose=offer.purpose, provider=offer.provider,
-            state="active", canary=offer.canary(), principal=principal,
-        )  # fmt: skip
+        add_root(tx, keys, offer, principal)
         if _put(keys, key, offer.purpose, month):
             return
     raise ConfigError(
@@ -150,22 +147,27 @@ def _keys(keys: Connection, query: str, **parameters: object) -> dict[UUID, Stor
 # ── rotation of a root: its data keys are wrapped again ──────────────────────────────────────
 
 
-def stale(keys: Connection, purpose: str, roots: Sequence[UUID], batch: int) -> Sequence[StoredKey]:
+def stale(
+    keys: Connection, purpose: str, roots: Sequence[UUID], *, but: Sequence[UUID], batch: int
+) -> Sequence[StoredKey]:
     """Lock and return some keys that these roots wrap; others skip them meanwhile."""
     source = "stale_credential_keys" if purpose == "credentials" else "stale_records_keys"
-    query = f"SELECT * FROM keystore.{source}(:roots, :batch)"  # noqa: S608 - one of two names
-    return list(_keys(keys, query, roots=list(roots), batch=batch).values())
+    query = f"SELECT * FROM keystore.{source}(:roots, :but, :batch)"  # noqa: S608 - one of two names
+    return list(_keys(keys, query, roots=list(roots), but=list(but), batch=batch).values())
 
 
-def rewrap(keys: Connection, changed: Sequence[tuple[StoredKey, bytes]], root_id: UUID) -> int:
-    """Store keys under the active root, compare-and-set; return how many were still the same."""
+def rewrap(keys: Connection, changed: Sequence[tuple[StoredKey, StoredKey]]) -> int:
+    """Store keys as they are wrapped now, compare-and-set; return how many were as before.
+
+    A root that is not the active one by now takes none.
+    """
     count: int = keys.execute(
-        text("SELECT keystore.rewrap(:ids, :old, :new, :root)"),
+        text("SELECT keystore.rewrap(:ids, :old, :new, :roots)"),
         {
-            "ids": [key.dek_id for key, _ in changed],
-            "old": [key.wrapped for key, _ in changed],
-            "new": [new for _, new in changed],
-            "root": root_id,
+            "ids": [old.dek_id for old, _ in changed],
+            "old": [old.wrapped for old, _ in changed],
+            "new": [new.wrapped for _, new in changed],
+            "roots": [new.root_id for _, new in changed],
         },
     ).scalar_one()
     return count
@@ -182,10 +184,24 @@ def replace(keys: Connection, account_id: UUID | None) -> int:
     return count
 
 
-def to_replace(keys: Connection, *, but: Sequence[UUID], batch: int) -> Sequence[StoredKey]:
+@dataclass(frozen=True, slots=True)
+class ReplacedKey:
+    """A key that is to be replaced; one that is young may have its credential on the way."""
+
+    key: StoredKey
+    young: bool
+
+
+def to_replace(keys: Connection, *, but: Sequence[UUID], batch: int) -> Sequence[ReplacedKey]:
     """Lock and return some keys whose credentials are to be sealed again; others skip them."""
-    query = "SELECT * FROM keystore.keys_to_replace(:but, :batch)"
-    return list(_keys(keys, query, but=list(but), batch=batch).values())
+    rows = keys.execute(
+        text("SELECT * FROM keystore.keys_to_replace(:but, :batch)"),
+        {"but": list(but), "batch": batch},
+    )
+    return [
+        ReplacedKey(StoredKey(row.id, row.account_id, row.root_id, bytes(row.wrapped)), row.young)
+        for row in rows
+    ]
 
 
 def mark_unused(keys: Connection, dek_ids: Sequence[UUID]) -> None:
@@ -193,14 +209,27 @@ def mark_unused(keys: Connection, dek_ids: Sequence[UUID]) -> None:
     keys.execute(text("SELECT keystore.mark_unused(:ids)"), {"ids": list(dek_ids)})
 
 
-def forget(keys: Connection, *, backups: timedelta, records: timedelta) -> int:
-    """Delete keys that neither a backup nor a kept record needs; return how many."""
+def forgettable(keys: Connection, *, backups: timedelta, batch: int) -> Sequence[UUID]:
+    """Return replaced keys that no backup needs; the control database says if one is in use."""
+    rows = keys.execute(
+        text("SELECT keystore.forgettable(now() - :backups, :batch)"),
+        {"backups": backups, "batch": batch},
+    )
+    return list(rows.scalars())
+
+
+def used_again(keys: Connection, dek_ids: Sequence[UUID]) -> None:
+    """Note that something is sealed with these, after all: they are to be replaced once more."""
+    keys.execute(text("SELECT keystore.used_again(:ids)"), {"ids": list(dek_ids)})
+
+
+def forget(keys: Connection, dek_ids: Sequence[UUID], *, records: timedelta) -> int:
+    """Delete these keys, and those of months whose records are gone; return how many."""
     count: int = keys.execute(
         text(
-            "SELECT keystore.forget_keys(now() - :backups, "
-            "CAST(date_trunc('month', now() - :records) AS date))"
+            "SELECT keystore.forget_keys(:ids, CAST(date_trunc('month', now() - :records) AS date))"
         ),
-        {"backups": backups, "records": records},
+        {"ids": list(dek_ids), "records": records},
     ).scalar_one()
     return count
 
@@ -216,9 +245,12 @@ def shred_account(keys: Connection, account_id: UUID) -> int:
     return count
 
 
-def shred(keys: Connection, dek_ids: Sequence[UUID]) -> None:
-    """Delete keys whose credentials are deleted."""
-    keys.execute(text("SELECT keystore.shred_keys(:ids)"), {"ids": list(dek_ids)})
+def shred(keys: Connection, account_id: UUID, dek_ids: Sequence[UUID]) -> None:
+    """Delete an account's keys whose credentials are deleted."""
+    keys.execute(
+        text("SELECT keystore.shred_keys(:account, :ids)"),
+        {"account": account_id, "ids": list(dek_ids)},
+    )
 
 
 # ── roots ────────────────────────────────────────────────────────────────────────────────────
@@ -250,76 +282,58 @@ def roots(keys: Connection) -> Sequence[Root]:
     ]  # fmt: skip
 
 
-def add_root(
-    tx: Connection,
-    keys: Connection,
-    *,
-    root_id: UUID,
-    purpose: str,
-    provider: str,
-    state: str,
-    canary: bytes,
-    principal: Principal,
-) -> bool:
-    """Make a root known; False if it, or another active one of its purpose, is there already."""
-    added = keys.execute(
-        text(
-            "INSERT INTO keystore.root (id, purpose, provider, state, canary, activated_at) "
-            "SELECT :id, :purpose, :provider, CAST(:state AS text), :canary, "
-            "CASE WHEN CAST(:state AS text) = 'active' THEN now() END ON CONFLICT DO NOTHING"
-        ),
+def follow(keys: Connection, prefer: Callable[[UUID], object]) -> None:
+    """Tell a keyring which roots are active: a host that has one as `next` wraps by it, too."""
+    for root in roots(keys):
+        if root.state == "active":
+            prefer(root.root_id)
+
+
+def add_root(tx: Connection, keys: Connection, offer: RootOffer, principal: Principal) -> bool:
+    """Make a root known: the first of its purpose is active at once, a later one is `next`.
+
+    False if it, or another one that is `next`, is there already.
+    """
+    added: bool = keys.execute(
+        text("SELECT keystore.add_root(:id, :purpose, :provider, :canary)"),
         {
-            "id": root_id,
-            "purpose": purpose,
-            "provider": provider,
-            "state": state,
-            "canary": canary,
+            "id": offer.root_id,
+            "purpose": offer.purpose,
+            "provider": offer.provider,
+            "canary": offer.canary(),
         },
-    ).rowcount
+    ).scalar_one()
     if added:
-        detail = {"purpose": purpose, "provider": provider, "state": state}
-        audit.append(tx, _event(AuditAction.ROOT_ADDED, root_id, principal, **detail))
-    return bool(added)
+        detail = {"purpose": offer.purpose, "provider": offer.provider}
+        audit.append(tx, _event(AuditAction.ROOT_ADDED, offer.root_id, principal, **detail))
+    return added
 
 
 def activate(tx: Connection, keys: Connection, root: Root, principal: Principal) -> None:
     """Wrap by this root from now on; the active one of its purpose only opens."""
-    former = [r for r in roots(keys) if r.purpose == root.purpose and r.state == "active"]
-    for one in former:
-        _move(keys, one.root_id, "decrypt_only")
-        audit.append(tx, _event(AuditAction.ROOT_REPLACED, one.root_id, principal))
-    _move(keys, root.root_id, "active")
+    former: UUID | None = keys.execute(
+        text("SELECT keystore.activate_root(:id)"), {"id": root.root_id}
+    ).scalar_one()
+    if former is not None:
+        audit.append(tx, _event(AuditAction.ROOT_REPLACED, former, principal))
     audit.append(
         tx, _event(AuditAction.ROOT_ACTIVATED, root.root_id, principal, purpose=root.purpose)
     )
 
 
-def retire(tx: Connection, keys: Connection, root: Root, principal: Principal) -> None:
-    """Take no key of this root any more. The caller has seen that none is left."""
-    _move(keys, root.root_id, "retired")
-    audit.append(tx, _event(AuditAction.ROOT_RETIRED, root.root_id, principal))
-
-
-def _move(keys: Connection, root_id: UUID, state: str) -> None:
-    keys.execute(
-        text(
-            "UPDATE keystore.root SET state = CAST(:state AS text), unused_since = NULL, "
-            "activated_at = CASE WHEN CAST(:state AS text) = 'active' THEN now() "
-            "ELSE activated_at END WHERE id = :id"
-        ),
-        {"state": state, "id": root_id},
-    )
+def retire(tx: Connection, keys: Connection, root: Root, principal: Principal) -> bool:
+    """Take no key of this root any more; False if one is wrapped by it."""
+    retired: bool = keys.execute(
+        text("SELECT keystore.retire_root(:id)"), {"id": root.root_id}
+    ).scalar_one()
+    if retired:
+        audit.append(tx, _event(AuditAction.ROOT_RETIRED, root.root_id, principal))
+    return retired
 
 
 def note_unused(keys: Connection, root_id: UUID) -> None:
-    """Note the moment since which no data key is wrapped by this root."""
-    keys.execute(
-        text(
-            "UPDATE keystore.root SET unused_since = now() "
-            "WHERE id = :id AND unused_since IS NULL AND state = 'decrypt_only'"
-        ),
-        {"id": root_id},
-    )
+    """Note the moment since which no data key is wrapped by this root, if that is so."""
+    keys.execute(text("SELECT keystore.note_unused(:id)"), {"id": root_id})
 
 
 def _event(action: AuditAction, root_id: UUID, principal: Principal, **detail: str) -> AuditEvent:

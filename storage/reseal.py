@@ -28,9 +28,12 @@ class SealedCredential:
 def take(
     tx: Connection, dek_ids: Sequence[UUID], principal: Principal
 ) -> Sequence[SealedCredential]:
-    """Return all that is sealed with these keys, and record that it is about to be opened."""
-    rows = tx.execute(text("SELECT * FROM credentials_of_keys(:ids)"), {"ids": list(dek_ids)})
-    found = [
+    """Return all that is sealed with these keys. The database records that it is to be opened."""
+    rows = tx.execute(
+        text("SELECT * FROM credentials_of_keys(:ids, :principal)"),
+        {"ids": list(dek_ids), "principal": str(principal)},
+    )
+    return [
         SealedCredential(
             account_id=row.account_id,
             resource_id=row.resource_id,
@@ -41,14 +44,12 @@ def take(
         )
         for row in rows
     ]
-    audit.append(
-        tx,
-        *(
-            _event(AuditAction.CREDENTIAL_UNSEALED, one, principal, outcome="attempted")
-            for one in found
-        ),
-    )
-    return found
+
+
+def in_use(tx: Connection, dek_ids: Sequence[UUID]) -> set[UUID]:
+    """Return those of these keys that something is sealed with."""
+    rows = tx.execute(text("SELECT keys_in_use(:ids)"), {"ids": list(dek_ids)})
+    return set(rows.scalars())
 
 
 def put(tx: Connection, one: SealedCredential, envelope: bytes, principal: Principal) -> bool:

@@ -221,7 +221,7 @@ def delete(
     if names:
         raise Conflict(f"resource {resource.name}: used by {names}; delete those connections first")
     held = tx.execute(text("SELECT credential_key_ids(:id)"), {"id": resource.resource_id})
-    keystore.shred(keys, list(held.scalars()))
+    keystore.shred(keys, account.account_id, list(held.scalars()))
     tx.execute(text("DELETE FROM resources WHERE id = :id"), {"id": resource.resource_id})
     audit.append(
         tx,

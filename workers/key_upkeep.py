@@ -6,7 +6,8 @@ any moment, and nothing has to be resumed. docs/rotation.md tells the operator's
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from threading import Event, Thread
 from time import monotonic
@@ -41,6 +42,7 @@ COUNT_EVERY_S = 60.0
 #: Keys in one transaction: wrapped again by calculation, sealed again with rows behind each.
 REWRAP_BATCH = 500
 RESEAL_BATCH = 50
+FORGET_BATCH = 10_000
 #: Seconds to breathe between two batches, so that runs do not wait for them.
 BREATHE_S = 0.005
 
@@ -53,11 +55,18 @@ class KeyUpkeep:
     store: Keystore
     settings: Settings
     principal: Principal
+    #: the roots that this host has; what heartbeats report, who must not wait for a KMS
+    held: tuple[UUID, ...] = ()
     _stop: Event = field(default_factory=Event)
-    _unopened: list[UUID] = field(default_factory=list)
+    _unopened: set[UUID] = field(default_factory=set)
     _forgot_at: float | None = None
     _counted_at: float | None = None
     _thread: Thread | None = None
+
+    def begin(self) -> None:
+        """Know what this host has and what is active, before anything is wrapped."""
+        self._reload()
+        self.follow()
 
     def start(self) -> None:
         """Go on in a thread until `stop`."""
@@ -77,20 +86,27 @@ class KeyUpkeep:
 
     def look(self) -> None:
         """Do what there is to do now, all of it."""
-        try:
-            if self.keyring.reload():
-                logger.info("keyring_reloaded")
-        except KeyringError as error:  # the roots of before go on
-            logger.warning("keyring_not_reloaded", extra={"reason": error.public})
-        with self.store.transaction() as keys:
-            roots = keystore.roots(keys)
-        for root in roots:
-            if root.state == "active":
-                self.keyring.prefer(root.root_id)
+        self._reload()
+        roots = self.follow()
         self._rewrap(roots)
         self._reseal()
         self._count(roots)
         self._forget()
+
+    def _reload(self) -> None:
+        try:
+            if self.keyring.reload():
+                self._unopened.clear()
+                logger.info("keyring_reloaded")
+        except KeyringError as error:  # the roots of before go on
+            logger.warning("keyring_not_reloaded", extra={"reason": error.public})
+        self.held = tuple(one.root_id for one in self.keyring.status())
+
+    def follow(self) -> Sequence[Root]:
+        """Wrap by the roots that the keystore calls active, and return all."""
+        with self.store.transaction() as keys:
+            keystore.follow(keys, self.keyring.prefer)
+            return keystore.roots(keys)
 
     # ── roots: data keys are wrapped again ───────────────────────────────────────────────────
 
@@ -99,44 +115,52 @@ class KeyUpkeep:
         active = _active(roots, "credentials")
         if active is None or not self.keyring.holds(active.root_id):
             return
-        if self.keyring.active_root("credentials") != active.root_id:
-            return
         for former in roots:
-            if former.purpose == "credentials" and former.state == "decrypt_only":
+            if (
+                former.purpose == "credentials"
+                and former.state == "decrypt_only"
+                and self.keyring.holds(former.root_id)
+            ):
                 self._rewrap_all(former, active)
 
     def _rewrap_all(self, former: Root, active: Root) -> None:
-        if former.unused_since is not None or not self.keyring.holds(former.root_id):
-            return
-        done = 0
+        done, bad = 0, list[UUID]()
         while not self._stop.is_set():
-            count = self._rewrap_batch(former, active)
+            count = self._rewrap_batch(former, active, bad)
             if count is None:
                 break
             done += count
             self._stop.wait(BREATHE_S)
+        if bad:
+            logger.error("keys_not_rewrapped", extra={"root": former.root_id, "keys": len(bad)})
         if done:
-            logger.info("keys_rewrapped", extra={"keys": done, "root": str(active.root_id)})
+            logger.info("keys_rewrapped", extra={"keys": done, "root": active.root_id})
 
-    def _rewrap_batch(self, former: Root, active: Root) -> int | None:
-        """Wrap one batch again; None if nothing was left, or nothing could be."""
+    def _rewrap_batch(self, former: Root, active: Root, bad: list[UUID]) -> int | None:
+        """Wrap one batch again; None if none is left, or another root is active by now.
+
+        Those that do not open are left out of the next ones.
+        """
         with self.store.transaction() as keys:
-            found = keystore.stale(keys, "credentials", [former.root_id], REWRAP_BATCH)
+            found = keystore.stale(
+                keys, "credentials", [former.root_id], but=bad, batch=REWRAP_BATCH
+            )
             if not found:
                 keystore.note_unused(keys, former.root_id)
                 return None
             wrapped = self.keyring.rewrap_many([_item(key, "credentials") for key in found])
             changed = [
-                (key, new.blob)
+                (key, replace(key, root_id=new.root_id, wrapped=new.blob))
                 for key, new in zip(found, wrapped, strict=True)
-                if isinstance(new, Wrapped) and new.root_id == active.root_id
+                if isinstance(new, Wrapped)
             ]
+            bad += {key.dek_id for key in found} - {key.dek_id for key, _ in changed}
             if not changed:
-                logger.error("keys_not_rewrapped", extra={"root": str(former.root_id)})
-                return None
-            count = keystore.rewrap(keys, changed, active.root_id)
-            self._record(keys, _rewrapped(active.root_id, count, self.principal))
-            return count
+                return 0
+            count = keystore.rewrap(keys, changed)
+            if count:
+                self._record(keys, _rewrapped(active.root_id, count, self.principal))
+            return count or None
 
     def _record(self, keys: Connection, event: AuditEvent) -> None:
         """Append in the same transaction; before it, where the keystore is another database."""
@@ -149,9 +173,9 @@ class KeyUpkeep:
     # ── data keys: what they sealed is sealed again ──────────────────────────────────────────
 
     def _reseal(self) -> None:
-        done = 0
+        done, waiting = 0, set[UUID]()
         while not self._stop.is_set():
-            count = self._reseal_batch()
+            count = self._reseal_batch(waiting)
             if count is None:
                 break
             done += count
@@ -159,22 +183,24 @@ class KeyUpkeep:
         if done:
             logger.info("credentials_resealed", extra={"credentials": done})
 
-    def _reseal_batch(self) -> int | None:
+    def _reseal_batch(self, waiting: set[UUID]) -> int | None:
         """Seal again what one batch of keys sealed; None if nothing was left.
 
         The keys' rows stay locked meanwhile, so that no other worker takes the same ones.
         """
         with self.store.transaction() as keys:
-            found = keystore.to_replace(keys, but=self._unopened, batch=RESEAL_BATCH)
+            found = keystore.to_replace(keys, but=[*self._unopened, *waiting], batch=RESEAL_BATCH)
             if not found:
                 return None
             with transaction(self.store.control) as tx:  # committed before anything is opened
-                sealed = reseal.take(tx, [key.dek_id for key in found], self.principal)
-            opened = self._opened(found, sealed)
+                sealed = reseal.take(tx, [one.key.dek_id for one in found], self.principal)
+            opened = self._opened([one.key for one in found], sealed)
             done = sum(self._seal_again(one, plaintext) for one, plaintext in opened)
-            refused = {one.dek_id for one in sealed} - {one.dek_id for one, _ in opened}
-            self._unopened.extend(refused)
-            keystore.mark_unused(keys, [k.dek_id for k in found if k.dek_id not in refused])
+            left = {one.dek_id for one in sealed} - {one.dek_id for one, _ in opened}
+            # one that nothing is sealed with may be ahead of its credential's commit
+            left |= {one.key.dek_id for one in found if one.young} - {s.dek_id for s in sealed}
+            waiting |= left
+            keystore.mark_unused(keys, [o.key.dek_id for o in found if o.key.dek_id not in left])
             return done
 
     def _opened(
@@ -199,7 +225,8 @@ class KeyUpkeep:
 
     def _refuse(self, one: SealedCredential, error: CryptoError) -> None:
         logger.error("credential_not_resealed", extra={"resource": str(one.resource_id)})
-        if isinstance(error, UnsealError):
+        if isinstance(error, UnsealError):  # else its root is not here yet
+            self._unopened.add(one.dek_id)
             with transaction(self.store.control) as tx:
                 reseal.refused(tx, one, self.principal)
 
@@ -213,12 +240,13 @@ class KeyUpkeep:
             raise RuntimeError("what was just sealed does not open")
         key = StoredKey(dek_id, one.account_id, wrapped.root_id, wrapped.blob)
         offer = RootOffer(wrapped.root_id, "credentials", self.keyring.scheme, _no_first_root)
-        with transaction(self.store.control) as tx, self.store.beside(tx) as keys:
+        changed = suppress(_ChangedMeanwhile)
+        with changed, transaction(self.store.control) as tx, self.store.beside(tx) as keys:
             keystore.keep(tx, keys, key, offer, self.principal)
             if not reseal.put(tx, one, envelope, self.principal):
-                keystore.shred(keys, [dek_id])
-                return False
-        return True
+                raise _ChangedMeanwhile
+            return True
+        return False
 
     # ── counts, and what nobody needs any more ───────────────────────────────────────────────
 
@@ -240,21 +268,31 @@ class KeyUpkeep:
             KEYS_AGE.labels(purpose).set(max(0.0, age))
 
     def _forget(self) -> None:
+        """Delete keys that nothing and no backup needs. The control database has the last word."""
         if not _due(self._forgot_at, FORGET_EVERY_S):
             return
         self._forgot_at = monotonic()
-        backups = (
-            self.settings.keystore_backup_keep if self.store.separate else self.settings.backup_keep
-        )
         longest = timedelta(days=max(plan.retention_days for plan in PLANS.values()))
+        backups = max(
+            self.settings.backup_keep,
+            self.settings.keystore_backup_keep if self.store.separate else timedelta(0),
+        )
         with self.store.transaction() as keys:
+            unused = keystore.forgettable(keys, backups=backups, batch=FORGET_BATCH)
+            with transaction(self.store.control) as tx:
+                used = reseal.in_use(tx, unused)
+            if used:  # a control database of before their replacement was restored
+                keystore.used_again(keys, list(used))
             gone = keystore.forget(
-                keys,
-                backups=max(self.settings.backup_keep, backups),
+                keys, [one for one in unused if one not in used],
                 records=longest + timedelta(days=62),
-            )
+            )  # fmt: skip
             if gone:
                 self._record(keys, _forgotten(gone, self.principal))
+
+
+class _ChangedMeanwhile(Exception):  # noqa: N818 - an event more than an error
+    """Somebody else replaced the credential: what was made for it is undone."""
 
 
 def check_roots(keyring: Keyring, store: Keystore) -> None:

@@ -67,7 +67,7 @@ def run(settings: Settings) -> None:
     the end: such runs go on when their leases have expired.
     """
     process = _build(settings)
-    admission.ask(process.deps.engine, settings, "worker", also=lambda: _check_roots(process.deps))
+    admission.ask(process.deps.engine, settings, "worker", also=lambda: _check_roots(process))
     if settings.metrics_port:
         exposition.serve(settings)
     stop = until_asked()
@@ -88,9 +88,11 @@ def run(settings: Settings) -> None:
         sys.exit(EXIT_LEFT)
 
 
-def _check_roots(deps: Dependencies) -> None:
+def _check_roots(process: _Process) -> None:
+    """Compare the keyring with the keystore, and wrap by what that calls active from the start."""
     try:
-        key_upkeep.check_roots(deps.keyring, deps.keystore)
+        key_upkeep.check_roots(process.deps.keyring, process.deps.keystore)
+        process.keys.begin()
     except TransientError as error:
         logger.warning("roots_not_checked", extra={"reason": error.public})
 
@@ -122,11 +124,12 @@ def _build(settings: Settings) -> _Process:
             version("syncward"),
             settings.worker_threads,
             draining.is_set(),
-            roots=tuple(root.root_id for root in keyring.status()),
+            roots=keys.held,
         )
 
     principal = Principal("worker", worker_id)
     keystore = Keystore(engine, own or None)
+    keys = KeyUpkeep(keyring, keystore, settings, principal)
     records = RecordSealer(engine, keyring, keystore, principal)
     deps = Dependencies(
         engine=engine,
@@ -145,7 +148,6 @@ def _build(settings: Settings) -> _Process:
     )
     BUILD.labels(version("syncward")).set(1)
     client = open_client(redis_url)
-    keys = KeyUpkeep(keyring, deps.keystore, settings, deps.principal)
     return _Process(_dramatiq(deps, client, settings, draining), deps, keys, client, draining)
 
 

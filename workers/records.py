@@ -26,7 +26,7 @@ from schemas.errors import SyncwardError, TransientError
 from schemas.sealed_lines import SEALED_MARK, line_context, output_context, packed
 from storage import audit, logs
 from storage.engine import transaction
-from storage.keystore import Keystore, RootOffer, StoredKey, keep
+from storage.keystore import Keystore, RootOffer, StoredKey, follow, keep
 from storage.logs import LogLine, SealedLine
 from storage.outputs import SealedOutput
 from workers.metrics import SEALS
@@ -145,6 +145,8 @@ class RecordSealer:
 
     def _store_new(self, account_id: UUID, month: date) -> _Key:
         dek_id, dek = new_dek()
+        with self._keystore.transaction() as keys:  # by the root of now, not of the last look
+            follow(keys, self._keyring.prefer)
         wrapped = self._keyring.wrap("records", dek, WrapContext(account_id, "records", dek_id))
         offer = RootOffer(
             wrapped.root_id, "records", self._keyring.scheme,

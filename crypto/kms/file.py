@@ -239,14 +239,23 @@ def activate(path: Path, root_id: UUID) -> None:
 
 
 def drop_root(path: Path, root_id: UUID) -> None:
-    """Take a root out of a file for good: what it wrapped opens nowhere. Refuses the active one."""
+    """Take a root out of a file for good: what it wrapped opens nowhere.
+
+    An active one goes only if exactly one other of its purpose is `next`, which is active then: so
+    it is on hosts that were only given the new root.
+    """
     with document.locked(path.parent):
         entries, roots = document.read(path)
-        if _find(path, roots, root_id).state == "active":
-            raise KeyringError(
-                f"keyring {path}: root {root_id} is the active one; activate another one first"
-            )
-        document.replace(path, [entry for entry in entries if entry["id"] != str(root_id)])
+        gone = _find(path, roots, root_id)
+        left = [entry for entry in entries if entry["id"] != str(root_id)]
+        if gone.state == "active":
+            heirs = [e for e in left if e["purpose"] == gone.purpose and e["state"] == "next"]
+            if len(heirs) != 1:
+                raise KeyringError(
+                    f"keyring {path}: root {root_id} is the active one; activate another one first"
+                )
+            heirs[0]["state"] = "active"
+        document.replace(path, left)
 
 
 def _by_half(operator_file: Path, worker_file: Path, purpose: Purpose) -> tuple[Path, Path]:

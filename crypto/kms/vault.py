@@ -8,7 +8,7 @@ matter of two policies, which docs/keys.md shows.
 
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from threading import Lock
@@ -57,6 +57,7 @@ class VaultKeyring:
         self._lock = Lock()
         self._keys: dict[Purpose, _Key] = {}
         self._rights: _Rights | None = None
+        self._preferred: dict[Purpose, int] = {}  # versions
 
     def __repr__(self) -> str:
         return f"VaultKeyring({self._transit.address.host})"
@@ -65,7 +66,7 @@ class VaultKeyring:
         raise TypeError("a Keyring cannot be pickled")
 
     def wrap(self, purpose: Purpose, dek: bytes, context: WrapContext) -> Wrapped:
-        """Wrap a data key under the newest version of a purpose's key."""
+        """Wrap a data key under the version of a purpose's key that is in use."""
         return self.wrap_many(purpose, [(dek, context)])[0]
 
     def wrap_many(
@@ -74,8 +75,11 @@ class VaultKeyring:
         """Wrap many data keys of one purpose: all of them, or KmsDenied."""
         if any(context.purpose != purpose for _, context in items):
             raise ValueError("a key is wrapped for the purpose of its context")
-        self._key(purpose)  # an encryption under a key that is not there would make one, underived
-        asked = [{"plaintext": _text(d), "context": _text(c.bound())} for d, c in items]
+        version = self._version(purpose)  # under a missing key it would make one, underived
+        asked: list[dict[str, str | int]] = [
+            {"plaintext": _text(d), "context": _text(c.bound()), "key_version": version}
+            for d, c in items
+        ]
         found = self._batches("encrypt", purpose, asked, self._wrapped)
         made = [one for one in found if isinstance(one, Wrapped)]
         if len(made) != len(items):
@@ -87,12 +91,12 @@ class VaultKeyring:
         return self._by_purpose("decrypt", items, _plaintext)
 
     def rewrap_many(self, items: Sequence[_Item]) -> list[Wrapped | CryptoError]:
-        """Wrap again under the newest version, at the server: no data key comes here."""
+        """Wrap again under the version in use, at the server: no data key comes here."""
         return self._by_purpose("rewrap", items, self._wrapped)
 
     def active_root(self, purpose: Purpose) -> UUID:
-        """Return the root that `wrap` uses: the newest version of the purpose's key."""
-        return self._root_id(purpose, self._key(purpose).latest)
+        """Return the root that `wrap` uses: the preferred version, else the newest."""
+        return self._root_id(purpose, self._version(purpose))
 
     def can_unwrap(self, purpose: Purpose) -> bool:
         """Say whether this host's token may decrypt what was wrapped for a purpose."""
@@ -114,8 +118,8 @@ class VaultKeyring:
                 purpose=purpose,
                 root_id=self._root_id(purpose, version),
                 created_at=self._key(purpose).made[version],
-                state="active" if version == self._key(purpose).latest else "decrypt_only",
-                can_wrap=version == self._key(purpose).latest and purpose in rights.wraps,
+                state="active" if version == self._version(purpose) else "decrypt_only",
+                can_wrap=version == self._version(purpose) and purpose in rights.wraps,
                 can_unwrap=purpose in rights.unwraps,
                 fingerprint=f"{self._name(purpose)} v{version}",
             )
@@ -131,22 +135,27 @@ class VaultKeyring:
         return before != fresh
 
     def prefer(self, root_id: UUID) -> bool:
-        """Say whether this is a newest version: those wrap, at every host at once."""
-        return any(root_id == self.active_root(purpose) for purpose in PURPOSES)
+        """Wrap by this version from now on, also when somebody makes a newer one at the server."""
+        for purpose in PURPOSES:
+            for version in self._live(purpose):
+                if self._root_id(purpose, version) == root_id:
+                    self._preferred[purpose] = version
+                    return True
+        return False
 
     def close(self) -> None:
         """Close the connections."""
         self._transit.close()
 
     def rotate(self, purpose: Purpose) -> UUID:
-        """Make a new version of a purpose's key, which wraps from now on; needs an admin's token.
+        """Make a new version of a purpose's key and return its root; needs an admin's token.
 
-        What earlier versions wrapped still unwraps.
+        It wraps when it is preferred. What earlier versions wrapped still unwraps.
         """
         self._key(purpose)
         self._admin(f"{self._path('keys', purpose)}/rotate", {})
         self.reload()
-        return self.active_root(purpose)
+        return self._root_id(purpose, self._key(purpose).latest)
 
     def retire_below(self, purpose: Purpose, root_id: UUID) -> None:
         """Unwrap nothing any more that is older than this root; needs an admin's token."""
@@ -180,8 +189,11 @@ class VaultKeyring:
                 for number, (_, context) in enumerate(items)
                 if number not in found and context.purpose == purpose
             ]
+            by: dict[str, str | int] = {}
+            if verb == "rewrap" and numbers:
+                by["key_version"] = self._version(purpose)
             asked = [
-                {"ciphertext": wrapped.blob.decode(), "context": _text(context.bound())}
+                {"ciphertext": wrapped.blob.decode(), "context": _text(context.bound()), **by}
                 for wrapped, context in (items[number] for number in numbers)
             ]
             answers = self._batches(verb, purpose, asked, read)
@@ -192,7 +204,7 @@ class VaultKeyring:
         self,
         verb: str,
         purpose: Purpose,
-        asked: Sequence[dict[str, str]],
+        asked: Sequence[Mapping[str, str | int]],
         read: Callable[[Purpose, dict[str, Any]], T | None],
     ) -> list[T | CryptoError]:
         """Return an answer for each item; if some failed it is a 400 with the others in it."""
@@ -242,6 +254,12 @@ class VaultKeyring:
         )
 
     # ── what the server says about the keys ──────────────────────────────────────────────────
+
+    def _version(self, purpose: Purpose) -> int:
+        """Return the version that wraps: the preferred one while it lives, else the newest."""
+        key = self._key(purpose)
+        preferred = self._preferred.get(purpose)
+        return preferred if preferred in key.made else key.latest
 
     def _key(self, purpose: Purpose) -> _Key:
         with self._lock:

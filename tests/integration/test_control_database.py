@@ -61,7 +61,7 @@ def test_an_unaudited_change_is_refused_at_commit(control, table):
         "schedules": "UPDATE schedules SET state = 'paused'",
         "active_runs": "UPDATE active_runs SET state = 'dispatched', dispatch_deadline = now()",
         "instance": "UPDATE instance SET state = 'paused'",
-        "keystore.root": "UPDATE keystore.root SET state = 'retired'",
+        "keystore.root": "UPDATE keystore.root SET state = 'decrypt_only'",
     }
     _fill(control)
     with pytest.raises(DBAPIError, match="unaudited"):

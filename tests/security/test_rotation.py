@@ -265,6 +265,7 @@ def test_resealing_that_is_killed_anywhere_loses_and_doubles_nothing(stored, mon
             change_password(world, originals)
     for (module, name), original in originals.items():
         monkeypatch.setattr(module, name, original)
+    world.control.act("UPDATE keystore.dek SET created_at = now() - interval '1 hour'")
     world.key_upkeep().look()
     assert (
         world.control.one(
