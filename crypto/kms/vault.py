@@ -20,8 +20,8 @@ from crypto.kms.transit import Transit, parse
 from crypto.roots import PURPOSES, Purpose, RootStatus, WrapContext, Wrapped
 
 #: Items of one request, which takes the server about as long as a single one. OpenBao refuses a
-#: request of more than 1,000 strings, and an item has four.
-BATCH = 200
+#: request of more than 1,000 strings, and an item has up to six.
+BATCH = 150
 
 _NAMESPACE = UUID("6f1c7a52-5c0e-5f0c-9a52-0d1b7a0c3e55")
 _CIPHERTEXT = re.compile(rb"vault:v([1-9][0-9]{0,8}):[A-Za-z0-9+/]+={0,2}")

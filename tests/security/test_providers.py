@@ -352,15 +352,19 @@ def test_a_token_is_read_again_when_its_file_changes_and_after_a_refusal(mounted
     assert not keyring.can_unwrap("credentials"), "another token has other rights"
 
 
-def test_somebody_elses_rotation_is_noticed(mounted):
+def test_somebody_elses_rotation_is_noticed_and_used_only_when_it_is_preferred(mounted):
     operator, worker = mounted.open("operator"), mounted.open("worker")
     before = operator.active_root("credentials")
-    assert worker.active_root("credentials") == before
-    mounted.open("admin").rotate("credentials")
+    assert operator.prefer(before)
+    fresh = mounted.open("admin").rotate("credentials")
+    operator.reload()
+    _, items = batch(operator, "credentials", 1)
+    assert items[0][0].root_id == operator.active_root("credentials") == before != fresh
+    assert operator.prefer(fresh)
     deks, items = batch(operator, "credentials", 1)
-    assert items[0][0].root_id == operator.active_root("credentials") != before
+    assert items[0][0].root_id == operator.active_root("credentials") == fresh
     assert worker.unwrap_many(items) == deks
-    assert worker.holds(items[0][0].root_id)
+    assert worker.holds(fresh)
     assert not worker.reload()
 
 

@@ -208,7 +208,7 @@ def test_a_key_whose_credential_is_on_its_way_is_not_called_unused(apart, monkey
     world = apart
     world.pair.source("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)")
     world.apply({"public.t": "{mode: merge, key: [id]}"})
-    honest, fired = Keystore.beside, []
+    honest, fired = Keystore.beside, list[int]()
 
     @contextmanager
     def slow(self, tx):
