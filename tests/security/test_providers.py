@@ -356,6 +356,7 @@ def test_somebody_elses_rotation_is_noticed_and_used_only_when_it_is_preferred(m
     operator, worker = mounted.open("operator"), mounted.open("worker")
     before = operator.active_root("credentials")
     assert operator.prefer(before)
+    assert worker.active_root("credentials") == before
     fresh = mounted.open("admin").rotate("credentials")
     operator.reload()
     _, items = batch(operator, "credentials", 1)
