@@ -20,7 +20,7 @@ BYTES.log_errors = False  # it would write patterns to stderr, which are made of
 BACKSLASH = r"(?:\\|%(?:25)*5[Cc])+"
 _NAMED = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos"}
 _SHORT_ESCAPES = {"\n": "n", "\r": "r", "\t": "t", "\b": "b", "\f": "f"}
-#: What is written twice to be meant once.
+#: What is written twice to be meant once, each as it is or escaped.
 _DOUBLED = "'\"%"
 
 #: Any escape; `50 % of` and `a & b` are none.
@@ -29,7 +29,7 @@ _ESCAPE = re2.compile(rb"\\|%[0-9A-Fa-f%]|&[#A-Za-z]|''|\"\"|'\"'", BYTES)
 _HEX_LETTER = r"(?:3[0-9]|[46][1-9a-f]|[57][0-9a])"
 _LETTER = re2.compile(
     rf"(?i)%(?:25)*{_HEX_LETTER}|&(?:amp;)*#|"
-    rf"{BACKSLASH}(?:x{_HEX_LETTER}|u00{_HEX_LETTER}|u000000{_HEX_LETTER}|u\{{|0*[67][0-7]|1[0-7][0-7])".encode(),
+    rf"{BACKSLASH}(?:x{_HEX_LETTER}|u00{_HEX_LETTER}|u000000{_HEX_LETTER}|u\{{|0*(?:[67][0-7]|1[0-7][0-7]))".encode(),
     BYTES,
 )
 
@@ -88,12 +88,10 @@ def _any_escape(char: str) -> str:
     if char in _SHORT_ESCAPES:
         behind.append(_SHORT_ESCAPES[char])
     ways.append(f"{BACKSLASH}(?:{'|'.join(behind)})")
-    if char in _DOUBLED:
-        ways.append(f"\\x{whole:02x}+")
     if char == "'":  # as shells quote it between single quotes
         ways += [r"""'"'"'""", rf"'{BACKSLASH}''"]
     if char in _NAMED:
         ways.append(f"&(?:amp;)*{_NAMED[char]};")
     if char == " ":
         ways.append(r"\+")
-    return f"(?:{'|'.join(ways)})"
+    return f"(?:{'|'.join(ways)}){'+' if char in _DOUBLED else ''}"

@@ -6,8 +6,9 @@ a secret needs is compiled: a usual line costs a few searches for plain bytes pe
 """
 
 import json
+import re
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from urllib.parse import quote, quote_plus
 
@@ -35,13 +36,15 @@ _BETWEEN_HEX = _WHITE + b":-,;._"
 #: Letters without their case, both alphabets of base64 as one.
 _FOLDED = bytes(range(256)).lower().translate(bytes.maketrans(b"-_", b"+/"))
 #: What others make of an end of a line, and of the characters of base64 that are no letters.
+_BEHIND = rf"(?:%(?:25)*|{BACKSLASH}(?:u00|x))"
 _IN_BASE64 = re2.compile(
-    rf"(?i)(?P<nothing>(?:\s|{BACKSLASH}(?:[nrt]|u000[9ad]|x0[9ad])|%(?:25)*(?:0[9ad]|20)"
-    rf"|&(?:amp;)*#(?:9|10|13|x0*[9ad]);)+)"
-    rf"|(?P<plus>-|(?:%(?:25)*|{BACKSLASH}(?:u00|x))2[bd])"
-    rf"|(?P<slash>_|{BACKSLASH}/|(?:%(?:25)*|{BACKSLASH}(?:u00|x))(?:2f|5f))".encode(),
+    rf"(?i)((?:{BACKSLASH}[nrt]|{_BEHIND}(?:0[9ad]|20)|&(?:amp;)*#(?:9|10|13|x0*[9ad]);)+[ \t]*)"
+    rf"|({_BEHIND}2[bd])|({_BEHIND}(?:2f|5f)|{BACKSLASH}/)".encode(),
     BYTES,
 )
+_MEANT = (b"", b"", b"+", b"/")  # by each of the groups
+#: Base64 of the shortest secret is so long; most words are not.
+_LONG_WORD = re.compile(rb"[A-Za-z0-9+/_-]{10,}")
 #: A unit of base64 or hex takes so many bytes with what stands between; more is not awaited.
 _SPREAD = 3
 
@@ -73,11 +76,8 @@ class Text:
         self.folded = data.lower()
         self.escaped = has_escapes(data)
         self.spaced = b"+" in data
-        self.hex = _View(
-            data.translate(_FOLDED, _BETWEEN_HEX), lambda: _left(data, _BETWEEN_HEX)
-        )
-        tight = _View(data.translate(_FOLDED, _WHITE), lambda: _left(data, _WHITE))
-        self.base64 = [tight, _unescaped(data)] if self.escaped else [tight]
+        self.hex = _View(data.translate(_FOLDED, _BETWEEN_HEX), lambda: _left(data, _BETWEEN_HEX))
+        self.base64 = _base64_views(data, escaped=self.escaped)
 
     @cached_property
     def escaped_letters(self) -> bool:
@@ -190,29 +190,44 @@ def _left(data: bytes, deleted: bytes) -> list[int]:
     return [at for at, byte in enumerate(data) if byte not in gone]
 
 
-def _unescaped(data: bytes) -> _View:
+def _base64_views(data: bytes, *, escaped: bool) -> list[_View]:
+    """Return the text as base64 can stand in it: none if it has no word that is long enough."""
+    views = []
+    if b"\n" in data or b"\r" in data:
+        views.append(_View(data.translate(_FOLDED, _WHITE), lambda: _left(data, _WHITE)))
+    elif _LONG_WORD.search(data):
+        views.append(_View(data.translate(_FOLDED), lambda: range(len(data))))
+    if escaped and _IN_BASE64.search(data):
+        views += _unescaped(data)
+    return views
+
+
+def _unescaped(data: bytes) -> list[_View]:
     """Return a text without escaped ends of lines, its base64 as it was before it was escaped."""
-    pieces = list(_unescaped_pieces(data))
+    pieces = list(_pieces(data))
+    seen = b"".join(data[at:end] if meant is None else meant for at, end, meant in pieces)
+    if not (b"\n" in seen or b"\r" in seen or _LONG_WORD.search(seen)):
+        return []
+    deleted = _WHITE if b"\n" in seen or b"\r" in seen else b""
 
     def origins() -> list[int]:
         found: list[int] = []
-        for at, length, instead in pieces:
-            found += range(at, at + length) if instead is None else [at] * len(instead)
-        return found
+        for at, end, meant in pieces:
+            found += range(at, end) if meant is None else [at] * len(meant)
+        return [found[at] for at in _left(seen, deleted)]
 
-    seen = [data[at : at + n] if instead is None else instead for at, n, instead in pieces]
-    return _View(b"".join(seen).translate(_FOLDED), origins)
+    return [_View(seen.translate(_FOLDED, deleted), origins)]
 
 
-def _unescaped_pieces(data: bytes) -> Iterable[tuple[int, int, bytes | None]]:
-    """Yield (where it begins, how long it is, what it was before or None) piece by piece."""
+def _pieces(data: bytes) -> Iterator[tuple[int, int, bytes | None]]:
+    """Yield where pieces begin and end, and what was meant by them if it is not what stands."""
     done = 0
     for match in _IN_BASE64.finditer(data):
         start, end = match.span()
-        yield done, start - done, None
-        yield start, end - start, {"plus": b"+", "slash": b"/"}.get(match.lastgroup or "", b"")
+        yield done, start, None
+        yield start, end, _MEANT[match.lastindex or 0]
         done = end
-    yield done, len(data) - done, None
+    yield done, len(data), None
 
 
 def _places(form: bytes, data: bytes) -> list[int]:
