@@ -129,8 +129,10 @@ class KnownSecret:
                 if form in seen:
                     found += [_widened(text.data, *span) for span in view.spans(form)]
         if text.escaped or (self._spaced and text.spaced):
+            part: list[Span] = []
             for mixed in self._mixed:
-                found += mixed.spans(text)
+                part = mixed.spans(text, [end for _, end in part])
+                found += part
         return found
 
 
@@ -145,11 +147,17 @@ class _Mixed:
     def _pattern(self) -> "re2._Regexp":
         return pattern(self._part)
 
-    def spans(self, text: Text) -> list[Span]:
-        """Return where it stands; its longest word is there, or letters of it are escaped."""
-        if self._word in text.folded or text.escaped_letters:
-            return [match.span() for match in self._pattern.finditer(text.data)]
-        return []
+    def spans(self, text: Text, after: list[int]) -> list[Span]:
+        """Return where it stands; its longest word is there, or letters of it are escaped.
+
+        Where the part before it ends it is looked for in any case: in a secret that repeats itself
+        it may have been found earlier, over that place.
+        """
+        if self._word not in text.folded and not text.escaped_letters:
+            return []
+        found = [match.span() for match in self._pattern.finditer(text.data)]
+        follows = (self._pattern.match(text.data, at) for at in after)
+        return found + [match.span() for match in follows if match]
 
 
 def _plain_forms(secret: str) -> tuple[bytes, ...]:

@@ -50,7 +50,7 @@ def test_a_secret_across_two_pieces_of_a_file_is_found(tmp_path, monkeypatch):
     assert {(hit.place, hit.form) for hit in searched.hits} >= {("files/file", "raw")}
 
 
-@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r\n ", b"\\n", b"\\r\\n", b"%0D%0A"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r\n ", b"\\n", b"\\r\\n", b"%0D%0A"], ids=repr)
 @pytest.mark.parametrize("width", [64, 76, 7])
 def test_base64_that_is_broken_into_lines_is_found(end, width):
     secret = "a-correct-horse-and-a-battery-that-is-a-staple"  # noqa: S105 - made up
@@ -64,7 +64,8 @@ def test_base64_that_is_broken_into_lines_is_found(end, width):
 @pytest.mark.parametrize(
     "written",
     ["'it''s-a-\"secret\"-é'", "IT'S-A-\"SECRET\"-É", "it's-a-\"secret\"-\\303\\251",
-     "69:74:27:73:2d:61:2d:22:73:65:63:72:65:74:22:2d:c3:a9", "it%2527s-a-%2522secret%2522-%25C3%25A9",
+     "69:74:27:73:2d:61:2d:22:73:65:63:72:65:74:22:2d:c3:a9",
+     "it%2527s-a-%2522secret%2522-%25C3%25A9",
      "it's-a-\"\"secret\"\"-é"],
 )  # fmt: skip
 def test_what_databases_shells_and_resolvers_make_of_a_secret_is_found(written):
