@@ -115,21 +115,21 @@ def test_one_escaped_letter_hides_no_secret(written):
     assert redactor.text(f"a {written} z") == f"a {MASK} z"
 
 
-def test_what_databases_shells_and_resolvers_make_of_a_secret_is_masked():
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("""ROLE x PASSWORD 'pa''ss''Word-99x"y'""", f"ROLE x PASSWORD '{MASK}'"),
+        ("""no column "pa'ss'Word-99x""y" in x""", f'no column "{MASK}" in x'),
+        (r"""{"no column": "\"pa'ss'Word-99x\"\"y\""}""", rf"""{{"no column": "\"{MASK}\""}}"""),
+        (r"""psql 'pa'"'"'ss'\''Word-99x"y'""", f"psql '{MASK}'"),
+        ("""no host name pa'ss'word-99x"y: unknown""", f"no host name {MASK}: unknown"),
+        (r"""E'pa\'ss\'\127ord-99x"y'""", f"E'{MASK}'"),
+    ],
+)
+def test_what_databases_shells_and_resolvers_make_of_a_secret_is_masked(said, shown):
     redactor = Redactor()
     redactor.know("pa'ss'Word-99x\"y")
-    for said in (
-        "CREATE ROLE x PASSWORD 'pa''ss''Word-99x\"y'",
-        'no column "pa\'ss\'Word-99x""y"',
-        '{"no column": "\\"pa\'ss\'Word-99x\\"\\"y\\""}',
-        "psql: 'pa'\"'\"'ss'\\''Word-99x\"y'",
-        "could not translate host name pa'ss'word-99x\"y",
-    ):
-        shown = redactor.text(said)
-        assert MASK in shown
-        assert [part for part in ("pa'", "ss", "99x") if part in shown.replace("CREATE", "")] == [
-            part for part in ("ss",) if "PASSWORD" in shown.upper() and "ss" in shown
-        ]
+    assert redactor.text(said) == shown
 
 
 def test_what_was_taken_for_base64_or_hex_keeps_its_neighbours():
@@ -418,6 +418,16 @@ def test_a_hostile_line_of_10_mb_costs_less_than_100_ms(name):
     redactor.text(line)
     assert seconds(lambda: redactor.text(line), enough=0.1) < 0.1
     assert seconds(lambda: redactor.text(line, limit=LOG_MESSAGE_MAX), enough=0.1) < 0.1
+
+
+@pytest.mark.parametrize("secret", [LONG, "A%" * 700, PEM.replace("PRIVATE KEY", "SOMETHING")])
+def test_a_text_made_of_a_long_secret_costs_no_more(secret):
+    redactor = Redactor()
+    redactor.know(secret)
+    for form in ("raw", "url", "octal", "hex_colons", "base64_lines_url"):
+        line = forms_of(secret)[form] * 300
+        redactor.text(line)
+        assert seconds(lambda line=line: redactor.text(line), enough=0.2) < 0.2
 
 
 @pytest.mark.parametrize("name", sorted(HOSTILE))
