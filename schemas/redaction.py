@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from schemas.secret import SHORTEST_KNOWN
-from schemas.secret_forms import KnownSecret, has_escapes
+from schemas.secret_forms import KnownSecret, Text
 from schemas.secret_patterns import has_words, names_a_secret, spans_by_key, spans_by_shape
 
 Layer = Literal["value", "key", "pattern"]
@@ -98,9 +98,8 @@ class Redactor:
     def spans(self, data: bytes) -> list[tuple[int, int]]:
         """Return what is to be masked, in order and without overlaps; counted by layer."""
         known = self._known
-        escaped = bool(known) and has_escapes(data)
         words = has_words(data)
-        by_value = [span for one in known for span in one.spans(data, escaped=escaped)]
+        by_value = _by_value(known, data) if known else []
         by_key = spans_by_key(data) if words else []
         by_shape = spans_by_shape(data, words=words)
         if not (by_value or by_key or by_shape):
@@ -224,6 +223,12 @@ class Stream:
         kept = _border(data, cut - CONTEXT)
         self._data, self._shown = data[kept:], cut - kept
         return text
+
+
+def _by_value(known: tuple[KnownSecret, ...], data: bytes) -> list[tuple[int, int]]:
+    """Return where any of the secrets stands, in any form."""
+    text = Text(data)
+    return [span for one in known for span in one.spans(text)]
 
 
 def _border(data: bytes, at: int) -> int:

@@ -1,35 +1,88 @@
 """A secret as it may stand in a text: raw, URL-, JSON- and repr-escaped, base64 and hex.
 
-Each form is searched for as bytes of UTF-8. Escapes can be mixed freely (`%2F` beside `%2f`, one
-character escaped and the next one not, one escape inside another): for that there is one linear
-pattern per secret, tried only on texts that hold an escape.
+Each form is searched for as bytes of UTF-8, in a view of the text that takes away what does not
+matter: case, and what may stand between the units of base64 and hex. Nothing that a line without
+a secret needs is compiled: a usual line costs a few searches for plain bytes per secret.
 """
 
 import json
-from base64 import b64encode, urlsafe_b64encode
+import re
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from urllib.parse import quote, quote_plus
 
 import re2
 
 from schemas.secret import SHORTEST_KNOWN
-
-#: Longer ones (keys, certificates) are searched for in their forms and lines, not escape by escape.
-MIXED_MAX = 128
+from schemas.secret_escapes import (
+    BACKSLASH,
+    BYTES,
+    ESCAPED_MAX,
+    PART_MAX,
+    has_escaped_letters,
+    has_escapes,
+    longest_word,
+    parts,
+    pattern,
+)
 
 _BASE64 = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_")
 #: What a parser of addresses splits at: its error quotes what it took for a host or a port.
 _SPLITS = str.maketrans(dict.fromkeys("@:/?#&", "\n"))
-#: Patterns are about bytes.
-BYTES = re2.Options()
-BYTES.encoding = re2.Options.Encoding.LATIN1
-BYTES.log_errors = False  # it would write patterns to stderr, which are made of secrets
-#: One backslash or more, as it is or URL-encoded by whoever had the text later.
-_BACKSLASH = r"(?:\\|%(?:25)*5[Cc])+"
-_NAMED = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos"}
-_SHORT_ESCAPES = {"\n": "n", "\r": "r", "\t": "t", "\b": "b", "\f": "f"}
+_WHITE = b" \t\r\n\v\f"
+#: What stands between bytes in hex: `68:75`, `68-75`, `68, 75`.
+_BETWEEN_HEX = _WHITE + b":-,;._"
+#: Letters without their case, both alphabets of base64 as one.
+_FOLDED = bytes(range(256)).lower().translate(bytes.maketrans(b"-_", b"+/"))
+#: What others make of an end of a line, and of the characters of base64 that are no letters.
+_BEHIND = rf"(?:%(?:25)*|{BACKSLASH}(?:u00|x))"
+_IN_BASE64 = re2.compile(
+    rf"(?i)((?:{BACKSLASH}[nrt]|{_BEHIND}(?:0[9ad]|20)|&(?:amp;)*#(?:9|10|13|x0*[9ad]);)+[ \t]*)"
+    rf"|({_BEHIND}2[bd])|({_BEHIND}(?:2f|5f)|{BACKSLASH}/)".encode(),
+    BYTES,
+)
+_MEANT = (b"", b"", b"+", b"/")  # by each of the groups
+#: Base64 of the shortest secret is so long; most words are not.
+_LONG_WORD = re.compile(rb"[A-Za-z0-9+/_-]{10,}")
+#: A unit of base64 or hex takes so many bytes with what stands between; more is not awaited.
+_SPREAD = 3
 
 Span = tuple[int, int]
+
+
+class _View:
+    """A text without what does not matter, and where in the text each byte of it comes from."""
+
+    def __init__(self, seen: bytes, origins: Callable[[], Sequence[int]]) -> None:
+        self.seen = seen
+        self._find_origins = origins
+
+    @cached_property
+    def _origins(self) -> Sequence[int]:
+        return self._find_origins()
+
+    def spans(self, form: bytes) -> list[Span]:
+        """Return where the form stands in the text itself."""
+        origins, last = self._origins, len(form) - 1
+        return [(origins[at], origins[at + last] + 1) for at in _places(form, self.seen)]
+
+
+class Text:
+    """One text and the views of it, for all secrets; views are made when they are needed."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.folded = data.lower()
+        self.escaped = has_escapes(data)
+        self.spaced = b"+" in data
+        self.hex = _View(data.translate(_FOLDED, _BETWEEN_HEX), lambda: _left(data, _BETWEEN_HEX))
+        self.base64 = _base64_views(data, escaped=self.escaped)
+
+    @cached_property
+    def escaped_letters(self) -> bool:
+        """Whether letters or digits are escaped."""
+        return has_escaped_letters(self.data)
 
 
 class KnownSecret:
@@ -38,112 +91,151 @@ class KnownSecret:
     def __init__(self, secret: str) -> None:
         self._secret = secret
         self._spaced = " " in secret
-        self._plain = _plain_forms(secret)
-        self._base64 = _base64_forms(secret.encode("utf-8", "surrogatepass"))
 
     @cached_property
     def longest(self) -> int:
         """Length of the longest form that can begin before a border and end after it."""
-        mixed = 16 * len(self._secret) if len(self._secret) <= MIXED_MAX else 0
-        return max(mixed, *map(len, self._plain), *map(len, self._base64))
+        mixed = ESCAPED_MAX * min(len(self._secret), PART_MAX)
+        packed = _SPREAD * max(len(self._hex), *map(len, self._base64))
+        return max(mixed, packed, *map(len, self._plain))
 
     @cached_property
-    def _mixed(self) -> "re2._Regexp | None":
-        if len(self._secret) > MIXED_MAX:
-            return None
-        return re2.compile("".join(map(_any_escape, self._secret)).encode(), BYTES)
+    def _plain(self) -> tuple[bytes, ...]:
+        return _plain_forms(self._secret)
 
-    def spans(self, data: bytes, *, escaped: bool) -> list[Span]:
+    @cached_property
+    def _hex(self) -> bytes:
+        return self._secret.encode("utf-8", "surrogatepass").hex().encode()
+
+    @cached_property
+    def _base64(self) -> tuple[bytes, ...]:
+        return _base64_forms(self._secret)
+
+    @cached_property
+    def _mixed(self) -> list["_Mixed"]:
+        return [_Mixed(part) for part in parts(self._secret)]
+
+    def spans(self, text: Text) -> list[Span]:
         """Return where the secret stands in the text, in any form."""
-        found = [
-            (at, at + len(form))
-            for form in self._plain
-            if form in data
-            for at in _places(form, data)
-        ]
-        found += [
-            _widened(data, at, at + len(form))
-            for form in self._base64
-            if form in data
-            for at in _places(form, data)
-        ]
-        if (escaped or (self._spaced and b"+" in data)) and self._mixed is not None:
-            found += [match.span() for match in self._mixed.finditer(data)]
+        found: list[Span] = []
+        for form in self._plain:
+            if form in text.folded:
+                found += [(at, at + len(form)) for at in _places(form, text.folded)]
+        if self._hex in text.hex.seen:
+            found += text.hex.spans(self._hex)
+        for view in text.base64:
+            seen = view.seen
+            for form in self._base64:
+                if form in seen:
+                    found += [_widened(text.data, *span) for span in view.spans(form)]
+        if text.escaped or (self._spaced and text.spaced):
+            part: list[Span] = []
+            for mixed in self._mixed:
+                part = mixed.spans(text, [end for _, end in part])
+                found += part
         return found
 
 
-def has_escapes(data: bytes) -> bool:
-    """Say whether the slower search for mixed escapes can find anything in this text."""
-    return b"%" in data or b"\\" in data or b"&" in data
+class _Mixed:
+    """A secret, or a part of a long one, with any of its characters escaped in any way."""
+
+    def __init__(self, part: str) -> None:
+        self._part = part
+        self._word = longest_word(part).lower().encode()
+
+    @cached_property
+    def _pattern(self) -> "re2._Regexp":
+        return pattern(self._part)
+
+    def spans(self, text: Text, after: list[int]) -> list[Span]:
+        """Return where it stands; its longest word is there, or letters of it are escaped.
+
+        Where the part before it ends it is looked for in any case: in a secret that repeats itself
+        it may have been found earlier, over that place.
+        """
+        if self._word not in text.folded and not text.escaped_letters:
+            return []
+        found = [match.span() for match in self._pattern.finditer(text.data)]
+        follows = (self._pattern.match(text.data, at) for at in after)
+        return found + [match.span() for match in follows if match]
 
 
 def _plain_forms(secret: str) -> tuple[bytes, ...]:
-    """Return the forms without escapes, and telling parts; with escapes where they do not mix."""
-    raw = secret.encode("utf-8", "surrogatepass")
-    forms = {secret, raw.hex(), raw.hex().upper()}
-    if len(secret) > MIXED_MAX:
-        forms |= _escaped_forms(secret)
+    """Return the secret, and telling parts of it, as they are without escapes and case."""
+    forms = {secret}
+    if len(secret) > PART_MAX:
         forms |= {line for line in secret.splitlines() if len(line) >= 2 * SHORTEST_KNOWN}
     else:
-        parts = secret.translate(_SPLITS).split("\n")
-        forms |= {p for p in parts if len(p) >= SHORTEST_KNOWN and not p.isalpha()}
-    as_bytes = {form.encode("utf-8", "surrogatepass") for form in forms}
+        pieces = secret.translate(_SPLITS).split("\n")
+        forms |= {p for p in pieces if len(p) >= SHORTEST_KNOWN and not p.isalpha()}
+    cases = {case for form in forms for case in (form, form.lower(), form.upper())}
+    as_bytes = {case.encode("utf-8", "surrogatepass").lower() for case in cases}
     return tuple(sorted(as_bytes, key=len, reverse=True))
 
 
-def _escaped_forms(secret: str) -> set[str]:
-    """Return what common encoders make of it."""
+def _base64_forms(secret: str) -> tuple[bytes, ...]:
+    """Return what base64 makes of it, and of what URLs and JSON make of it, without case.
+
+    That is, wherever it begins: the characters that it alone decides.
+    """
     raw = secret.encode("utf-8", "surrogatepass")
-    forms = {repr(secret)[1:-1]}
-    for encoded in (quote(raw, safe=""), quote(raw), quote_plus(raw), quote(raw, safe="!'()*~")):
-        forms |= {encoded, _lower_escapes(encoded)}
+    inner = {raw}
+    inner |= {each.encode() for each in (quote(raw, safe=""), quote(raw), quote_plus(raw))}
     for ascii_only in (True, False):
         escaped = json.dumps(secret, ensure_ascii=ascii_only)[1:-1]
-        forms |= {escaped, escaped.replace("/", "\\/")}
-    return forms
-
-
-def _lower_escapes(text: str) -> str:
-    """Return a URL-encoded text with %2f instead of %2F."""
-    head, *rest = text.split("%")
-    return "%".join([head, *(part[:2].lower() + part[2:] for part in rest)])
-
-
-def _base64_forms(raw: bytes) -> tuple[bytes, ...]:
-    """Return what base64 makes of it wherever it begins: the characters that it alone decides."""
+        inner.add(escaped.encode("utf-8", "surrogatepass"))
     forms = set()
-    for shift, start in ((0, 0), (1, 2), (2, 3)):
-        end = (shift + len(raw)) * 8 // 6
-        for encode in (b64encode, urlsafe_b64encode):
-            forms.add(encode(b"\0" * shift + raw)[start:end])
+    for each in inner:
+        for shift, start in ((0, 0), (1, 2), (2, 3)):
+            end = (shift + len(each)) * 8 // 6
+            forms.add(b64encode(b"\0" * shift + each)[start:end].translate(_FOLDED))
     return tuple(forms)
 
 
-def _any_escape(char: str) -> str:
-    """Return a pattern for one character however it is escaped, also more than once."""
-    raw = char.encode("utf-8", "surrogatepass")
-    units = char.encode("utf-16-be", "surrogatepass")
-    points = [units[i : i + 2].hex() for i in range(0, len(units), 2)]
-    ways = [
-        "".join(f"\\x{byte:02x}" for byte in raw),
-        "".join(f"%(?:25)*(?i:{byte:02x})" for byte in raw),
-        "".join(rf"{_BACKSLASH}(?i:u{point})" for point in points),
-        "".join(rf"{_BACKSLASH}(?i:x{byte:02x})" for byte in raw),
-        f"&(?:amp;)*#(?:0*{ord(char)}|(?i:x0*{ord(char):x}));",
-    ]
-    whole = ord(char)
-    ways.append(rf"{_BACKSLASH}(?:U{whole:08x}|U{whole:08X}|(?i:u\{{0*{whole:x}\}}))")
-    if len(raw) > 1 and whole < 256:  # noqa: PLR2004 - what repr() writes as \xNN
-        ways.append(rf"{_BACKSLASH}(?i:x{whole:02x})")
-    if char in "\"'/\\":
-        ways.append(rf"{_BACKSLASH}(?:\x{ord(char):02x}|%(?:25)*(?i:{ord(char):02x}))")
-    if char in _SHORT_ESCAPES:
-        ways.append(rf"{_BACKSLASH}{_SHORT_ESCAPES[char]}")
-    if char in _NAMED:
-        ways.append(f"&(?:amp;)*{_NAMED[char]};")
-    if char == " ":
-        ways.append(r"\+")
-    return f"(?:{'|'.join(ways)})"
+def _left(data: bytes, deleted: bytes) -> list[int]:
+    """Return the places of the bytes that are not deleted."""
+    gone = frozenset(deleted)
+    return [at for at, byte in enumerate(data) if byte not in gone]
+
+
+def _base64_views(data: bytes, *, escaped: bool) -> list[_View]:
+    """Return the text as base64 can stand in it: none if it has no word that is long enough."""
+    views = []
+    if b"\n" in data or b"\r" in data:
+        views.append(_View(data.translate(_FOLDED, _WHITE), lambda: _left(data, _WHITE)))
+    elif _LONG_WORD.search(data):
+        views.append(_View(data.translate(_FOLDED), lambda: range(len(data))))
+    if escaped and _IN_BASE64.search(data):
+        views += _unescaped(data)
+    return views
+
+
+def _unescaped(data: bytes) -> list[_View]:
+    """Return a text without escaped ends of lines, its base64 as it was before it was escaped."""
+    pieces = list(_pieces(data))
+    seen = b"".join(data[at:end] if meant is None else meant for at, end, meant in pieces)
+    if not (b"\n" in seen or b"\r" in seen or _LONG_WORD.search(seen)):
+        return []
+    deleted = _WHITE if b"\n" in seen or b"\r" in seen else b""
+
+    def origins() -> list[int]:
+        found: list[int] = []
+        for at, end, meant in pieces:
+            found += range(at, end) if meant is None else [at] * len(meant)
+        return [found[at] for at in _left(seen, deleted)]
+
+    return [_View(seen.translate(_FOLDED, deleted), origins)]
+
+
+def _pieces(data: bytes) -> Iterator[tuple[int, int, bytes | None]]:
+    """Yield where pieces begin and end, and what was meant by them if it is not what stands."""
+    done = 0
+    for match in _IN_BASE64.finditer(data):
+        start, end = match.span()
+        yield done, start, None
+        yield start, end, _MEANT[match.lastindex or 0]
+        done = end
+    yield done, len(data), None
 
 
 def _places(form: bytes, data: bytes) -> list[int]:

@@ -6,7 +6,8 @@ may stay undecided for long stands alone, so that it is not begun anew for each 
 
 import re2
 
-from schemas.secret_forms import BYTES, Span
+from schemas.secret_escapes import BYTES
+from schemas.secret_forms import Span
 
 #: A name with one of these in it names a secret, in documents and fields of log lines.
 _NAMES = (

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import shlex
 from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Iterator
 from typing import Any
@@ -33,7 +34,25 @@ def forms_of(secret: str) -> dict[str, str]:
         "hex_upper": raw.hex().upper(),
         "bytea": f"\\x{raw.hex()}",
         "url_of_json": quote(json.dumps(secret)[1:-1], safe=""),
+        "sql": secret.replace("'", "''"),
+        "sql_identifier": secret.replace('"', '""'),
+        "sql_in_sql": secret.replace("'", 4 * "'"),
+        "format": secret.replace("%", "%%"),
+        "shell": shlex.quote(f" {secret}")[2:-1],
+        "lower": secret.lower(),
+        "upper": secret.upper(),
+        "octal": "".join(f"\\{byte:03o}" if byte > ord("~") else chr(byte) for byte in raw),
+        "octal_every_byte": "".join(f"\\{byte:03o}" for byte in raw),
+        "hex_colons": raw.hex(":"),
+        "hex_dashes": raw.hex("-").upper(),
+        "hex_groups": raw.hex(" ", 2),
     }
+    for name, inner in (("url", quote(secret, safe="")), ("json", json.dumps(secret)[1:-1])):
+        found[f"base64_of_{name}"] = b64encode(b"user:" + inner.encode() + b"!!").decode()
+    line = b64encode(b"user:" + raw + b"!!").decode()
+    found["base64_in_url"] = quote(line, safe="")
+    for name, end in (("lf", "\n"), ("crlf", "\r\n "), ("escaped", "\\n"), ("url", "%0D%0A")):
+        found[f"base64_lines_{name}"] = end.join(line[i : i + 8] for i in range(0, len(line), 8))
     for shift in range(3):
         for name, encode in (("base64", b64encode), ("base64url", urlsafe_b64encode)):
             found[f"{name}_{shift}"] = encode(b"user:"[: 3 + shift] + raw + b"!!").decode()

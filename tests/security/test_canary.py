@@ -1,5 +1,7 @@
 """T8: no secret is found in what an installation leaves behind, and the search can find one."""
 
+from base64 import b64encode
+
 import pytest
 
 from cli import leak_search
@@ -46,3 +48,26 @@ def test_a_secret_across_two_pieces_of_a_file_is_found(tmp_path, monkeypatch):
         leak_search.files_below(tmp_path, "files"), ["correct-horse-battery"]
     )
     assert {(hit.place, hit.form) for hit in searched.hits} >= {("files/file", "raw")}
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r\n ", b"\\n", b"\\r\\n", b"%0D%0A"], ids=repr)
+@pytest.mark.parametrize("width", [64, 76, 7])
+def test_base64_that_is_broken_into_lines_is_found(end, width):
+    secret = "a-correct-horse-and-a-battery-that-is-a-staple"  # noqa: S105 - made up
+    written = b64encode(b"x" * 31 + secret.encode() + b"y" * 99)
+    content = end.join(written[i : i + width] for i in range(0, len(written), width))
+    searched = leak_search.search([Place("mail", (b"-- ", content))], ["another one", secret])
+    assert {(hit.secret, hit.form) for hit in searched.hits} == {(1, "base64 +1")}
+    assert leak_search.search([Place("mail", (content[::-1],))], [secret]).hits == []
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["'it''s-a-\"secret\"-é'", "IT'S-A-\"SECRET\"-É", "it's-a-\"secret\"-\\303\\251",
+     "69:74:27:73:2d:61:2d:22:73:65:63:72:65:74:22:2d:c3:a9",
+     "it%2527s-a-%2522secret%2522-%25C3%25A9",
+     "it's-a-\"\"secret\"\"-é"],
+)  # fmt: skip
+def test_what_databases_shells_and_resolvers_make_of_a_secret_is_found(written):
+    searched = leak_search.search([Place("log", (written.encode(),))], ['it\'s-a-"secret"-é'])
+    assert len(searched.hits) == 1

@@ -86,6 +86,61 @@ def test_a_secret_of_any_length_and_script_is_found_and_nothing_is_said_of_it(se
     assert capfd.readouterr() == ("", "")
 
 
+LONG = "A%" * 70 + "/x'\"é " * 30
+
+
+@pytest.mark.parametrize("secret", [LONG, PEM.replace("PRIVATE KEY", "SOMETHING")])
+@pytest.mark.parametrize("form", sorted(set(forms_of("x")) - {"shell"}))
+def test_a_long_secret_is_masked_in_every_form_however_it_is_escaped(secret, form):
+    written = forms_of(secret)[form]
+    redactor = Redactor()
+    redactor.know(secret)
+    shown = redactor.text(f"<{written}>")
+    assert MASK in shown
+    assert len(shown) < 40
+    nested = secret.replace("%", "%2525").replace("'", "%2527").replace("\n", "\\u000a")
+    assert redactor.text(f"<{nested}>") == f"<{MASK}>"
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["h%75nter2HUNTER2", "hunter2h\\165nter2", "hunter2h\\0165nter2", "hunter2%2568unter2",
+     "hunter2hunter&#50;", "hunter2hunte\\u0072\\u{32}", "HUNTER2%5Cx68unter2",
+     "\\U00000068unter2hunter2",
+     "&amp;#x68;unter2hunter2", "hunter%5c%5c62hunter2"],
+)  # fmt: skip
+def test_one_escaped_letter_hides_no_secret(written):
+    redactor = Redactor()
+    redactor.know("hunter2hunter2")
+    assert redactor.text(f"a {written} z") == f"a {MASK} z"
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("""ROLE x PASSWORD 'pa''ss''Word-99x"y'""", f"ROLE x PASSWORD '{MASK}'"),
+        ("""no column "pa'ss'Word-99x""y" in x""", f'no column "{MASK}" in x'),
+        (r"""{"no column": "\"pa'ss'Word-99x\"\"y\""}""", rf"""{{"no column": "\"{MASK}\""}}"""),
+        (r"""psql 'pa'"'"'ss'\''Word-99x"y'""", f"psql '{MASK}'"),
+        ("""no host name pa'ss'word-99x"y: unknown""", f"no host name {MASK}: unknown"),
+        (r"""E'pa\'ss\'\127ord-99x"y'""", f"E'{MASK}'"),
+    ],
+)
+def test_what_databases_shells_and_resolvers_make_of_a_secret_is_masked(said, shown):
+    redactor = Redactor()
+    redactor.know("pa'ss'Word-99x\"y")
+    assert redactor.text(said) == shown
+
+
+def test_what_was_taken_for_base64_or_hex_keeps_its_neighbours():
+    redactor = Redactor()
+    redactor.know("hunter2hunter2")
+    lines = "one line\naHVudGVy\nMmh1bnRl\ncjI=\nand the last"
+    assert redactor.text(lines) == f"one line\n{MASK}\nand the last"
+    hexed = b"hunter2hunter2".hex(":")
+    assert redactor.text(f"at 10:20:30, {hexed} x") == f"at 10:20:30, {MASK} x"
+
+
 def test_short_secrets_are_masked_by_their_field_only():
     redactor = Redactor()
     redactor.know("short12")
@@ -330,19 +385,28 @@ HOSTILE = {
     "types": 'invalid input syntax for type x: "',
     "parameters": "[parameters: ",
     "base64": "QUFB",
+    "base64_lines": "QUFB\n",
+    "base64_escaped": "QUFB%2B\\n",
+    "hex": "41:4a-",
+    "quotes": "''\"\"'\"",
+    "octal": "\\101\\303",
+    "the_word_of_a_secret": "0rd/%2",
+    "secrets": "UEBzcyB3OjByZC8lMmYiXMOp8J+YgCsmPHg+",
     "aws": "AKIA" + "A" * 15,
     "mixed": 'eyJabcde://x:Bearer -----BEGIN password:"input_value=',
 }
 
 
-def seconds(work, repeats: int = 3) -> float:
-    """The best of a few: the machine has other work."""
-    taken = []
+def seconds(work, repeats: int = 3, *, enough: float = 0) -> float:
+    """The best of a few, the machine has other work; no more of them than what is enough needs."""
+    best = float("inf")
     for _ in range(repeats):
         start = time.thread_time()
         work()
-        taken.append(time.thread_time() - start)
-    return min(taken)
+        best = min(best, time.thread_time() - start)
+        if best < enough:
+            break
+    return best
 
 
 @pytest.mark.parametrize("name", sorted(HOSTILE))
@@ -352,27 +416,55 @@ def test_a_hostile_line_of_10_mb_costs_less_than_100_ms(name):
         redactor.know(f'{ODD}"{number}')
     line = HOSTILE[name] * (10_000_000 // len(HOSTILE[name]))
     redactor.text(line)
-    assert seconds(lambda: redactor.text(line)) < 0.1
-    assert seconds(lambda: redactor.text(line, limit=LOG_MESSAGE_MAX)) < 0.1
+    assert seconds(lambda: redactor.text(line), enough=0.1) < 0.1
+    assert seconds(lambda: redactor.text(line, limit=LOG_MESSAGE_MAX), enough=0.1) < 0.1
+
+
+@pytest.mark.parametrize("secret", [LONG, "A%" * 700, PEM.replace("PRIVATE KEY", "SOMETHING")])
+def test_a_text_made_of_a_long_secret_costs_no_more(secret):
+    redactor = Redactor()
+    redactor.know(secret)
+    for form in ("raw", "url", "octal", "hex_colons", "base64_lines_url"):
+        line = forms_of(secret)[form] * 300
+        redactor.text(line)
+        assert seconds(lambda line=line: redactor.text(line), enough=0.2) < 0.2
 
 
 @pytest.mark.parametrize("name", sorted(HOSTILE))
 def test_the_patterns_are_linear_in_a_hostile_text(name):
-    def work(size: int) -> float:
+    def work(size: int, enough: float = 0) -> float:
         data = (HOSTILE[name] * (size // len(HOSTILE[name]))).encode()
-        return seconds(lambda: (spans_by_key(data), spans_by_shape(data, words=True)), 2)
+        return seconds(
+            lambda: (spans_by_key(data), spans_by_shape(data, words=True)), 2, enough=enough
+        )
 
-    small, large = work(100_000), work(800_000)
-    assert large < 24 * max(small, 0.000_5), (small, large)  # quadratic would be 64 times
+    bound = 24 * max(work(40_000), 0.000_2)  # quadratic would be 64 times
+    assert work(320_000, bound) < bound
 
 
-def test_an_ordinary_line_costs_little():
+@pytest.mark.parametrize("known", [2, 8])
+def test_an_ordinary_line_costs_little(known):
     redactor = Redactor()
-    redactor.know("hunter2hunter2")
-    redactor.know(ODD)
+    for number in range(known // 2):
+        redactor.know(f"hunter2hunter2{number}")
+        redactor.know(f"{ODD}{number}")
     lines = ORDINARY[:2] * 500
     each = statistics.median(seconds(lambda: [*map(redactor.text, lines)], 1) for _ in range(5))
-    assert each / len(lines) < 100e-6  # 10 to 20 us alone on a machine
+    assert each / len(lines) < 100e-6  # 16 to 26 us alone on a machine
+
+
+def test_to_know_a_secret_for_the_time_of_one_run_costs_little():
+    redactor = Redactor()
+    lines = [ORDINARY[0], "50 % of C:\\data are at https://h/a%20b & elsewhere"]
+
+    def work() -> None:
+        for number in range(50):
+            with redactor.holder() as holder:
+                holder.know(f"{ODD}{number}")
+                holder.know(f"Zx8-hunter_two{number}")
+                assert list(map(redactor.text, lines)) == lines
+
+    assert seconds(work) / 50 < 1e-3  # 0.2 ms alone; a pattern per secret would be 3 ms
 
 
 def test_each_layer_counts_what_it_masked():
