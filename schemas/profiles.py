@@ -31,24 +31,30 @@ _URL = re.compile(
 )
 #: Of libpq; without a value there is no lowest version.
 _TLS_OLD = frozenset({"", "tlsv1", "tlsv1.1"})
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 #: What a login may be proved with; by anything else somebody else could answer, or hear it.
 _PROOFS = frozenset({"scram-sha-256", "md5"})
 #: What the query of a URL may hold in production. Anything else may undo what was looked at: libpq
 #: takes a user, a role and files from it, redis-py ciphers and classes (docs/profiles.md).
-DATABASE_NAMES = frozenset(
+DATABASE_NAMES = _words(
     "sslmode sslrootcert sslcert sslkey sslpassword sslcrl sslcrldir ssl_min_protocol_version "
     "require_auth channel_binding host port target_session_attrs load_balance_hosts pooler "
     "connect_timeout keepalives keepalives_idle keepalives_interval keepalives_count "
-    "tcp_user_timeout".split()
+    "tcp_user_timeout"
 )
-REDIS_NAMES = frozenset(
+REDIS_NAMES = _words(
     "ssl_ca_certs ssl_ca_path ssl_certfile ssl_keyfile ssl_password ssl_cert_reqs "
     "ssl_check_hostname ssl_min_version db username password protocol client_name master "
     "sentinel_username sentinel_password socket_timeout socket_connect_timeout socket_keepalive "
-    "health_check_interval max_connections".split()
+    "health_check_interval max_connections"
 )
 #: Other names that a reason may quote. One that nobody knows may be part of a password.
-_QUOTED = frozenset(
+_QUOTED = _words(
     "user password dbname hostaddr passfile service servicefile options application_name "
     "fallback_application_name gssencmode gsslib gssdelegation krbsrvname requirepeer replication "
     "requiressl sslcompression sslcertmode sslsni sslnegotiation ssl_max_protocol_version "
@@ -56,7 +62,7 @@ _QUOTED = frozenset(
     "ssl_ciphers ssl_ca_data ssl_include_verify_flags ssl_exclude_verify_flags "
     "ssl_validate_ocsp ssl_validate_ocsp_stapled connection_class host port path timeout "
     "retry_on_timeout retry_on_error decode_responses encoding encoding_errors "
-    "socket_read_size socket_type lib_name lib_version".split()
+    "socket_read_size socket_type lib_name lib_version"
 )
 #: Said by `_names` no second time: a check of its own looks at every value.
 _MANY = frozenset({"sslmode", "host", "ssl_cert_reqs"})

@@ -67,7 +67,13 @@ def run(settings: Settings) -> None:
     the end: such runs go on when their leases have expired.
     """
     process = _build(settings)
-    admission.ask(process.deps.engine, settings, "worker", also=lambda: _check_roots(process))
+    admission.ask(
+        process.deps.engine,
+        settings,
+        "worker",
+        keystore=process.deps.keystore.own,
+        also=lambda: _check_roots(process),
+    )
     if settings.metrics_port:
         exposition.serve(settings)
     stop = until_asked()
