@@ -225,7 +225,9 @@ def link_faults(name: str, url: str) -> list[str]:
 def leads_out(url: str) -> bool:
     """Say whether a URL leads to another host than this one."""
     parts = _URL.fullmatch(url)
-    hosts = [] if parts is None else parts["hosts"].split(",")
+    if parts is None:
+        return False
+    hosts = _hosts(parts["hosts"], parse_qs(parts["query"] or "").get("host", []))
     return not all(loopback(re.sub(r":\d+$", "", host).strip("[]")) for host in hosts)
 
 

@@ -35,10 +35,10 @@ def server():
         yield listener.getsockname()[1]
 
 
-def attempt(path: str, port: int = 1) -> SyncwardError:
+def attempt(path: str, port: int = 1, sslmode: str = "verify-full") -> SyncwardError:
     """Try to connect with such an authority in a thread: it must have ended within seconds."""
     config = PostgresConfig.model_construct(
-        host="127.0.0.1", port=port, database="shop", user="reader", sslmode="verify-full",
+        host="127.0.0.1", port=port, database="shop", user="reader", sslmode=sslmode,
         sslrootcert=path, channel_binding="require",
     )  # fmt: skip
     caught: list[Exception] = []
@@ -121,6 +121,13 @@ def test_a_pipe_that_nobody_writes_to_holds_no_slot(tmp_path, server):
     finally:
         os.close(ours)
         os.close(theirs)
+
+
+def test_every_way_of_tls_looks_at_the_file_and_without_tls_nobody_does(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for mode in ("prefer", "require", "verify-ca", "verify-full"):
+        assert attempt(str(tmp_path / "fifo"), sslmode=mode).code == "tls_refused"
+    assert attempt(str(tmp_path / "fifo"), sslmode="disable").code != "tls_refused"
 
 
 def test_a_file_with_a_certificate_is_taken_wherever_it_is_also_by_a_link(tmp_path):

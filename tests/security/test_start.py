@@ -325,11 +325,13 @@ def keystore_url(protected, admin):
     ("words", "right", "login", "why"),
     [
         (("workers.process",), "w", "su", "is a superuser of the keystore"),
-        (("workers.process",), "w", "owns", "a member of syncward_migrator, syncward_owner"),
-        (("cli.main", "keys", "status"), "o", "su", "is a superuser of the keystore"),
+        pytest.param(("workers.process",), "w", "owns", "member of syncward_migrator, syncward_owner",
+                     marks=pytest.mark.full),
+        pytest.param(("cli.main", "keys", "status"), "o", "su", "is a superuser of the keystore",
+                     marks=pytest.mark.full),
         (("cli.main", "keys", "status"), "o", "both", "it is also a member of syncward_worker"),
     ],
-)
+)  # fmt: skip
 def test_the_login_of_a_keystore_apart_may_not_do_more_either(
     protected, keystore_url, tmp_path, *, words, right, login, why
 ):

@@ -7,7 +7,7 @@ import pytest
 
 from schemas.environment import load_settings
 from schemas.errors import StartRefused
-from schemas.profiles import DATABASE_NAMES, REDIS_NAMES, all_reasons, refusals
+from schemas.profiles import DATABASE_NAMES, REDIS_NAMES, all_reasons, leads_out, refusals
 from schemas.settings import Settings
 
 PASSWORD = "hunter2-hunter2"  # noqa: S105 - made up, to be looked for in reasons
@@ -160,6 +160,21 @@ def test_metrics_for_other_hosts_want_a_token(host, refused):
     assert bool(refusals(settings(metrics_host=host), "metrics")) == refused
     with_token = settings(metrics_host=host, metrics_port=9464, metrics_token_file=Path("t"))
     assert refusals(with_token, "scheduler") == []
+
+
+@pytest.mark.parametrize(
+    ("url", "leads"),
+    [
+        ("postgresql://u@127.0.0.1:5432/x", False),
+        ("postgresql://u@127.0.0.1:5432,[::1]:6000/x", False),
+        ("postgresql://u@localhost/x?host=127.0.0.1", False),
+        ("postgresql://u@localhost/x?host=127.0.0.1,db.example.com", True),
+        ("postgresql://u@localhost,db.example.com/x", True),
+        ("redis://u@10.0.0.1:6379/0", True),
+    ],
+)
+def test_a_url_leads_out_if_one_of_its_hosts_is_another(url, leads):
+    assert leads_out(url) == leads
 
 
 def test_a_command_is_not_asked_about_a_redis_that_it_does_not_use():
