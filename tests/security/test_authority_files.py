@@ -5,6 +5,7 @@ import socket
 import threading
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,7 @@ def server():
         yield listener.getsockname()[1]
 
 
-def attempt(path: str, port: int = 1, sslmode: str = "verify-full") -> SyncwardError:
+def attempt(path: str, port: int = 1, sslmode: Any = "verify-full") -> SyncwardError:
     """Try to connect with such an authority in a thread: it must have ended within seconds."""
     config = PostgresConfig.model_construct(
         host="127.0.0.1", port=port, database="shop", user="reader", sslmode=sslmode,

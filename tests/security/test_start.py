@@ -325,7 +325,7 @@ def keystore_url(protected, admin):
     ("words", "right", "login", "why"),
     [
         (("workers.process",), "w", "su", "is a superuser of the keystore"),
-        pytest.param(("workers.process",), "w", "owns", "member of syncward_migrator, syncward_owner",
+        pytest.param(("workers.process",), "w", "owns", "of syncward_migrator, syncward_owner",
                      marks=pytest.mark.full),
         pytest.param(("cli.main", "keys", "status"), "o", "su", "is a superuser of the keystore",
                      marks=pytest.mark.full),
