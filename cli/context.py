@@ -37,10 +37,14 @@ class Cli:
 
     @cached_property
     def engine(self) -> Engine:
-        from storage import logins  # noqa: PLC0415 - `--help` must not wait for it
-        from storage.engine import open_engine  # noqa: PLC0415 - as above
+        from storage.engine import open_engine  # noqa: PLC0415 - `--help` must not wait for it
 
-        engine = open_engine(self.control_url(), "operator", pool_size=1)
+        return self._admitted(open_engine(self.control_url(), "operator", pool_size=1))
+
+    def _admitted(self, engine: Engine) -> Engine:
+        """Return an engine whose login may be used; StartRefused if it may do too much."""
+        from storage import logins  # noqa: PLC0415 - as above
+
         if self.settings.profile == "production":
             logins.require(engine, "operator")
         return engine
@@ -63,12 +67,10 @@ class Cli:
         from storage.keystore import Keystore  # noqa: PLC0415 - as above
 
         url = self.settings.keystore_url
-        own = (
-            open_engine(url.get_secret_value(), "operator", pool_size=1, database="keystore")
-            if url
-            else None
-        )
-        return Keystore(self.engine, own)
+        if url is None:
+            return Keystore(self.engine)
+        own = open_engine(url.get_secret_value(), "operator", pool_size=1, database="keystore")
+        return Keystore(self.engine, self._admitted(own))
 
     @cached_property
     def principal(self) -> Principal:

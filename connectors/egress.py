@@ -102,7 +102,11 @@ def resolve(host: str, port: int, policy: LinkPolicy, *, lookup: Lookup = look_u
 def _own(name: str, port: int, policy: LinkPolicy, lookup: Lookup) -> frozenset[Address]:
     """Return the addresses that our own services have at this port now: a failover moves them."""
     found: set[Address] = set()
-    for host, own_port in policy.own:
+    try:
+        moving = policy.moving()
+    except TransientError:  # as below
+        raise _dns(name, port) from None
+    for host, own_port in (*policy.own, *moving):
         if own_port != port:
             continue
         try:

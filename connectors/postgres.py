@@ -10,6 +10,7 @@ from typing import Any, Literal
 import psycopg
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from connectors import authority
 from connectors.egress import Lookup, look_up, resolve
 from connectors.net import validate_host
 from connectors.pg_errors import Answer, Kind, Role, answer, answer_to_text
@@ -68,6 +69,15 @@ class PostgresConfig(BaseModel):
             raise ValueError("longer than the 63 bytes of a name; Postgres would cut it off")
         return value
 
+    @field_validator("sslrootcert")
+    @classmethod
+    def _own_file(cls, value: str | None) -> str | None:
+        if value and not authority.written_well(value):
+            raise ValueError(
+                "write the absolute path of the authority's file on the workers, or system"
+            )
+        return value
+
     @property
     def where(self) -> str:
         """Name the server and database for people."""
@@ -112,6 +122,7 @@ def connect(
     look for open transactions.
     """
     check_link(config, policy)
+    tls = _tls(config)
     pinned = resolve(config.host, config.port, policy, lookup=lookup)
     settings = {**_SESSION, **session}
     with translated(config, role):
@@ -123,7 +134,7 @@ def connect(
             user=config.user,
             password=secrets.get("password", ""),
             passfile=os.devnull,
-            **_tls(config),
+            **tls,
             require_auth="scram-sha-256",
             gssencmode="disable",
             target_session_attrs="any",
@@ -141,12 +152,25 @@ def connect(
 
 
 def _tls(config: PostgresConfig) -> dict[str, Any]:
-    """Return libpq's TLS settings, all of them: none is left to files of the worker's home."""
+    """Return libpq's TLS settings, all of them: none is left to files of the worker's home.
+
+    ConfigError in the same words for every `sslrootcert` that libpq is not to open.
+    """
     system = "system" if config.sslmode == "verify-full" else ""
     binding = {"disable": "disable", "prefer": "prefer"}.get(config.sslmode, config.channel_binding)
+    named = config.sslrootcert if config.sslmode != "disable" else None  # then nobody reads it
+    try:
+        root = authority.checked(named) if named else system
+    except authority.NoAuthority:
+        raise ConfigError(
+            f"{config.where}: sslrootcert is no file with a certificate that this worker can use; "
+            "put the authority's file (PEM, at most 1 MiB) on every worker and name its absolute "
+            "path, or system",
+            code="tls_refused",
+        ) from None
     return {
         "sslmode": config.sslmode,
-        "sslrootcert": config.sslrootcert or system,
+        "sslrootcert": root,
         "sslcertmode": "disable",
         "ssl_min_protocol_version": "TLSv1.2",
         "channel_binding": binding,

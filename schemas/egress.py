@@ -3,13 +3,16 @@
 `Settings.link_policy()` makes one, connectors/egress.py enforces it; docs/network.md explains it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
-from urllib.parse import parse_qs, urlsplit
+from itertools import product
+from urllib.parse import parse_qs, unquote, urlsplit
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
+#: A host by name or address, and a port.
+Endpoint = tuple[str, int]
 
 _PORT_MAX = 65_535
 _PORTS = {
@@ -31,17 +34,24 @@ class Opening:
         return fits and self.port in {None, port}
 
 
+def _nothing() -> Iterable[Endpoint]:
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class LinkPolicy:
     """What is left out is strict.
 
     `own` are Syncward's own services by name and port. They are never a resource; only where
     `own_openable` (development: one server for everything) may an opening with a port say so.
+    `moving` is asked at every link for those that no setting names, because a failover moves them;
+    TransientError if it cannot know.
     """
 
     loopback: bool = False
     allow: tuple[Opening, ...] = ()
-    own: frozenset[tuple[str, int]] = frozenset()
+    own: frozenset[Endpoint] = frozenset()
+    moving: Callable[[], Iterable[Endpoint]] = _nothing
     own_openable: bool = False
     tls_required: bool = True
     superuser_refused: bool = True
@@ -69,26 +79,42 @@ def _opening(text: str) -> Opening:
     return opening
 
 
-def endpoints(urls: Iterable[str]) -> frozenset[tuple[str, int]]:
+def endpoints(urls: Iterable[str]) -> frozenset[Endpoint]:
     """Return every host and port that URLs of our own services name, also those of a list."""
-    found: set[tuple[str, int]] = set()
+    found: set[Endpoint] = set()
     for url in urls:
         parts = urlsplit(url)
         default = _PORTS.get(parts.scheme.lower().partition("+psycopg")[0])
         if default is None:
             continue
-        for host in parts.netloc.rpartition("@")[2].split(","):
-            found |= _endpoint(host, default)
-        query = parse_qs(parts.query)
-        ports = ",".join(query.get("port", [])).split(",")
-        port = int(ports[0]) if ports[0].isdigit() else default
-        for name in ("host", "hostaddr"):
-            for host in ",".join(query.get(name, [])).split(","):
+        query = parse_qs(parts.query, keep_blank_values=True)
+        before = unquote(parts.netloc.rpartition("@")[2]).split(",")
+        own = [set(_endpoint(host, default)) for host in before]
+        found = found.union(*own)
+        ports = [_port(text, default) for text in ",".join(query.get("port", [])).split(",")]
+        if "port" not in query:  # those before the path hold for the hosts of the query, too
+            ports = [port for one in own for _, port in one] or [
+                _port(text.rpartition(":")[2], default) for text in before
+            ]
+        for hosts in (
+            before,
+            *(",".join(query.get(n, [])).split(",") for n in ("host", "hostaddr")),
+        ):
+            for host, port in _pairs(hosts, ports):
                 found |= _endpoint(host, port)
     return frozenset(found)
 
 
-def _endpoint(text: str, default: int) -> set[tuple[str, int]]:
+def _pairs(hosts: list[str], ports: list[int]) -> Iterable[tuple[str, int]]:
+    """Give each host its port, as libpq does; a list that does not fit is taken for the worst."""
+    return zip(hosts, ports, strict=True) if len(hosts) == len(ports) else product(hosts, ports)
+
+
+def _port(text: str, default: int) -> int:
+    return int(text) if text.isdecimal() else default
+
+
+def _endpoint(text: str, default: int) -> set[Endpoint]:
     """Read `host`, `host:port` or `[address]:port`; nothing for a path or a blank."""
     if not text or text.startswith("/"):
         return set()

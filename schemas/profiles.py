@@ -5,7 +5,7 @@ value that may hold a password. What only a server can tell is in storage/logins
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ipaddress import ip_address
 from typing import Literal
 from urllib.parse import parse_qs, unquote
@@ -31,6 +31,41 @@ _URL = re.compile(
 )
 #: Of libpq; without a value there is no lowest version.
 _TLS_OLD = frozenset({"", "tlsv1", "tlsv1.1"})
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+#: What a login may be proved with; by anything else somebody else could answer, or hear it.
+_PROOFS = frozenset({"scram-sha-256", "md5"})
+#: What the query of a URL may hold in production. Anything else may undo what was looked at: libpq
+#: takes a user, a role and files from it, redis-py ciphers and classes (docs/profiles.md).
+DATABASE_NAMES = _words(
+    "sslmode sslrootcert sslcert sslkey sslpassword sslcrl sslcrldir ssl_min_protocol_version "
+    "require_auth channel_binding host port target_session_attrs load_balance_hosts pooler "
+    "connect_timeout keepalives keepalives_idle keepalives_interval keepalives_count "
+    "tcp_user_timeout"
+)
+REDIS_NAMES = _words(
+    "ssl_ca_certs ssl_ca_path ssl_certfile ssl_keyfile ssl_password ssl_cert_reqs "
+    "ssl_check_hostname ssl_min_version db username password protocol client_name master "
+    "sentinel_username sentinel_password socket_timeout socket_connect_timeout socket_keepalive "
+    "health_check_interval max_connections"
+)
+#: Other names that a reason may quote. One that nobody knows may be part of a password.
+_QUOTED = _words(
+    "user password dbname hostaddr passfile service servicefile options application_name "
+    "fallback_application_name gssencmode gsslib gssdelegation krbsrvname requirepeer replication "
+    "requiressl sslcompression sslcertmode sslsni sslnegotiation ssl_max_protocol_version "
+    "client_encoding min_protocol_version max_protocol_version sslkeylogfile "
+    "ssl_ciphers ssl_ca_data ssl_include_verify_flags ssl_exclude_verify_flags "
+    "ssl_validate_ocsp ssl_validate_ocsp_stapled connection_class host port path timeout "
+    "retry_on_timeout retry_on_error decode_responses encoding encoding_errors "
+    "socket_read_size socket_type lib_name lib_version"
+)
+#: Said by `_names` no second time: a check of its own looks at every value.
+_MANY = frozenset({"sslmode", "host", "ssl_cert_reqs"})
 _TRUE = frozenset({"true", "1", "yes"})
 #: ssl.TLSVersion.TLSv1_2, as redis-py takes it.
 _TLS_1_2 = 771
@@ -76,14 +111,46 @@ def _database(url: str) -> list[str]:
     old = {value.lower() for value in query.get("ssl_min_protocol_version", ())} & _TLS_OLD
     if old:
         found.append("TLS before 1.2 is allowed; leave ssl_min_protocol_version out")
-    hosts = [unquote(parts["hosts"]), *query.get("host", ())]
-    if any(host.startswith(("/", "@")) for host in hosts) or not any(hosts):
+    if not all(set(value.split(",")) <= _PROOFS for value in query.get("require_auth", ())):
+        found.append(
+            "the server need not ask for the password as it should; leave require_auth out (or "
+            "require_auth=md5 for a pooler)"
+        )
+    if not set(query.get("channel_binding", ())) <= {"require", "prefer"}:
+        found.append("the login is not bound to TLS; leave channel_binding out")
+    if not all(_is_host(host) for host in _hosts(parts["hosts"], query.get("host", []))):
         found.append("a Unix socket has no TLS; name the host, as its certificate does")
+    found += _names(query, DATABASE_NAMES)
     if unquote(parts["user"] or "") in {"", "postgres"}:
         found.append(
             "no login of its own (none is named, or postgres); make one that was granted its "
             "process's role only, see docs/profiles.md"
         )
+    return found
+
+
+def _hosts(before: str, named: list[str]) -> list[str]:
+    """Return each host of a URL: libpq tries all of a list, and a blank one is its socket."""
+    lists = [unquote(before), *named] if before or not named else named
+    return [host for text in lists for host in text.split(",")]
+
+
+def _is_host(text: str) -> bool:
+    return bool(re.sub(r":\d*$", "", text)) and not text.startswith(("/", "@"))
+
+
+def _names(query: Mapping[str, Sequence[str]], allowed: frozenset[str]) -> list[str]:
+    """Say which names of a query are none of those that are taken, or are there twice."""
+    found = []
+    if others := query.keys() - allowed:
+        quoted = [f"`{name}`" for name in sorted(others & _QUOTED)]
+        more = ["another name"] if others - _QUOTED else []
+        found.append(
+            f"its query holds {', '.join([*quoted, *more])}, which production does not take; take "
+            "that out (docs/profiles.md lists what may be there)"
+        )
+    if twice := {name for name, values in query.items() if len(values) > 1} & (allowed - _MANY):
+        found.append(f"{', '.join(sorted(twice))} is there twice; write it once")
     return found
 
 
@@ -104,6 +171,7 @@ def _redis(url: str) -> list[str]:
         found.append("the name in Redis' certificate is not checked; leave ssl_check_hostname out")
     if not all(_tls_1_2(value) for value in query.get("ssl_min_version", ())):
         found.append("TLS before 1.2 is allowed; leave ssl_min_version out")
+    found += _names(query, REDIS_NAMES)
     user = unquote(parts["user"] or "") or "".join(query.get("username", ()))
     if user in {"", "default"}:
         found.append(
@@ -157,7 +225,9 @@ def link_faults(name: str, url: str) -> list[str]:
 def leads_out(url: str) -> bool:
     """Say whether a URL leads to another host than this one."""
     parts = _URL.fullmatch(url)
-    hosts = [] if parts is None else parts["hosts"].split(",")
+    if parts is None:
+        return False
+    hosts = _hosts(parts["hosts"], parse_qs(parts["query"] or "").get("host", []))
     return not all(loopback(re.sub(r":\d+$", "", host).strip("[]")) for host in hosts)
 
 

@@ -14,12 +14,17 @@ logger = logging.getLogger(__name__)
 
 
 def ask(
-    engine: Engine, settings: Settings, process: Process, *, also: Callable[[], None] | None = None
+    engine: Engine,
+    settings: Settings,
+    process: Process,
+    *,
+    keystore: Engine | None = None,
+    also: Callable[[], None] | None = None,
 ) -> None:
     """Refuse to start on an older schema or, in production, with a login that may do too much.
 
-    `also` is asked where the schema is right. A database that is away is waited for by everything
-    that needs it, and is no reason.
+    `keystore` is a keystore apart: its login is looked at, too. `also` is asked where the schema is
+    right. A database that is away is waited for by everything that needs it, and is no reason.
     """
     reasons, there, right = Reasons(), True, False
     with reasons.collecting():
@@ -28,6 +33,9 @@ def ask(
     if there and settings.profile == "production":
         with reasons.collecting():
             logins.require(engine, process)
+    if keystore is not None and settings.profile == "production":
+        with reasons.collecting():
+            logins.require(keystore, process)
     if right and also is not None:
         with reasons.collecting():
             also()

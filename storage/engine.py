@@ -122,6 +122,12 @@ def open_engine(
     return engine
 
 
+def setting_of(engine: Engine) -> tuple[Database, str]:
+    """Return which database an engine leads to, and the setting that says where it is."""
+    database: Database = engine.get_execution_options().get(_DATABASE, "control database")
+    return database, _SETTINGS_OF[database]
+
+
 def _refuse_another_role(role: str) -> Callable[[_Driver, ConnectionPoolEntry], None]:
     """Return a check that a new session has our role: a pooler may drop options in silence."""
 

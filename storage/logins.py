@@ -1,9 +1,9 @@
 """Whether the login of a process may do more than its process: refused in production."""
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Engine, text
 
 from schemas.errors import StartRefused, TransientError
-from storage.engine import Process, transaction
+from storage.engine import Process, setting_of, transaction
 
 #: What a login of each process must not be a member of: a stolen one would be all of them.
 _APART: dict[Process, tuple[str, ...]] = {
@@ -21,19 +21,21 @@ _ASKED = text(
 )
 
 
-def refusals(tx: Connection, process: Process) -> list[str]:
-    """Say in which ways this session's login is more than the login of one process."""
+def refusals(engine: Engine, process: Process) -> list[str]:
+    """Say in which ways the login of an engine is more than the login of one process."""
     apart = [f"syncward_{name}" for name in _APART[process]]
-    found = tx.execute(_ASKED, {"apart": apart}).one()
+    with transaction(engine) as tx:
+        found = tx.execute(_ASKED, {"apart": apart}).one()
+    database, setting = setting_of(engine)
     if found.superuser:
         why = (
-            f"SYNCWARD_DATABASE_URL: login {found.login} is a superuser of the control database; "
+            f"{setting}: login {found.login} is a superuser of the {database}; "
             f"make a login of its own and run there: GRANT syncward_{process} TO it"
         )
         return [why]
     if found.others:
         why = (
-            f"SYNCWARD_DATABASE_URL: login {found.login} is shared: it is also a member of "
+            f"{setting}: login {found.login} is shared: it is also a member of "
             f"{', '.join(found.others)}; use one that was granted syncward_{process} only"
         )
         return [why]
@@ -43,8 +45,7 @@ def refusals(tx: Connection, process: Process) -> list[str]:
 def require(engine: Engine, process: Process) -> None:
     """Refuse to start with a login that may do too much; one that cannot be asked is let be."""
     try:
-        with transaction(engine) as tx:
-            found = refusals(tx, process)
+        found = refusals(engine, process)
     except TransientError:
         return
     if found:

@@ -68,7 +68,10 @@ def _refuse_unverified(url: str) -> None:
         said = parse_qs(urlsplit(url).query)
     except ValueError:
         return  # whoever opens the link says what is wrong with it
-    off = {"ssl_cert_reqs": {"none", "optional"}, "ssl_check_hostname": {"false", "0", "no", "n"}}
+    off = {
+        "ssl_cert_reqs": {"none", "optional"},
+        "ssl_check_hostname": {"false", "f", "0", "no", "n"},
+    }
     for name, values in off.items():
         if values & {value.lower() for value in said.get(name, [])}:
             raise ConfigError(

@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from secrets import token_hex
 from threading import Event, Timer
@@ -28,7 +28,7 @@ from storage.claims import WorkerState, sign_off
 from storage.engine import open_engine, open_link, transaction
 from storage.keystore import Keystore
 from storage.metrics import BUILD
-from workers import actors, key_upkeep, run_sync
+from workers import actors, key_upkeep, run_sync, sentinels
 from workers.attempt import Dependencies
 from workers.enqueue import JobQueue, open_broker, open_client
 from workers.heartbeat import Heartbeat
@@ -67,7 +67,13 @@ def run(settings: Settings) -> None:
     the end: such runs go on when their leases have expired.
     """
     process = _build(settings)
-    admission.ask(process.deps.engine, settings, "worker", also=lambda: _check_roots(process))
+    admission.ask(
+        process.deps.engine,
+        settings,
+        "worker",
+        keystore=process.deps.keystore.own,
+        also=lambda: _check_roots(process),
+    )
     if settings.metrics_port:
         exposition.serve(settings)
     stop = until_asked()
@@ -131,6 +137,7 @@ def _build(settings: Settings) -> _Process:
     keystore = Keystore(engine, own or None)
     keys = KeyUpkeep(keyring, keystore, settings, principal)
     records = RecordSealer(engine, keyring, keystore, principal)
+    client = open_client(redis_url)
     deps = Dependencies(
         engine=engine,
         keyring=KeyCache(keyring),
@@ -141,13 +148,12 @@ def _build(settings: Settings) -> _Process:
         logs=LogWriter(lambda lines: write_sealed(engine, records, lines)),
         records=records,
         settings=settings,
-        policy=settings.link_policy(),
+        policy=replace(settings.link_policy(), moving=sentinels.servers(client)),
         refusals=JobRefusals(engine, principal),
         worker_id=worker_id,
         principal=principal,
     )
     BUILD.labels(version("syncward")).set(1)
-    client = open_client(redis_url)
     return _Process(_dramatiq(deps, client, settings, draining), deps, keys, client, draining)
 
 

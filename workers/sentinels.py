@@ -5,6 +5,9 @@ TLS to both. The user is the server's; Sentinels that want a login of their own 
 `sentinel_username` and `sentinel_password`. Other options are redis-py's.
 """
 
+from collections.abc import Callable
+from contextlib import suppress
+from threading import Lock
 from typing import Any
 from urllib.parse import SplitResult, parse_qs, urlencode, urlsplit
 
@@ -12,7 +15,8 @@ import redis
 from redis.connection import parse_url
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
-from schemas.errors import ConfigError
+from schemas.egress import Endpoint
+from schemas.errors import ConfigError, TransientError
 
 _SCHEMES = {"redis+sentinel": "redis", "rediss+sentinel": "rediss"}
 _PORT = 26379
@@ -53,6 +57,52 @@ def whom(client: redis.Redis) -> str | None:
     if not isinstance(pool, SentinelConnectionPool):
         return None
     return f"Redis master {pool.service_name} behind Sentinels"
+
+
+def servers(client: redis.Redis) -> Callable[[], frozenset[Endpoint]]:
+    """Return what tells the servers that Sentinels name now; nothing without Sentinels.
+
+    The master and every replica, as the next failover makes one of them the master, and all that
+    were ever named: one that comes back is ours, too. TransientError while none is known.
+    """
+    pool = client.connection_pool
+    known: set[Endpoint] = set()
+    lock = Lock()
+
+    def named() -> frozenset[Endpoint]:
+        if not isinstance(pool, SentinelConnectionPool):
+            return frozenset()
+        found = _ask(pool)
+        if pool.master_address:  # whom we are linked to, whatever the Sentinels say
+            found.add(_endpoint(*pool.master_address))
+        with lock:
+            known.update(found)
+            if not known:
+                raise TransientError("no Sentinel says just now where our Redis is")
+            return frozenset(known)
+
+    return named
+
+
+def _ask(pool: SentinelConnectionPool) -> set[Endpoint]:
+    """Ask the first Sentinel that answers; redis-py keeps the one that named the master first."""
+    for sentinel in list(pool.sentinel_manager.sentinels):
+        try:
+            master = sentinel.sentinel_masters().get(pool.service_name)
+        except redis.RedisError:
+            continue
+        if not master:
+            continue
+        found = {_endpoint(master["ip"], master["port"])}
+        with suppress(redis.RedisError):  # a login may be allowed the master only
+            replicas = sentinel.sentinel_slaves(pool.service_name)
+            found |= {_endpoint(one["ip"], one["port"]) for one in replicas}
+        return found
+    return set()
+
+
+def _endpoint(host: str | bytes, port: int | str) -> Endpoint:
+    return (host.decode() if isinstance(host, bytes) else host), int(port)
 
 
 #: What is said to the server only: Sentinels have a login of their own, or none, and no databases.

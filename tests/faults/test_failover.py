@@ -3,6 +3,7 @@
 import secrets
 import signal
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ import pytest
 import redis
 from pydantic import SecretStr
 
+from connectors.egress import EgressRefused, resolve
 from embedded.daemons import end, exited, free_port, spawn
 from embedded.valkey import Server, find_program
+from schemas.egress import LinkPolicy, endpoints
 from schemas.jobs import Job
 from schemas.runs import RunState
 from tests.faults.test_processes import Fleet, big, checksums
+from workers import sentinels
 from workers.enqueue import JobQueue, open_client
 
 pytestmark = [pytest.mark.integration, pytest.mark.full, pytest.mark.timeout(240)]
@@ -135,6 +139,34 @@ def test_a_job_that_is_sent_during_a_failover_is_taken_or_refused_and_nothing_is
     health = queue.health()
     assert (health.problem, health.maxmemory_policy) == (None, "noeviction")
     queue.close()
+
+
+def test_no_link_leads_to_our_own_redis_before_and_after_a_failover(watched):
+    client = open_client(watched.url)
+    policy = LinkPolicy(
+        loopback=True,
+        own=endpoints([watched.url]),
+        moving=sentinels.servers(client),
+    )
+
+    def refused(port: int, policy: LinkPolicy) -> bool:
+        try:
+            resolve("127.0.0.1", port, policy)
+        except EgressRefused:
+            return True
+        return False
+
+    ports = [server.port for server in watched.servers]
+    assert [refused(port, policy) for port in (*ports, watched.sentinels[0][0])] == [True] * 3
+    assert not refused(free_port(None), policy)
+    old = watched.master()
+    old.kill()
+    until(lambda: JobQueue(open_client(watched.url)).alive(), "no new master")
+    fresh = replace(policy, moving=sentinels.servers(open_client(watched.url)))
+    assert watched.master() is not old
+    for held in (policy, fresh):
+        assert [refused(port, held) for port in ports] == [True] * 2
+    client.close()
 
 
 def test_sentinels_that_are_gone_are_named_by_their_master(watched):

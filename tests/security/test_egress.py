@@ -233,6 +233,66 @@ def test_our_own_services_are_found_in_every_setting_that_holds_a_url():
     assert endpoints(["file:///etc/keyring.json", "postgresql:///x?host=/run"]) == frozenset()
 
 
+@pytest.mark.parametrize(
+    ("url", "own"),
+    [
+        ("postgresql://u:p@/db?host=pg1,pg2&port=5432,5433", {("pg1", 5432), ("pg2", 5433)}),
+        ("postgresql://u:p@/db?host=pg1,pg2&port=6000", {("pg1", 6000), ("pg2", 6000)}),
+        ("postgresql://u:p@/db?host=pg1,pg2,pg3&port=,6000,", {
+            ("pg1", 5432), ("pg2", 6000), ("pg3", 5432),
+        }),
+        ("postgresql://u:p@/db?host=/run,pg2&port=1,2", {("pg2", 2)}),
+        ("postgresql://u:p@/db?hostaddr=10.0.0.1,fd00::1&port=1,2", {
+            ("10.0.0.1", 1), ("fd00::1", 2),
+        }),
+        ("postgresql://u@pg1:5432,pg2:5433/db", {("pg1", 5432), ("pg2", 5433)}),
+        ("postgresql://u@pg1/db?port=6000", {("pg1", 5432), ("pg1", 6000)}),
+        ("postgresql://u@pg1:6000/db?host=pg2", {("pg1", 6000), ("pg2", 6000)}),
+        ("postgresql://u@:6000/db?host=pg2", {("pg2", 6000)}),
+        ("postgresql://u@/db?host=a:1&host=b:2", {("a", 1), ("b", 2)}),
+        ("postgresql://u@p%671/db", {("pg1", 5432)}),
+        ("postgresql+psycopg://u@[fd00::1]:6000,pg2/db", {("fd00::1", 6000), ("pg2", 5432)}),
+        ("redis://u@one:1/0?db=1", {("one", 1)}),
+    ],
+)  # fmt: skip
+def test_hosts_and_ports_of_a_list_belong_together_as_libpq_reads_them(url, own):
+    assert endpoints([url]) == own
+
+
+def test_ports_that_do_not_fit_the_hosts_are_all_ours_at_each():
+    found = endpoints(["postgresql://u@/db?host=a,b,c&port=1,2"])
+    assert found == {(host, port) for host in "abc" for port in (1, 2)}
+
+
+def test_a_service_that_moves_is_asked_for_at_every_link_and_without_an_answer_nothing_passes():
+    at = [("10.0.0.9", 6379)]
+
+    def itself(host: str, _port: int) -> list[str]:
+        return [host]
+
+    def where() -> list[tuple[str, int]]:
+        if not at:
+            raise TransientError("nobody says")
+        return at
+
+    policy = replace(PRODUCTION, allow=parse_openings("10.0.0.0/8"), moving=where)
+
+    def rule(host: str) -> str | None:
+        try:
+            resolve(host, 6379, policy, lookup=itself)
+        except EgressRefused as refused:
+            return refused.rule
+        return None
+
+    assert (rule("10.0.0.9"), rule("10.0.0.8")) == ("own_service", None)
+    at[0] = ("10.0.0.8", 6379)  # a failover
+    assert (rule("10.0.0.9"), rule("10.0.0.8")) == (None, "own_service")
+    at.clear()
+    with pytest.raises(TransientError) as caught:
+        rule("10.0.0.8")
+    assert "nobody" not in caught.value.public
+
+
 def test_an_own_service_is_recognised_by_address_under_any_name_and_only_at_its_port():
     names = {"db.internal": ["8.8.4.4"], "alias.example": ["8.8.4.4"], "v6.example": ["2a00::1"]}
     policy = replace(PRODUCTION, own=frozenset({("db.internal", 5432)}))

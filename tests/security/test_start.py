@@ -7,6 +7,7 @@ no port, connected to nothing, written no file and no row.
 import http.client
 import json
 import re
+import secrets
 import socket
 import subprocess
 import sys
@@ -17,11 +18,13 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from psycopg import sql
 
 from cli.supervisor import child_environment
 from crypto import keyring as keyrings
 from embedded.daemons import free_port
 from schemas.jobs import Job
+from storage import migrate
 from tests.protected import PASSWORD, protect
 from workers.enqueue import JobQueue, open_client
 
@@ -304,6 +307,44 @@ def test_a_login_that_may_do_more_than_its_process_is_refused(
         (reason,) = refuse(words[0], tmp_path, *words[1:], **settings)
     assert why in reason
     assert rows(protected.world) == before
+
+
+@pytest.fixture
+def keystore_url(protected, admin):
+    """A keystore apart: {login} is to be filled in."""
+    cluster, name = protected.world.control.cluster, f"keystore_{secrets.token_hex(4)}"
+    admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    migrate.upgrade_keystore(
+        f"postgresql://{cluster.superuser}:{cluster.password}@{cluster.host}:{cluster.port}/{name}"
+    )
+    yield protected.database.replace(f"/{protected.world.control.database}?", f"/{name}?")
+    admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.mark.parametrize(
+    ("words", "right", "login", "why"),
+    [
+        (("workers.process",), "w", "su", "is a superuser of the keystore"),
+        pytest.param(("workers.process",), "w", "owns", "of syncward_migrator, syncward_owner",
+                     marks=pytest.mark.full),
+        pytest.param(("cli.main", "keys", "status"), "o", "su", "is a superuser of the keystore",
+                     marks=pytest.mark.full),
+        (("cli.main", "keys", "status"), "o", "both", "it is also a member of syncward_worker"),
+    ],
+)  # fmt: skip
+def test_the_login_of_a_keystore_apart_may_not_do_more_either(
+    protected, keystore_url, tmp_path, *, words, right, login, why
+):
+    settings = protected.of(right, keystore_url=keystore_url.format(login=login))
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # to bind it would be another reason
+        settings["metrics_port"] = taken.getsockname()[1]
+        (reason,) = refuse(words[0], tmp_path, *words[1:], **settings)
+        assert reason.startswith("SYNCWARD_KEYSTORE_URL: login ")
+        assert why in reason
+        if words[0] == "workers.process":  # with the right one it gets as far as that
+            settings["keystore_url"] = keystore_url.format(login=right)
+            (reason,) = refuse(words[0], tmp_path, *words[1:], **settings)
+            assert "Address already in use" in reason
 
 
 def test_a_token_that_others_can_read_or_guess_is_refused(protected, tmp_path):

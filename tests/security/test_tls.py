@@ -332,7 +332,13 @@ def test_redis_with_old_tls_or_none_hears_nothing(valkey, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "option", ["ssl_cert_reqs=none", "ssl_cert_reqs=NONE", "ssl_check_hostname=false"]
+    "option",
+    [
+        "ssl_cert_reqs=none",
+        "ssl_cert_reqs=NONE",
+        "ssl_check_hostname=false",
+        "ssl_check_hostname=F",
+    ],
 )
 @pytest.mark.parametrize("scheme", ["rediss", "rediss+sentinel"])
 def test_the_check_of_redis_certificate_cannot_be_turned_off(scheme, option):

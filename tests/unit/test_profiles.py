@@ -1,12 +1,13 @@
 """Every reason of the production profile, from the settings alone."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from schemas.environment import load_settings
 from schemas.errors import StartRefused
-from schemas.profiles import all_reasons, refusals
+from schemas.profiles import DATABASE_NAMES, REDIS_NAMES, all_reasons, leads_out, refusals
 from schemas.settings import Settings
 
 PASSWORD = "hunter2-hunter2"  # noqa: S105 - made up, to be looked for in reasons
@@ -43,6 +44,36 @@ def test_protected_settings_are_not_refused(process):
         ("database_url", DATABASE.replace(f"w1:{PASSWORD}@", ""), "no login of its own"),
         ("database_url", DATABASE.replace("db.example.com:5432", "%2Ftmp"), "a Unix socket"),
         ("database_url", DATABASE + "&host=/var/run/postgresql", "a Unix socket"),
+        ("database_url", DATABASE + "&host=a,/tmp", "a Unix socket"),
+        ("database_url", DATABASE + "&host=a,%2Ftmp&port=5432,5433", "a Unix socket"),
+        ("database_url", DATABASE + "&host=a&host=@abstract", "a Unix socket"),
+        ("database_url", DATABASE + "&host=a,,b", "a Unix socket"),
+        ("database_url", DATABASE + "&host=,/tmp", "a Unix socket"),
+        ("database_url", DATABASE + "&host=", "a Unix socket"),
+        ("database_url", DATABASE.replace("db.example.com:5432", "a,%2Ftmp"), "a Unix socket"),
+        ("database_url", DATABASE.replace("db.example.com:5432", ":5432"), "a Unix socket"),
+        ("database_url", DATABASE + "&user=postgres", "`user`"),
+        ("database_url", DATABASE + "&password=x", "`password`"),
+        ("database_url", DATABASE + "&dbname=x", "`dbname`"),
+        ("database_url", DATABASE + "&hostaddr=127.0.0.1", "`hostaddr`"),
+        ("database_url", DATABASE + "&options=-c%20role%3Dpostgres", "`options`"),
+        ("database_url", DATABASE + "&passfile=/x&service=evil", "`passfile`, `service`"),
+        ("database_url", DATABASE + "&gssencmode=prefer", "`gssencmode`"),
+        (
+            "database_url",
+            DATABASE + "&ssl_max_protocol_version=TLSv1",
+            "`ssl_max_protocol_version`",
+        ),
+        ("database_url", DATABASE + f"&{PASSWORD}=x", "another name"),
+        ("database_url", DATABASE + "&SSLMODE=disable", "another name"),
+        ("database_url", DATABASE + "&require_auth=none", "require_auth"),
+        ("database_url", DATABASE + "&require_auth=", "require_auth"),
+        ("database_url", DATABASE + "&require_auth=password", "require_auth"),
+        ("database_url", DATABASE + "&require_auth=md5,none", "require_auth"),
+        ("database_url", DATABASE + "&require_auth=!scram-sha-256", "require_auth"),
+        ("database_url", DATABASE + "&channel_binding=disable", "channel_binding"),
+        ("database_url", DATABASE + "&port=1&port=2", "twice"),
+        ("keystore_url", DATABASE + "&user=postgres", "`user`"),
         ("database_url", "not a url", "not a URL"),
         ("keystore_url", DATABASE.replace("verify-full", "prefer"), "sslmode=verify-full"),
         ("redis_url", REDIS.replace("rediss:", "redis:"), "not encrypted"),
@@ -55,6 +86,14 @@ def test_protected_settings_are_not_refused(process):
         ("redis_url", REDIS + "?ssl_min_version=769", "TLS before 1.2"),
         ("redis_url", REDIS.replace("syncward:", ":"), "no user of its own"),
         ("redis_url", REDIS.replace("syncward:", "default:"), "no user of its own"),
+        ("redis_url", REDIS + "?ssl_ciphers=NULL", "`ssl_ciphers`"),
+        ("redis_url", REDIS + "?ssl_exclude_verify_flags=VERIFY_X509_STRICT", "`ssl_exclude_ver"),
+        ("redis_url", REDIS + "?connection_class=x", "`connection_class`"),
+        ("redis_url", REDIS + "?ssl_ca_data=x", "`ssl_ca_data`"),
+        ("redis_url", REDIS + "?retry_on_timeout=1", "`retry_on_timeout`"),
+        ("redis_url", REDIS + f"?{PASSWORD}=1", "another name"),
+        ("redis_url", REDIS + "?ssl_ca_certs=/a&ssl_ca_certs=/b", "twice"),
+        ("redis_url", REDIS.replace("syncward:", ":") + "?username=default&username=x", "twice"),
         ("keyring", "vault+http://kms.example.com/transit", "in the clear"),
     ],
 )
@@ -70,6 +109,12 @@ def test_what_is_not_protected_is_refused_in_production_only(field, value, reaso
     "value",
     [
         DATABASE + "&pooler=transaction&sslrootcert=system",
+        DATABASE + "&host=a,b&port=5432,5433&target_session_attrs=read-write&connect_timeout=3",
+        DATABASE.replace("db.example.com:5432", "") + "&host=a:5432&host=b:5433",
+        DATABASE + "&sslcert=/c&sslkey=/k&sslpassword=p&sslcrl=/r&sslcrldir=/d",
+        DATABASE + "&keepalives=1&keepalives_idle=5&keepalives_interval=5&keepalives_count=2",
+        DATABASE + "&require_auth=md5&channel_binding=require&tcp_user_timeout=9000",
+        DATABASE + "&require_auth=scram-sha-256,md5&ssl_min_protocol_version=TLSv1.3",
         DATABASE.replace(PASSWORD, "p%40/?w"),
         DATABASE.replace("db.example.com:5432", "[2001:db8::1]:5432"),
     ],
@@ -82,11 +127,25 @@ def test_a_protected_database_url_of_any_form_is_taken(value):
     "value",
     [
         REDIS.replace("rediss:", "rediss+sentinel:") + "?master=m&ssl_ca_certs=/ca.crt",
+        REDIS + "?ssl_certfile=/c&ssl_keyfile=/k&ssl_password=p&ssl_ca_path=/d&db=1&protocol=3",
+        REDIS + "?socket_timeout=9&socket_connect_timeout=9&health_check_interval=9",
+        REDIS.replace("rediss:", "rediss+sentinel:")
+        + "?master=m&sentinel_username=u&sentinel_password=p",
         REDIS + "?ssl_cert_reqs=required&ssl_check_hostname=True&ssl_min_version=771",
     ],
 )
 def test_a_protected_redis_url_of_any_form_is_taken(value):
     assert refusals(settings(redis_url=value), "worker") == []
+
+
+def test_every_name_that_a_url_may_hold_in_production_is_in_the_documentation():
+    page = (Path(__file__).parents[2] / "docs" / "profiles.md").read_text(encoding="utf-8")
+    rows = {line.split("|")[1].strip(): line for line in page.splitlines() if line.startswith("|")}
+    for row, names in (
+        ("names of control database and keystore", DATABASE_NAMES),
+        ("names of Redis", REDIS_NAMES),
+    ):
+        assert set(re.findall(r"`(\w+)`", rows[row])) == names
 
 
 @pytest.mark.parametrize(
@@ -101,6 +160,21 @@ def test_metrics_for_other_hosts_want_a_token(host, refused):
     assert bool(refusals(settings(metrics_host=host), "metrics")) == refused
     with_token = settings(metrics_host=host, metrics_port=9464, metrics_token_file=Path("t"))
     assert refusals(with_token, "scheduler") == []
+
+
+@pytest.mark.parametrize(
+    ("url", "leads"),
+    [
+        ("postgresql://u@127.0.0.1:5432/x", False),
+        ("postgresql://u@127.0.0.1:5432,[::1]:6000/x", False),
+        ("postgresql://u@localhost/x?host=127.0.0.1", False),
+        ("postgresql://u@localhost/x?host=127.0.0.1,db.example.com", True),
+        ("postgresql://u@localhost,db.example.com/x", True),
+        ("redis://u@10.0.0.1:6379/0", True),
+    ],
+)
+def test_a_url_leads_out_if_one_of_its_hosts_is_another(url, leads):
+    assert leads_out(url) == leads
 
 
 def test_a_command_is_not_asked_about_a_redis_that_it_does_not_use():

@@ -3,8 +3,9 @@
 from typing import Any
 
 import pytest
+import redis
 
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, TransientError
 from workers import sentinels
 from workers.enqueue import open_client
 
@@ -58,6 +59,62 @@ def test_people_are_told_the_masters_name_and_no_password():
     client = open_client("redis+sentinel://me:geheim@one/0?master=syncward&sentinel_password=auch")
     assert sentinels.whom(client) == "Redis master syncward behind Sentinels"
     assert sentinels.whom(open_client("redis://one/0")) is None
+
+
+class Answering:
+    """What redis-py's link to one Sentinel would answer."""
+
+    def __init__(self, master: str | None, *replicas: str, talks: bool = True) -> None:
+        self.master, self.replicas, self.talks = master, replicas, talks
+        self.restricted = False
+
+    def sentinel_masters(self) -> dict[str, dict[str, object]]:
+        if not self.talks:
+            raise redis.ConnectionError
+        return {"m": {"ip": self.master, "port": 6379}} if self.master else {}
+
+    def sentinel_slaves(self, name: str) -> list[dict[str, object]]:
+        assert name == "m"
+        if self.restricted:
+            raise redis.exceptions.NoPermissionError
+        return [{"ip": host, "port": 6380} for host in self.replicas]
+
+
+def asked(*sentinels_: Answering):
+    client = open_client("redis+sentinel://one,two/0?master=m")
+    pool: Any = client.connection_pool
+    pool.sentinel_manager.sentinels = list(sentinels_)
+    return sentinels.servers(client), pool
+
+
+def test_the_servers_behind_sentinels_are_known_before_and_after_a_failover():
+    """What a link may not lead to: the master of now, of before, and those that may be it next."""
+    dead, one = Answering(None, talks=False), Answering("10.0.0.9", "10.0.0.8")
+    servers, _ = asked(dead, one)
+    before = {("10.0.0.9", 6379), ("10.0.0.8", 6380)}
+    assert servers() == before
+    one.master, one.replicas = "redis-3.example", ("10.0.0.9",)
+    assert servers() == before | {("redis-3.example", 6379), ("10.0.0.9", 6380)}
+    one.talks = False  # what is known stays known
+    assert servers() == before | {("redis-3.example", 6379), ("10.0.0.9", 6380)}
+
+
+def test_while_no_sentinel_has_ever_answered_nobody_knows_and_that_is_said():
+    servers, pool = asked(Answering(None, talks=False), Answering(None))
+    with pytest.raises(TransientError):
+        servers()
+    pool.proxy.master_address = ("10.0.0.7", 6379)  # whom the client itself is linked to
+    assert servers() == {("10.0.0.7", 6379)}
+
+
+def test_a_login_that_may_not_ask_for_replicas_still_learns_of_the_master():
+    one = Answering("10.0.0.9", "10.0.0.8")
+    one.restricted = True
+    assert asked(one)[0]() == {("10.0.0.9", 6379)}
+
+
+def test_without_sentinels_no_server_is_looked_for():
+    assert sentinels.servers(open_client("redis://one/0"))() == frozenset()
 
 
 @pytest.mark.parametrize(
