@@ -76,3 +76,4 @@ class SecretsHealth:
     rewrap: int  # data keys that a replaced root still wraps
     replace: int  # data keys that are to be replaced
     short: tuple[str, ...]  # resources with a secret too short to be looked for in texts
+    unlike: tuple[str, ...] = ()  # those whose stored secret is not what its last event says

@@ -108,6 +108,13 @@ _SHORT = text(
 )
 
 
+#: Credentials that one look compares with their events, chosen at random where there are more.
+COMPARED = 2_000
+_UNLIKE = text(
+    "SELECT account || '/' || resource || ' ' || field FROM credentials_unlike_events(:most)"
+)
+
+
 def secrets(tx: Connection, keys: Connection) -> SecretsHealth:
     """Ask for roots in use, keys that wait for a rotation, and secrets that are too short.
 
@@ -121,6 +128,7 @@ def secrets(tx: Connection, keys: Connection) -> SecretsHealth:
         rewrap=pending.rewrap,
         replace=pending.replace,
         short=tuple(tx.execute(_SHORT).scalars()),
+        unlike=tuple(tx.execute(_UNLIKE, {"most": COMPARED}).scalars()),
     )
 
 

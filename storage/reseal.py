@@ -5,6 +5,7 @@ Workers only: what is returned here is opened, and each use has its event before
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from uuid import UUID
 
 from sqlalchemy import Connection, text
@@ -65,7 +66,8 @@ def put(tx: Connection, one: SealedCredential, envelope: bytes, principal: Princ
         },
     ).scalar_one()
     if replaced:
-        audit.append(tx, _event(AuditAction.CREDENTIAL_RESEALED, one, principal))
+        digest = sha256(envelope).hexdigest()
+        audit.append(tx, _event(AuditAction.CREDENTIAL_RESEALED, one, principal, digest=digest))
     return replaced
 
 
@@ -75,7 +77,12 @@ def refused(tx: Connection, one: SealedCredential, principal: Principal) -> None
 
 
 def _event(
-    action: AuditAction, one: SealedCredential, principal: Principal, outcome: str = "success"
+    action: AuditAction,
+    one: SealedCredential,
+    principal: Principal,
+    *,
+    outcome: str = "success",
+    **more: str,
 ) -> AuditEvent:
     return AuditEvent(
         action,
@@ -85,5 +92,5 @@ def _event(
         account_id=one.account_id,
         outcome=outcome,
         reason="reseal",
-        detail={"fields": one.field, "versions": str(one.version)},
+        detail={"field": one.field, "version": one.version, **more},
     )

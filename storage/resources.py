@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 from uuid import UUID
 
@@ -193,6 +194,7 @@ def store_secret(
             principal,
             field=secret.field,
             version=secret.version,
+            digest=sha256(secret.envelope).hexdigest(),
         ),
     )
 

@@ -14,8 +14,8 @@ from schemas.streams import StreamSpec
 from storage import audit, keystore
 from storage.keystore import Keystore, StoredKey
 
-#: The root of a wrapped key that the control database does not have.
-NO_ROOT = UUID(int=0)
+#: The root of a wrapped key that the control database does not have, and the key of no envelope.
+NO_ROOT = NO_KEY = UUID(int=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ def _field(row: Row[Any]) -> SealedField:
         version=row.version,
         envelope=bytes(row.envelope),
         key=StoredKey(
-            row.dek_id, row.account_id, row.root_id or NO_ROOT, bytes(row.wrapped or b"")
+            row.dek_id or NO_KEY, row.account_id, row.root_id or NO_ROOT, bytes(row.wrapped or b"")
         ),
     )
 

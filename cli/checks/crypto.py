@@ -124,6 +124,14 @@ def _short(keys: Keys) -> str | None:
     return f"{len(short)} resources: {', '.join(short[:_SHOWN])}{more}" if short else None
 
 
+def _unlike(keys: Keys) -> str | None:
+    if keys.stored is None:
+        return _UNKNOWN
+    unlike = keys.stored.unlike
+    more = f" and {len(unlike) - _SHOWN} more" if len(unlike) > _SHOWN else ""
+    return f"{', '.join(unlike[:_SHOWN])}{more}" if unlike else None
+
+
 CRYPTO = Area(
     "crypto",
     _keys,
@@ -169,6 +177,12 @@ CRYPTO = Area(
             "a deleted account can be opened until the last backup of the control database is gone",
             "set SYNCWARD_KEYSTORE_URL to a database with short-lived backups of its own",
             _keystore,
+        ),
+        Check(
+            "stored_secrets",
+            "somebody put an older or another row in place of the one that was stored last",
+            "find out who may write to the control database; syncward resource rotate NAME",
+            _unlike,
         ),
         Check(
             "short_secrets",

@@ -22,20 +22,25 @@ CREATE CONSTRAINT TRIGGER audited_envelope AFTER UPDATE OF envelope ON credentia
 -- The roots that a worker holds: a new one becomes active when all of them do.
 ALTER TABLE workers ADD COLUMN roots uuid[] NOT NULL DEFAULT '{}';
 
+-- The data key that an envelope names; NULL for bytes that are too short to be one.
+CREATE FUNCTION key_of(envelope bytea) RETURNS uuid
+  LANGUAGE sql IMMUTABLE
+  RETURN CASE WHEN octet_length(envelope) >= 20
+    THEN encode(substr(envelope, 5, 16), 'hex')::uuid END;
+
 -- As before, but the wrapped key may live in a database of its own; it is then looked up there.
 CREATE OR REPLACE FUNCTION sealed_credentials(for_run uuid, lease uuid)
   RETURNS TABLE (resource_id uuid, field text, version integer, envelope bytea,
                  dek_id uuid, root_id uuid, wrapped bytea)
   LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog
   BEGIN ATOMIC
-    SELECT c.resource_id, c.field, c.version, c.envelope,
-      encode(substr(c.envelope, 5, 16), 'hex')::uuid, d.root_id, d.wrapped
+    SELECT c.resource_id, c.field, c.version, c.envelope, public.key_of(c.envelope), d.root_id,
+      d.wrapped
     FROM public.active_runs a
     JOIN public.leases l ON l.run_id = a.run_id AND l.token = a.lease_token
     JOIN public.credentials c ON c.account_id = a.account_id
       AND c.resource_id IN (a.source_id, a.destination_id)
-    LEFT JOIN keystore.dek d ON d.account_id = c.account_id
-      AND d.id = encode(substr(c.envelope, 5, 16), 'hex')::uuid
+    LEFT JOIN keystore.dek d ON d.account_id = c.account_id AND d.id = public.key_of(c.envelope)
     WHERE a.run_id = for_run AND l.token = lease AND a.state = 'running'
       AND l.expires_at > clock_timestamp()
       AND c.version = (SELECT max(n.version) FROM public.credentials n
@@ -54,7 +59,7 @@ DECLARE
 BEGIN
   FOR one IN
     SELECT c.resource_id, c.field, c.version, c.account_id, c.envelope,
-      encode(substr(c.envelope, 5, 16), 'hex')::uuid AS dek_id
+      public.key_of(c.envelope) AS dek_id
     FROM public.credentials c
     WHERE substr(c.envelope, 5, 16) IN (
       SELECT uuid_send(k) FROM unnest(key_ids) AS k
@@ -77,7 +82,7 @@ END $$;
 -- Which of these keys something is sealed with.
 CREATE FUNCTION keys_in_use(key_ids uuid[]) RETURNS SETOF uuid
   LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
-    SELECT encode(substr(c.envelope, 5, 16), 'hex')::uuid FROM public.credentials c
+    SELECT public.key_of(c.envelope) FROM public.credentials c
     WHERE substr(c.envelope, 5, 16) IN (SELECT uuid_send(k) FROM unnest(key_ids) AS k) $$;
 
 CREATE FUNCTION reseal_credential(of_resource uuid, of_field text, of_version integer,
@@ -92,12 +97,35 @@ END $$;
 -- The data keys of a resource, so that they can be shredded with it.
 CREATE FUNCTION credential_key_ids(of_resource uuid) RETURNS SETOF uuid
   LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
-    SELECT encode(substr(envelope, 5, 16), 'hex')::uuid FROM public.credentials
-    WHERE resource_id = of_resource $$;
+    SELECT public.key_of(envelope) FROM public.credentials
+    WHERE resource_id = of_resource AND octet_length(envelope) >= 20 $$;
+
+-- Credentials in use that are not what their newest event says was stored: somebody put an older row
+-- back, or another one. As many as are asked for, chosen at random.
+CREATE FUNCTION credentials_unlike_events(most integer)
+  RETURNS TABLE (account text, resource text, field text)
+  LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
+    SELECT a.name, r.name, c.field
+    FROM (SELECT * FROM (SELECT DISTINCT ON (n.resource_id, n.field) n.* FROM public.credentials n
+            ORDER BY n.resource_id, n.field, n.version DESC) AS newest
+          ORDER BY random() LIMIT most) AS c
+    JOIN public.resources r ON r.id = c.resource_id
+    JOIN public.accounts a ON a.id = c.account_id
+    JOIN LATERAL (
+      SELECT e.body::jsonb -> 'detail' AS said FROM audit.event e
+      WHERE e.target_id = c.resource_id
+        AND e.action IN ('credential.sealed', 'credential.resealed')
+        AND e.body::jsonb -> 'detail' ->> 'field' = c.field
+      ORDER BY e.at DESC, e.seq DESC LIMIT 1) AS e ON true
+    WHERE e.said ? 'digest' AND (e.said ->> 'digest' <> encode(sha256(c.envelope), 'hex')
+      OR (e.said ->> 'version')::integer <> c.version)
+    ORDER BY 1, 2, 3 $$;
 
 REVOKE ALL ON FUNCTION credentials_of_keys(uuid[], text), keys_in_use(uuid[]),
+  credentials_unlike_events(integer),
   credential_key_ids(uuid),
   reseal_credential(uuid, text, integer, bytea, bytea) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION credentials_of_keys(uuid[], text), keys_in_use(uuid[]),
   reseal_credential(uuid, text, integer, bytea, bytea) TO syncward_worker;
-GRANT EXECUTE ON FUNCTION credential_key_ids(uuid) TO syncward_operator;
+GRANT EXECUTE ON FUNCTION credential_key_ids(uuid), credentials_unlike_events(integer)
+  TO syncward_operator;
