@@ -193,7 +193,7 @@ class ReplacedKey:
 
 
 def to_replace(keys: Connection, *, but: Sequence[UUID], batch: int) -> Sequence[ReplacedKey]:
-    """Lock and return some keys whose credentials are to be sealed again; others skip them."""
+    """Take some keys whose credentials are to be sealed again; others skip them for a minute."""
     rows = keys.execute(
         text("SELECT * FROM keystore.keys_to_replace(:but, :batch)"),
         {"but": list(but), "batch": batch},

@@ -380,6 +380,7 @@ dek = Table(
     _at("created_at", default=True),
     _opt("month", Date),
     _opt("unused_since", _TZ),
+    _opt("taken_until", _TZ),
     schema="keystore",
 )  # fmt: skip
 Index("dek_by_root", dek.c.purpose, dek.c.root_id, dek.c.id)

@@ -186,22 +186,23 @@ class KeyUpkeep:
     def _reseal_batch(self, waiting: set[UUID]) -> int | None:
         """Seal again what one batch of keys sealed; None if nothing was left.
 
-        The keys' rows stay locked meanwhile, so that no other worker takes the same ones.
+        One transaction at a time: the databases may be behind a pooler with one connection.
         """
         with self.store.transaction() as keys:
             found = keystore.to_replace(keys, but=[*self._unopened, *waiting], batch=RESEAL_BATCH)
-            if not found:
-                return None
-            with transaction(self.store.control) as tx:  # committed before anything is opened
-                sealed = reseal.take(tx, [one.key.dek_id for one in found], self.principal)
-            opened = self._opened([one.key for one in found], sealed)
-            done = sum(self._seal_again(one, plaintext) for one, plaintext in opened)
-            left = {one.dek_id for one in sealed} - {one.dek_id for one, _ in opened}
-            # one that nothing is sealed with may be ahead of its credential's commit
-            left |= {one.key.dek_id for one in found if one.young} - {s.dek_id for s in sealed}
-            waiting |= left
+        if not found:
+            return None
+        with transaction(self.store.control) as tx:  # committed before anything is opened
+            sealed = reseal.take(tx, [one.key.dek_id for one in found], self.principal)
+        opened = self._opened([one.key for one in found], sealed)
+        done = sum(self._seal_again(one, plaintext) for one, plaintext in opened)
+        left = {one.dek_id for one in sealed} - {one.dek_id for one, _ in opened}
+        # one that nothing is sealed with may be ahead of its credential's commit
+        left |= {one.key.dek_id for one in found if one.young} - {s.dek_id for s in sealed}
+        waiting |= left
+        with self.store.transaction() as keys:
             keystore.mark_unused(keys, [o.key.dek_id for o in found if o.key.dek_id not in left])
-            return done
+        return done
 
     def _opened(
         self, found: Sequence[StoredKey], sealed: Sequence[SealedCredential]
@@ -279,8 +280,9 @@ class KeyUpkeep:
         )
         with self.store.transaction() as keys:
             unused = keystore.forgettable(keys, backups=backups, batch=FORGET_BATCH)
-            with transaction(self.store.control) as tx:
-                used = reseal.in_use(tx, unused)
+        with transaction(self.store.control) as tx:
+            used = reseal.in_use(tx, unused)
+        with self.store.transaction() as keys:
             if used:  # a control database of before their replacement was restored
                 keystore.used_again(keys, list(used))
             gone = keystore.forget(

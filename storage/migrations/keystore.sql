@@ -16,6 +16,7 @@ CREATE TABLE IF NOT EXISTS keystore.dek (
 -- no backup needs it.
 ALTER TABLE keystore.dek ADD COLUMN IF NOT EXISTS month date;
 ALTER TABLE keystore.dek ADD COLUMN IF NOT EXISTS unused_since timestamptz;
+ALTER TABLE keystore.dek ADD COLUMN IF NOT EXISTS taken_until timestamptz;
 CREATE INDEX IF NOT EXISTS dek_by_root ON keystore.dek (purpose, root_id, id);
 CREATE INDEX IF NOT EXISTS dek_by_account ON keystore.dek (account_id);
 CREATE INDEX IF NOT EXISTS dek_replaced ON keystore.dek (id) WHERE state = 'decrypt_only' AND unused_since IS NULL;
@@ -183,14 +184,18 @@ CREATE OR REPLACE FUNCTION keystore.replace_keys(of_account uuid) RETURNS bigint
         AND (of_account IS NULL OR account_id = of_account) RETURNING 1)
     SELECT count(*) FROM changed $$;
 
--- Locked until the caller has sealed again what they sealed; others skip them meanwhile.
+-- Taken for a minute: others leave them alone meanwhile, and go on with them if their taker died.
 CREATE OR REPLACE FUNCTION keystore.keys_to_replace(except_ids uuid[], batch integer)
   RETURNS TABLE (id uuid, account_id uuid, root_id uuid, wrapped bytea, young boolean)
   LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
-    SELECT d.id, d.account_id, d.root_id, d.wrapped, d.created_at > now() - interval '15 min'
-    FROM keystore.dek d
-    WHERE d.state = 'decrypt_only' AND d.unused_since IS NULL AND NOT d.id = ANY (except_ids)
-    ORDER BY d.id LIMIT batch FOR NO KEY UPDATE SKIP LOCKED $$;
+    UPDATE keystore.dek d SET taken_until = clock_timestamp() + interval '1 min'
+    FROM (SELECT k.id FROM keystore.dek k
+          WHERE k.state = 'decrypt_only' AND k.unused_since IS NULL
+            AND (k.taken_until IS NULL OR k.taken_until < clock_timestamp())
+            AND NOT k.id = ANY (except_ids)
+          ORDER BY k.id LIMIT batch FOR NO KEY UPDATE SKIP LOCKED) AS chosen
+    WHERE d.id = chosen.id
+    RETURNING d.id, d.account_id, d.root_id, d.wrapped, d.created_at > now() - interval '15 min' $$;
 
 CREATE OR REPLACE FUNCTION keystore.mark_unused(key_ids uuid[]) RETURNS bigint
   LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$

@@ -256,7 +256,7 @@ def test_resealing_that_is_killed_anywhere_loses_and_doubles_nothing(stored, mon
     for (module, name), original in originals.items():
         monkeypatch.setattr(module, name, deadly(original))
     while deaths < 50:
-        keyed(world)
+        keyed(world)  # and a minute later, for what a dead worker has taken
         try:
             world.key_upkeep().look()
         except Killed:
@@ -265,7 +265,9 @@ def test_resealing_that_is_killed_anywhere_loses_and_doubles_nothing(stored, mon
             change_password(world, originals)
     for (module, name), original in originals.items():
         monkeypatch.setattr(module, name, original)
-    world.control.act("UPDATE keystore.dek SET created_at = now() - interval '1 hour'")
+    world.control.act(
+        "UPDATE keystore.dek SET created_at = now() - interval '1 hour', taken_until = NULL"
+    )
     world.key_upkeep().look()
     assert (
         world.control.one(
@@ -286,7 +288,8 @@ def test_resealing_that_is_killed_anywhere_loses_and_doubles_nothing(stored, mon
 def keyed(world) -> None:
     """Have all keys replaced, past the functions that are deadly at the moment."""
     world.control.act(
-        "UPDATE keystore.dek SET state = 'decrypt_only' WHERE purpose = 'credentials' "
+        "UPDATE keystore.dek SET state = 'decrypt_only', taken_until = NULL "
+        "WHERE purpose = 'credentials' "
         "AND id IN (SELECT encode(substr(envelope, 5, 16), 'hex')::uuid FROM credentials)"
     )
 
