@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from schemas.egress import LinkPolicy
 from schemas.records import Batch, LoadRequest, ServerReport, StreamClaim, StreamResult
@@ -12,6 +12,8 @@ from schemas.records import Batch, LoadRequest, ServerReport, StreamClaim, Strea
 
 class NoopConfig(BaseModel):
     """Nothing to set."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
 
 
 CONFIG = NoopConfig

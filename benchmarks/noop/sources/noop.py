@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from schemas.egress import LinkPolicy
 from schemas.records import Batch, Cursor, DiscoveredStream, ServerReport, StreamShape, WireFormat
@@ -13,6 +13,8 @@ from schemas.streams import StreamSpec
 
 class NoopConfig(BaseModel):
     """Nothing to set."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
 
 
 CONFIG = NoopConfig

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from schemas.egress import LinkPolicy
 from schemas.records import ServerReport
@@ -12,6 +12,8 @@ from schemas.records import ServerReport
 
 class HangingConfig(BaseModel):
     """Nothing to set."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
 
 
 CONFIG = HangingConfig
