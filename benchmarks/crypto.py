@@ -78,9 +78,11 @@ def rewrap_seconds(root: Path, count: int) -> tuple[float, float]:
         worker.reload()
         worker.prefer(made)
         _known(store, worker)
-        with transaction(engine) as tx:
+        operator = open_engine(bench.url, "operator", pool_size=1)  # workers turn no roots
+        with transaction(operator) as tx:
             (fresh,) = [one for one in keystore.roots(tx) if one.root_id == made]
             keystore.activate(tx, tx, fresh, PRINCIPAL)
+        operator.dispose()
         bench.act("VACUUM ANALYZE keystore.dek", "CHECKPOINT")
         upkeep = KeyUpkeep(worker, store, dev.settings(bench.instance), PRINCIPAL)
         started, used = time.perf_counter(), time.process_time()
