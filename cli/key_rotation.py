@@ -53,11 +53,7 @@ class Rotated:
 def rotate(cli: Cli, purpose: Purpose, files: Files, *, patience: timedelta) -> Rotated:
     """Begin a rotation, or go on with one that has begun; says what to do where it must wait."""
     keyring = credentials.open_keyring(cli)
-    fresh, active = _find(cli, purpose, "next"), _find(cli, purpose, "active")
-    if fresh is None and (active is None or not _left(cli, active)):
-        fresh = _new_root(cli, keyring, purpose, files)
-    target = fresh or active
-    assert target is not None  # noqa: S101 - one of them was found or made
+    target = _begun(cli, purpose) or _new_root(cli, keyring, purpose, files)
     total = _left(cli, target)
     if target.state == "next":
         if not _everybody_has(cli, target, patience):
@@ -88,10 +84,13 @@ def _follow(cli: Cli, keyring: Keyring, target: Root) -> None:
         file.activate(file.path_of(cli.settings.keyring or ""), target.root_id)
 
 
-def _find(cli: Cli, purpose: str, state: str) -> Root | None:
+def _begun(cli: Cli, purpose: str) -> Root | None:
+    """Return the root of a rotation that goes on: one that waits, or has keys left to wrap."""
     with cli.keystore.transaction() as keys:
-        found = keystore.roots(keys)
-    return next((r for r in found if r.purpose == purpose and r.state == state), None)
+        known = {r.state: r for r in keystore.roots(keys) if r.purpose == purpose}
+    active = known.get("active")
+    unfinished = active if active is not None and _left(cli, active) else None
+    return known.get("next") or unfinished
 
 
 def _left(cli: Cli, target: Root) -> int:
@@ -282,7 +281,13 @@ def drop_here(cli: Cli, root: Root) -> None:
     keyring = credentials.open_keyring(cli)
     if isinstance(keyring, Rotating):
         purpose: Purpose = "credentials" if root.purpose == "credentials" else "records"
-        keyring.retire_below(purpose, keyring.active_root(purpose))
+        with cli.keystore.transaction() as keys:
+            kept = [
+                one.root_id
+                for one in keystore.roots(keys)
+                if one.purpose == purpose and one.state != "retired"
+            ]
+        keyring.retire_below(purpose, kept[0])  # the oldest that still opens something
     elif any(one.root_id == root.root_id for one in keyring.status()):
         file.drop_root(file.path_of(cli.settings.keyring or ""), root.root_id)
 

@@ -178,13 +178,18 @@ def drop(cli: Cli, file_: Path, root_id: UUID) -> None:
 @click.argument("name", metavar="ROOT")
 @click.option("--force", is_flag=True, help="Also while backups exist that need it.")
 def retire(cli: Cli, name: str, *, force: bool) -> None:
-    """Take a replaced root out of use, when neither a data key nor a backup needs it."""
+    """Take a replaced root out of use, when neither a data key nor a backup needs it.
+
+    One that waits for workers, because its update file was lost, is given up in the same way.
+    """
     with cli.transaction() as tx, cli.keystore.beside(tx) as stored:
         found = _root(keystore.roots(stored), name)
         in_use = sum(one.keys for one in keystore.counts(stored) if one.root_id == found.root_id)
         _refuse_early(cli, found, in_use, force=force)
         if not keystore.retire(tx, stored, found, cli.principal):
-            _refuse_early(cli, found, 1, force=force)  # one was wrapped by it just now
+            raise Conflict(
+                f"root {found.root_id}: a data key was wrapped by it just now; try again"
+            )
     key_rotation.drop_here(cli, found)
     cli.answer(
         {"retired": found.root_id},
@@ -215,6 +220,8 @@ def _refuse_early(cli: Cli, found: Root, in_use: int, *, force: bool) -> None:
             f"root {found.root_id} still wraps {in_use:,} data keys; "
             f"wrap them again with: syncward keys rotate {found.purpose}"
         )
+    if found.state == "next":  # nothing was ever wrapped by it
+        return
     store, settings = cli.keystore, cli.settings
     kept = settings.keystore_backup_keep if store.separate else settings.backup_keep
     safe = (found.unused_since or datetime.now(UTC)) + kept

@@ -46,7 +46,7 @@ CREATE OR REPLACE FUNCTION keystore.root_moves() RETURNS trigger
 BEGIN
   IF (NEW.id, NEW.purpose, NEW.provider, NEW.canary, NEW.created_at)
       IS DISTINCT FROM (OLD.id, OLD.purpose, OLD.provider, OLD.canary, OLD.created_at)
-    OR (OLD.state, NEW.state) NOT IN (('next', 'next'), ('next', 'active'), ('active', 'active'),
+    OR (OLD.state, NEW.state) NOT IN (('next', 'next'), ('next', 'active'), ('next', 'retired'), ('active', 'active'),
       ('active', 'decrypt_only'), ('decrypt_only', 'decrypt_only'), ('decrypt_only', 'retired'),
       ('retired', 'retired')) THEN
     RAISE EXCEPTION 'a root does not change like that' USING ERRCODE = '42501';

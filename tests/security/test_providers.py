@@ -307,9 +307,11 @@ def test_a_key_is_wrapped_for_its_own_purpose_only(provider):
 def test_the_servers_own_policies_stop_what_a_host_may_not_do(mounted):
     operator, worker = mounted.open("operator"), mounted.open("worker")
     _, items = batch(operator, "credentials", 1)
+    _, records = batch(worker, "records", 1)
     for forbidden in (
         lambda: operator.unwrap_many(items),
-        lambda: worker.wrap("credentials", b"k" * 32, items[0][1]),
+        lambda: operator.wrap("records", b"k" * 32, records[0][1]),
+        lambda: worker.unwrap_many(records),
         lambda: worker.rotate("credentials"),
         lambda: operator.retire_below("credentials", operator.active_root("credentials")),
     ):

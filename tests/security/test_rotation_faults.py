@@ -297,6 +297,60 @@ def test_after_a_root_is_retired_restarted_workers_go_on_and_their_files_can_dro
     assert left[fresh] == "active"
 
 
+def test_a_root_whose_update_file_was_lost_is_given_up_and_the_next_rotation_makes_another(
+    stored, shell
+):
+    world = stored
+    has_roots(world)
+    own = file.path_of(world.cli.settings.keyring)
+    lost = file.carry(own, world.directory / "update.json", "credentials")
+    key_rotation._make_known(
+        world.cli, keyrings.load(world.cli.settings.keyring), "credentials", lost
+    )
+    code, _, said = shell("keys", "rotate", "credentials", "--timeout", "0")
+    assert (code, "1 workers do not have it yet" in said) == (1, True)
+    assert shell("keys", "retire", str(lost))[0] == 0
+    fresh = activated(world)
+    world.key_upkeep().look()
+    assert (lost != fresh, under(world, fresh)) == (True, 2)
+
+
+@pytest.mark.parametrize("state", ["active", "retired"])
+def test_a_root_in_use_and_one_that_is_retired_are_not_retired(stored, shell, state):
+    world = stored
+    (root,) = world.control.all("SELECT id FROM keystore.root WHERE purpose = 'credentials'")[0]
+    world.control.act("UPDATE keystore.root SET state = :s WHERE id = :r", s=state, r=root)
+    code, _, said = shell("keys", "retire", str(root), "--force")
+    assert (code, f"is {state}; only" in said) == (1, True)
+
+
+def test_retiring_one_version_at_a_kms_leaves_a_younger_replaced_one_able_to_open(
+    stored,
+    mounted,  # noqa: F811 - a fixture
+):
+    world = stored
+    world.control.act("DELETE FROM keystore.dek WHERE purpose = 'records'")
+    world.control.act("DELETE FROM keystore.root WHERE purpose = 'records'")
+    admin, worker = mounted.open("admin"), mounted.open("worker")
+    sealer(world, worker).ready(account(world))
+    operator = Cli(account="acme")
+    settings = world.cli.settings.model_copy(update={"keyring": mounted.uri("admin")})
+    operator.__dict__.update(settings=settings, engine=world.cli.engine)
+    versions = [world.control.one("SELECT id FROM keystore.root WHERE purpose = 'records'")]
+    for _ in range(2):
+        fresh = key_rotation._new_version(operator, admin, "records")
+        with operator.transaction() as tx:
+            keystore.activate(tx, tx, fresh, operator.principal)
+        versions.append(fresh.root_id)
+    world.control.act("UPDATE keystore.root SET state = 'retired' WHERE id = :r", r=versions[0])
+    with operator.transaction() as tx:
+        (first,) = [one for one in keystore.roots(tx) if one.root_id == versions[0]]
+    key_rotation.drop_here(operator, first)
+    reader = mounted.open("operator")
+    reader.reload()
+    assert [reader.holds(root) for root in versions] == [False, True, True]
+
+
 def test_a_version_that_somebody_else_makes_at_the_kms_stops_nothing(stored, mounted):  # noqa: F811 - a fixture
     world = stored
     worker = mounted.open("worker")
@@ -369,7 +423,7 @@ def test_envelopes_leave_without_a_lease_only_to_be_sealed_again_and_with_an_eve
 
 @pytest.mark.parametrize("move", [
     ("decrypt_only", "active"), ("retired", "active"), ("retired", "decrypt_only"),
-    ("active", "next"), ("active", "retired"), ("next", "retired"),
+    ("active", "next"), ("active", "retired"), ("next", "decrypt_only"),
 ])  # fmt: skip
 def test_a_root_never_moves_back_whoever_asks(world, move):
     world.control.act(
