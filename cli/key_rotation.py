@@ -8,29 +8,26 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any
 from uuid import UUID
-
-from sqlalchemy import text
 
 from cli import credentials
 from cli.context import Cli, interactive
 from crypto.canary import make_canary
 from crypto.kms import file
 from crypto.roots import Keyring, Purpose, Rotating, WrapContext, Wrapped
-from schemas.audit import AuditAction, AuditEvent, TargetKind
 from schemas.errors import ConfigError, TransientError
-from schemas.limits import WORKER_SILENT_AFTER
-from storage import audit, keystore
+from storage import keystore, rewrap
 from storage.keystore import Root, RootOffer, StoredKey
 
 _POLL_S = 0.5
-_BATCH = 500
+#: How long `keys replace` waits for workers; they need about a millisecond for each key.
+_PATIENCE = timedelta(hours=24)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,18 +142,10 @@ def _make_known(cli: Cli, keyring: Keyring, purpose: Purpose, root_id: UUID) -> 
 
 # ── every worker has it ──────────────────────────────────────────────────────────────────────
 
-_LACKING = text(
-    "SELECT count(*) FROM workers WHERE NOT CAST(:root AS uuid) = ANY (roots) "
-    "AND seen_at > clock_timestamp() - CAST(:silent AS interval)"
-)
-
 
 def _lacking(cli: Cli, root: Root) -> int:
     with cli.transaction() as tx:
-        count: int = tx.execute(
-            _LACKING, {"root": root.root_id, "silent": WORKER_SILENT_AFTER}
-        ).scalar_one()
-    return count
+        return rewrap.workers_without(tx, root.root_id)
 
 
 def _everybody_has(cli: Cli, root: Root, patience: timedelta) -> bool:
@@ -196,8 +185,9 @@ def _wrap_records(cli: Cli, keyring: Keyring, active: Root) -> None:
         known = keystore.roots(keys)
     for former in known:
         if former.purpose == "records" and former.state == "decrypt_only":
-            bad: list[UUID] = []
-            while _wrap_batch(cli, keyring, former, active, bad):
+            bad: set[UUID] = set()
+            again = partial(_rewrapped, keyring, active)
+            while rewrap.wrap_batch(cli.keystore, former, again, bad, cli.principal) is not None:
                 pass
             if bad:
                 raise ConfigError(
@@ -206,74 +196,47 @@ def _wrap_records(cli: Cli, keyring: Keyring, active: Root) -> None:
                 )
 
 
-def _wrap_batch(cli: Cli, keyring: Keyring, former: Root, active: Root, bad: list[UUID]) -> bool:
-    """Wrap one batch again; False if none is left. Those that do not open are left out later."""
-    with cli.transaction() as tx, cli.keystore.beside(tx) as keys:
-        found = keystore.stale(keys, "records", [former.root_id], but=bad, batch=_BATCH)
-        if not found:
-            keystore.note_unused(keys, former.root_id)
-            return False
-        wrapped = keyring.rewrap_many([_item(key) for key in found])
-        changed = [
-            (key, dataclasses.replace(key, root_id=new.root_id, wrapped=new.blob))
-            for key, new in zip(found, wrapped, strict=True)
-            if isinstance(new, Wrapped) and new.root_id == active.root_id
-        ]
-        bad += {key.dek_id for key in found} - {key.dek_id for key, _ in changed}
-        count = keystore.rewrap(keys, changed) if changed else 0
-        if count:
-            event = AuditEvent(
-                AuditAction.KEYS_REWRAPPED, TargetKind.ROOT, active.root_id, cli.principal,
-                detail={"keys": count},
-            )  # fmt: skip
-            audit.append(tx, event)
-        return bool(count) or not changed
-
-
-def _item(key: StoredKey) -> tuple[Wrapped, WrapContext]:
-    return Wrapped(key.root_id, key.wrapped), WrapContext(key.account_id, "records", key.dek_id)
+def _rewrapped(
+    keyring: Keyring, active: Root, found: Sequence[StoredKey]
+) -> list[StoredKey | None]:
+    items = [
+        (Wrapped(key.root_id, key.wrapped), WrapContext(key.account_id, "records", key.dek_id))
+        for key in found
+    ]
+    return [
+        dataclasses.replace(key, root_id=new.root_id, wrapped=new.blob)
+        if isinstance(new, Wrapped) and new.root_id == active.root_id
+        else None
+        for key, new in zip(found, keyring.rewrap_many(items), strict=True)
+    ]
 
 
 # ── data keys are replaced ───────────────────────────────────────────────────────────────────
 
 
-def replace(cli: Cli, *, everybody: bool, wait: bool) -> dict[str, Any]:
-    """Have the data keys of an account's credentials replaced by workers."""
+def replace(cli: Cli, *, everybody: bool, wait: bool) -> int:
+    """Have the data keys of an account's credentials replaced by workers; return how many."""
     if everybody:
         with cli.transaction() as tx, cli.keystore.beside(tx) as keys:
-            count = keystore.replace(keys, None)
-            _record_replace(cli, tx, count, None)
+            count = keystore.replace(tx, keys, None, cli.principal)
     else:
         with cli.inside() as (tx, account, _), cli.keystore.beside(tx) as keys:
-            count = keystore.replace(keys, account.account_id)
-            _record_replace(cli, tx, count, account.account_id)
-    if wait:
-        _until(
-            cli,
-            lambda: _to_replace(cli),
-            lambda left: f"{left:,} data keys wait to be replaced",
-            timedelta(hours=24),
+            count = keystore.replace(tx, keys, account.account_id, cli.principal)
+    if wait and not _until(cli, partial(_to_replace, cli), _waiting, _PATIENCE):
+        raise TransientError(
+            f"{_to_replace(cli):,} data keys still wait to be replaced; workers go on "
+            "(syncward keys status shows how far they are)"
         )
-    return {"replaced": count, "waited": wait}
+    return count
+
+
+def _waiting(left: int) -> str:
+    return f"{left:,} data keys wait to be replaced"
 
 
 def _to_replace(cli: Cli) -> int:
     with cli.keystore.transaction() as keys:
         return keystore.pending(keys, []).replace
-
-
-def _record_replace(cli: Cli, tx: Any, count: int, account_id: UUID | None) -> None:  # noqa: ANN401 - a transaction
-    audit.append(
-        tx,
-        AuditEvent(
-            AuditAction.KEYS_REPLACED,
-            TargetKind.ACCOUNT if account_id else TargetKind.INSTANCE,
-            account_id or audit.INSTANCE_ID,
-            cli.principal,
-            account_id=account_id,
-            detail={"keys": count},
-        ),
-    )
 
 
 def drop_here(cli: Cli, root: Root) -> None:

@@ -146,7 +146,10 @@ def rotate(
 def replace(cli: Cli, *, everybody: bool, wait: bool) -> None:
     """Replace the data keys of credentials: workers seal each again under a new one."""
     done = key_rotation.replace(cli, everybody=everybody, wait=wait)
-    cli.answer(done, lambda: f"{done['replaced']:,} data keys are replaced")
+    cli.answer(
+        {"replaced": done, "waited": wait},
+        lambda: f"{done:,} data keys {'are' if wait else 'are being'} replaced",
+    )
 
 
 @command(keys)

@@ -56,6 +56,14 @@ class Keystore:
             with transaction(self.own) as keys:
                 yield keys
 
+    def record(self, keys: Connection, event: AuditEvent) -> None:
+        """Append in the same transaction; before it, where the keystore is another database."""
+        if self.separate:
+            with transaction(self.control) as tx:
+                audit.append(tx, event)
+        else:
+            audit.append(keys, event)
+
     def dispose(self) -> None:
         """Close the connections of a separate keystore."""
         if self.own is not None:
@@ -129,58 +137,39 @@ def _put(keys: Connection, key: StoredKey, purpose: str, month: date | None) -> 
 
 def credential_keys(keys: Connection, dek_ids: Sequence[UUID]) -> dict[UUID, StoredKey]:
     """Return wrapped keys of credentials (workers only); those that are gone are missing."""
-    return _keys(keys, "SELECT * FROM keystore.credential_keys(:ids)", ids=list(dek_ids))
+    return read_keys(keys, "SELECT * FROM keystore.credential_keys(:ids)", ids=list(dek_ids))
 
 
 def records_keys(keys: Connection, dek_ids: Sequence[UUID]) -> dict[UUID, StoredKey]:
     """Return wrapped keys of records (operators only); those that are gone are missing."""
-    return _keys(keys, "SELECT * FROM keystore.records_keys(:ids)", ids=list(dek_ids))
+    return read_keys(keys, "SELECT * FROM keystore.records_keys(:ids)", ids=list(dek_ids))
 
 
-def _keys(keys: Connection, query: str, **parameters: object) -> dict[UUID, StoredKey]:
+def read_keys(keys: Connection, query: str, **parameters: object) -> dict[UUID, StoredKey]:
+    """Return what one of the keystore's functions answers with, by id."""
     rows = keys.execute(text(query), parameters)
     return {
         row.id: StoredKey(row.id, row.account_id, row.root_id, bytes(row.wrapped)) for row in rows
     }
 
 
-# ── rotation of a root: its data keys are wrapped again ──────────────────────────────────────
-
-
-def stale(
-    keys: Connection, purpose: str, roots: Sequence[UUID], *, but: Sequence[UUID], batch: int
-) -> Sequence[StoredKey]:
-    """Lock and return some keys that these roots wrap; others skip them meanwhile."""
-    source = "stale_credential_keys" if purpose == "credentials" else "stale_records_keys"
-    query = f"SELECT * FROM keystore.{source}(:roots, :but, :batch)"  # noqa: S608 - one of two names
-    return list(_keys(keys, query, roots=list(roots), but=list(but), batch=batch).values())
-
-
-def rewrap(keys: Connection, changed: Sequence[tuple[StoredKey, StoredKey]]) -> int:
-    """Store keys as they are wrapped now, compare-and-set; return how many were as before.
-
-    A root that is not the active one by now takes none.
-    """
-    count: int = keys.execute(
-        text("SELECT keystore.rewrap(:ids, :old, :new, :roots)"),
-        {
-            "ids": [old.dek_id for old, _ in changed],
-            "old": [old.wrapped for old, _ in changed],
-            "new": [new.wrapped for _, new in changed],
-            "roots": [new.root_id for _, new in changed],
-        },
-    ).scalar_one()
-    return count
-
-
 # ── replacement of data keys: what they sealed is sealed again ───────────────────────────────
 
 
-def replace(keys: Connection, account_id: UUID | None) -> int:
+def replace(tx: Connection, keys: Connection, account_id: UUID | None, principal: Principal) -> int:
     """Have the credentials' keys of an account (None: of all) replaced; return how many."""
     count: int = keys.execute(
         text("SELECT keystore.replace_keys(:account)"), {"account": account_id}
     ).scalar_one()
+    event = AuditEvent(
+        AuditAction.KEYS_REPLACED,
+        TargetKind.ACCOUNT if account_id else TargetKind.INSTANCE,
+        account_id or audit.INSTANCE_ID,
+        principal,
+        account_id=account_id,
+        detail={"keys": count},
+    )
+    audit.append(tx, event)
     return count
 
 

@@ -13,8 +13,6 @@ from threading import Event, Thread
 from time import monotonic
 from uuid import UUID
 
-from sqlalchemy import Connection
-
 from crypto.canary import check_canary
 from crypto.envelope import Context
 from crypto.errors import CryptoError, KeyringError, UnsealError
@@ -26,7 +24,7 @@ from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
 from schemas.errors import StartRefused, SyncwardError
 from schemas.plans import PLANS
 from schemas.settings import Settings
-from storage import audit, keystore, reseal
+from storage import audit, keystore, reseal, rewrap
 from storage.engine import transaction
 from storage.keystore import Keystore, Root, RootOffer, StoredKey
 from storage.reseal import SealedCredential
@@ -39,8 +37,7 @@ LOOK_EVERY_S = 5.0
 #: Seconds between two looks at what may be forgotten, and at all counts.
 FORGET_EVERY_S = 3_600.0
 COUNT_EVERY_S = 60.0
-#: Keys in one transaction: wrapped again by calculation, sealed again with rows behind each.
-REWRAP_BATCH = 500
+#: Keys in one batch.
 RESEAL_BATCH = 50
 FORGET_BATCH = 10_000
 #: Seconds to breathe between two batches, so that runs do not wait for them.
@@ -124,9 +121,9 @@ class KeyUpkeep:
                 self._rewrap_all(former, active)
 
     def _rewrap_all(self, former: Root, active: Root) -> None:
-        done, bad = 0, list[UUID]()
+        done, bad = 0, set[UUID]()
         while not self._stop.is_set():
-            count = self._rewrap_batch(former, active, bad)
+            count = rewrap.wrap_batch(self.store, former, self._rewrapped, bad, self.principal)
             if count is None:
                 break
             done += count
@@ -136,39 +133,14 @@ class KeyUpkeep:
         if done:
             logger.info("keys_rewrapped", extra={"keys": done, "root": active.root_id})
 
-    def _rewrap_batch(self, former: Root, active: Root, bad: list[UUID]) -> int | None:
-        """Wrap one batch again; None if none is left, or another root is active by now.
-
-        Those that do not open are left out of the next ones.
-        """
-        with self.store.transaction() as keys:
-            found = keystore.stale(
-                keys, "credentials", [former.root_id], but=bad, batch=REWRAP_BATCH
-            )
-            if not found:
-                keystore.note_unused(keys, former.root_id)
-                return None
-            wrapped = self.keyring.rewrap_many([_item(key, "credentials") for key in found])
-            changed = [
-                (key, replace(key, root_id=new.root_id, wrapped=new.blob))
-                for key, new in zip(found, wrapped, strict=True)
-                if isinstance(new, Wrapped)
-            ]
-            bad += {key.dek_id for key in found} - {key.dek_id for key, _ in changed}
-            if not changed:
-                return 0
-            count = keystore.rewrap(keys, changed)
-            if count:
-                self._record(keys, _rewrapped(active.root_id, count, self.principal))
-            return count or None
-
-    def _record(self, keys: Connection, event: AuditEvent) -> None:
-        """Append in the same transaction; before it, where the keystore is another database."""
-        if self.store.separate:
-            with transaction(self.store.control) as tx:
-                audit.append(tx, event)
-        else:
-            audit.append(keys, event)
+    def _rewrapped(self, found: Sequence[StoredKey]) -> list[StoredKey | None]:
+        wrapped = self.keyring.rewrap_many([_item(key) for key in found])
+        return [
+            replace(key, root_id=new.root_id, wrapped=new.blob)
+            if isinstance(new, Wrapped)
+            else None
+            for key, new in zip(found, wrapped, strict=True)
+        ]
 
     # ── data keys: what they sealed is sealed again ──────────────────────────────────────────
 
@@ -211,10 +183,7 @@ class KeyUpkeep:
         by_id = {key.dek_id: key for key in found}
         answers = unseal_credentials(
             self.keyring,
-            [
-                Sealed(*_item(by_id[one.dek_id], "credentials"), one.envelope, _context(one))
-                for one in sealed
-            ],
+            [Sealed(*_item(by_id[one.dek_id]), one.envelope, _context(one)) for one in sealed],
         )
         opened = []
         for one, answer in zip(sealed, answers, strict=True):
@@ -290,7 +259,7 @@ class KeyUpkeep:
                 records=longest + timedelta(days=62),
             )  # fmt: skip
             if gone:
-                self._record(keys, _forgotten(gone, self.principal))
+                self.store.record(keys, _forgotten(gone, self.principal))
 
 
 class _ChangedMeanwhile(Exception):  # noqa: N818 - an event more than an error
@@ -330,8 +299,9 @@ def _active(roots: Sequence[Root], purpose: str) -> Root | None:
     return next((r for r in roots if r.purpose == purpose and r.state == "active"), None)
 
 
-def _item(key: StoredKey, purpose: str) -> tuple[Wrapped, WrapContext]:
-    return Wrapped(key.root_id, key.wrapped), WrapContext(key.account_id, purpose, key.dek_id)
+def _item(key: StoredKey) -> tuple[Wrapped, WrapContext]:
+    wrap = WrapContext(key.account_id, "credentials", key.dek_id)
+    return Wrapped(key.root_id, key.wrapped), wrap
 
 
 def _context(one: SealedCredential) -> Context:
@@ -344,12 +314,6 @@ def _no_first_root() -> bytes:
 
 def _due(at: float | None, every: float) -> bool:
     return at is None or monotonic() - at >= every
-
-
-def _rewrapped(root_id: UUID, count: int, principal: Principal) -> AuditEvent:
-    return AuditEvent(
-        AuditAction.KEYS_REWRAPPED, TargetKind.ROOT, root_id, principal, detail={"keys": count}
-    )
 
 
 def _forgotten(count: int, principal: Principal) -> AuditEvent:

@@ -20,7 +20,7 @@ from schemas.errors import ConfigError
 from schemas.ids import new_id
 from schemas.runs import RunState
 from schemas.secret import Secret
-from storage import keystore, resources
+from storage import keystore, resources, rewrap
 from storage.engine import transaction
 from storage.keystore import Keystore, RootOffer
 from tests.security.test_providers import bao, mounted  # noqa: F401 - fixtures
@@ -152,7 +152,8 @@ def test_a_worker_that_dies_on_the_last_batch_leaves_nothing_behind(stored):
     fresh = activated(world)
     with world.deps.engine.connect() as dying:
         dying.begin()
-        keystore.stale(dying, "credentials", [former], but=[], batch=500)
+        (replaced,) = [one for one in keystore.roots(dying) if one.root_id == former]
+        assert len(rewrap.stale(dying, replaced, but=set())) == 2
         world.key_upkeep().look()  # another worker finds the rows locked
         unused = "SELECT unused_since FROM keystore.root WHERE id = :id"
         assert world.control.one(unused, id=former) is None
@@ -165,15 +166,15 @@ def test_a_worker_that_dies_on_the_last_batch_leaves_nothing_behind(stored):
 def test_a_root_that_is_replaced_in_the_middle_of_a_rewrap_ends_the_round(stored, monkeypatch):
     world = stored
     activated(world)
-    honest = keystore.stale
+    honest = rewrap.stale
 
     def overtaken(keys, *arguments, **options):
         if not world.control.one("SELECT count(*) FROM keystore.root WHERE state = 'next'"):
-            monkeypatch.setattr(keystore, "stale", honest)
+            monkeypatch.setattr(rewrap, "stale", honest)
             activated(world)
         return honest(keys, *arguments, **options)
 
-    monkeypatch.setattr(keystore, "stale", overtaken)
+    monkeypatch.setattr(rewrap, "stale", overtaken)
     upkeep = world.key_upkeep()
     thread = threading.Thread(target=upkeep.look, daemon=True)
     thread.start()
@@ -190,7 +191,7 @@ def test_a_root_that_is_replaced_in_the_middle_of_a_rewrap_ends_the_round(stored
 
 def test_keys_that_do_not_open_do_not_hold_up_the_others(stored, monkeypatch):
     world = stored
-    monkeypatch.setattr("workers.key_upkeep.REWRAP_BATCH", 1)
+    monkeypatch.setattr("storage.rewrap.BATCH", 1)
     former = world.control.one(
         "SELECT id FROM keystore.root WHERE purpose = 'credentials' AND state = 'active'"
     )
@@ -216,8 +217,8 @@ def test_a_key_whose_credential_is_on_its_way_is_not_called_unused(apart, monkey
             yield keys
         if self is world.cli.keystore and not fired:
             fired.append(1)
-            with self.transaction() as others:
-                keystore.replace(others, None)
+            with self.transaction() as others, world.cli.transaction() as more:
+                keystore.replace(more, others, None, world.cli.principal)
             world.key_upkeep().look()
 
     monkeypatch.setattr(Keystore, "beside", slow)
