@@ -9,6 +9,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_net
 from itertools import product
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from schemas.urls import host_lists, split
+
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 #: A host by name or address, and a port.
@@ -83,26 +85,32 @@ def endpoints(urls: Iterable[str]) -> frozenset[Endpoint]:
     """Return every host and port that URLs of our own services name, also those of a list."""
     found: set[Endpoint] = set()
     for url in urls:
-        parts = urlsplit(url)
-        default = _PORTS.get(parts.scheme.lower().partition("+psycopg")[0])
+        default = _PORTS.get(split(url).scheme.partition("+psycopg")[0])
         if default is None:
             continue
-        query = parse_qs(parts.query, keep_blank_values=True)
-        before = unquote(parts.netloc.rpartition("@")[2]).split(",")
-        own = [set(_endpoint(host, default)) for host in before]
-        found = found.union(*own)
-        ports = [_port(text, default) for text in ",".join(query.get("port", [])).split(",")]
-        if "port" not in query:  # those before the path hold for the hosts of the query, too
-            ports = [port for one in own for _, port in one] or [
-                _port(text.rpartition(":")[2], default) for text in before
-            ]
-        for hosts in (
-            before,
-            *(",".join(query.get(n, [])).split(",") for n in ("host", "hostaddr")),
-        ):
-            for host, port in _pairs(hosts, ports):
-                found |= _endpoint(host, port)
+        query = parse_qs(url.partition("?")[2], keep_blank_values=True)
+        for hosts in host_lists(url) or {""}:
+            found |= _named(unquote(hosts).split(","), query, default)
     return frozenset(found)
+
+
+def _named(before: list[str], query: dict[str, list[str]], default: int) -> set[Endpoint]:
+    """Return what the hosts before the path and those of the query come to."""
+    found: set[Endpoint] = set()
+    own = [set(_endpoint(host, default)) for host in before]
+    found = found.union(*own)
+    ports = [_port(text, default) for text in ",".join(query.get("port", [])).split(",")]
+    if "port" not in query:  # those before the path hold for the hosts of the query, too
+        ports = [port for one in own for _, port in one] or [
+            _port(text.rpartition(":")[2], default) for text in before
+        ]
+    for hosts in (
+        before,
+        *(",".join(query.get(n, [])).split(",") for n in ("host", "hostaddr")),
+    ):
+        for host, port in _pairs(hosts, ports):
+            found |= _endpoint(host, port)
+    return found
 
 
 def _pairs(hosts: list[str], ports: list[int]) -> Iterable[tuple[str, int]]:

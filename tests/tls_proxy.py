@@ -8,7 +8,7 @@ import ssl
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal, Self
@@ -108,19 +108,21 @@ class TlsProxy:
                 threading.Thread(target=self._serve, args=(raw,), daemon=True).start()
 
     def _serve(self, raw: socket.socket) -> None:
-        with suppress(OSError):
-            self._open.append(raw)
+        with ExitStack() as closing, suppress(OSError):
+            self._open.append(closing.enter_context(raw))
             if self._begin != "at_once":
                 assert raw.recv(len(_SSL_REQUEST)) == _SSL_REQUEST
                 raw.sendall(b"N" if self._begin == "denied" else b"S")
             client = raw
             if self._begin != "denied":
                 client = self._context.wrap_socket(raw, server_side=True)
-            server = socket.create_connection(self._target)
+                closing.enter_context(client)
+            server = closing.enter_context(socket.create_connection(self._target))
             self._open += [client, server]
             back = threading.Thread(target=self._relay, args=(server, client), daemon=True)
             back.start()
             self._relay(client, server, note=True)
+            back.join()
 
     def _relay(self, here: socket.socket, there: socket.socket, *, note: bool = False) -> None:
         with suppress(OSError):

@@ -7,7 +7,7 @@ from contextlib import suppress
 from threading import Event
 from time import monotonic
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import dramatiq
 import redis
@@ -19,6 +19,7 @@ from redis.retry import Retry
 from schemas.errors import ConfigError
 from schemas.health import LinkHealth, QueueHealth
 from schemas.jobs import QUEUE, Job
+from schemas.urls import split
 from storage.handshake import expiry
 from workers import messages, sentinels
 from workers.messages import ACTOR, Reason
@@ -50,7 +51,7 @@ def open_client(url: str) -> redis.Redis:
         "retry": Retry(NoBackoff(), 0),
     }
     _refuse_unverified(url)
-    if urlsplit(url).scheme.lower().startswith("rediss"):
+    if split(url).scheme.startswith("rediss"):
         options["ssl_min_version"] = ssl.TLSVersion.TLSv1_2
     try:
         if sentinels.named_in(url):
@@ -64,10 +65,7 @@ def open_client(url: str) -> redis.Redis:
 
 def _refuse_unverified(url: str) -> None:
     """ConfigError if the URL takes back what TLS is for: anybody could answer then."""
-    try:
-        said = parse_qs(urlsplit(url).query)
-    except ValueError:
-        return  # whoever opens the link says what is wrong with it
+    said = parse_qs(split(url).query)
     off = {
         "ssl_cert_reqs": {"none", "optional"},
         "ssl_check_hostname": {"false", "f", "0", "no", "n"},

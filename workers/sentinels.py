@@ -17,6 +17,7 @@ from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from schemas.egress import Endpoint
 from schemas.errors import ConfigError, TransientError
+from schemas.urls import split
 
 _SCHEMES = {"redis+sentinel": "redis", "rediss+sentinel": "rediss"}
 _PORT = 26379
@@ -33,7 +34,7 @@ def open_client(url: str, **options: Any) -> redis.Redis:  # noqa: ANN401 - redi
 
     ConfigError without a master's name or hosts; ValueError if it is no URL at all.
     """
-    parts = urlsplit(url)
+    parts = split(url)
     query = parse_qs(parts.query)
     own = {name: query.pop(name)[0] for name in _OWN if name in query}
     if "master" not in own:
