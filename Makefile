@@ -55,7 +55,7 @@ migration: .venv/.ok ## New migration: make migration m="add run priority"
 	@$(BIN)/python -m storage.migrate new "$(m)"
 
 previous: ## Keep the code of a release for the upgrade tests: make previous REV=v1.2.0
-	@git archive --format=tar $(REV) cli connectors crypto embedded scheduler schemas storage workers | gzip -9n > tests/upgrade/previous.tar.gz
+	@git archive --format=tar $(REV) audit cli connectors crypto embedded scheduler schemas storage workers | gzip -9n > tests/upgrade/previous.tar.gz
 
 lock: .venv/.ok ## Resolve the dependencies again: all of them, and those of production alone
 	@$(LOCK) --extra dev pyproject.toml -o requirements.lock

@@ -119,7 +119,9 @@ def _login(instance: Instance) -> str:
     password = file.read_text(encoding="utf-8")
     admin = create_engine(parse_url(admin_url(instance.postgres, DATABASE)))
     with admin.begin() as tx:
-        create_login(tx, _LOGIN, password=password, roles=("scheduler", "worker", "operator"))
+        create_login(
+            tx, _LOGIN, password=password, roles=("scheduler", "worker", "sealer", "operator")
+        )
     admin.dispose()
     return password
 

@@ -32,6 +32,7 @@ class AuditAction(StrEnum):
     RESOURCE_DELETED = "resource.deleted"
     CREDENTIAL_SEALED = "credential.sealed"
     CREDENTIAL_UNSEALED = "credential.unsealed"
+    CREDENTIAL_USED = "credential.used"
     CREDENTIAL_REFUSED = "credential.refused"
     CREDENTIAL_RESEALED = "credential.resealed"
     KEYS_CREATED = "keys.created"
@@ -66,6 +67,16 @@ class AuditAction(StrEnum):
     LOGS_READ = "logs.read"
     RECORD_REFUSED = "record.refused"
     AUDIT_READ = "audit.read"
+    AUDIT_EXPORTED = "audit.exported"
+    AUDIT_VERIFIED = "audit.verified"
+    AUDIT_PRUNE_REQUESTED = "audit.prune_requested"
+    AUDIT_PRUNE_APPROVED = "audit.prune_approved"
+    AUDIT_PRUNED = "audit.pruned"
+    SEALER_STARTED = "sealer.started"
+    SIGNER_ROTATED = "signer.rotated"
+    SUBJECT_ERASED = "subject.erased"
+    AUDIT_HEARTBEAT = "audit.heartbeat"
+    AUDIT_EPOCH_STARTED = "audit.epoch_started"
     INSTANCE_READ = "instance.read"
     INSTANCE_PAUSED = "instance.paused"
     INSTANCE_RESUMED = "instance.resumed"
@@ -75,7 +86,9 @@ class AuditAction(StrEnum):
     RETENTION_APPLIED = "retention.applied"
 
 
-_RUN_ACTIONS = frozenset(a for a in AuditAction if a.startswith(("run.", "partitions.created")))
+_RUN_ACTIONS = frozenset(
+    a for a in AuditAction if a.startswith(("run.", "partitions.created", "audit.heartbeat"))
+)
 
 
 def audit_class(action: AuditAction) -> AuditClass:
@@ -87,7 +100,7 @@ def audit_class(action: AuditAction) -> AuditClass:
 class Principal:
     """Who did it, as a process claims; the database stamps who it authenticated beside it."""
 
-    kind: str  # operator | scheduler | worker
+    kind: str  # operator | scheduler | worker | sealer
     name: str
 
     def __str__(self) -> str:

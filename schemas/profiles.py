@@ -14,11 +14,12 @@ from pydantic import SecretStr
 
 from schemas.settings import Settings
 
-Process = Literal["scheduler", "worker", "operator", "metrics"]
+Process = Literal["scheduler", "worker", "sealer", "operator", "metrics"]
 
 _NEEDED: dict[Process, tuple[str, ...]] = {
     "scheduler": ("database_url", "redis_url"),
     "worker": ("database_url", "redis_url", "keyring"),
+    "sealer": ("database_url", "audit_signing_key", "audit_anchors"),
     "operator": ("database_url",),
     "metrics": ("database_url",),
 }

@@ -56,6 +56,19 @@ class Settings(BaseSettings):
         description="`file:///path/operator.json` for the CLI, `worker.json` for workers; "
         "or `vault://…` (docs/keys.md).",
     )
+    audit_signing_key: Path | None = Field(
+        None,
+        description="File (mode 0600) of the key that signs the audit log; on the sealer's host only.",
+    )
+    audit_public_key: Path | None = Field(
+        None,
+        description="File with the public keys that `audit verify` trusts, one a line.",
+    )
+    audit_anchors: str | None = Field(
+        None,
+        description="Where signed checkpoints of the audit log go, separated by spaces: "
+        "`file:///mnt/other-host/syncward.anchor`, `syslog+tls://…`, `s3://…` (docs/audit.md).",
+    )
     data_dir: Path = Field(Path(".syncward"), description="Data of `--dev` and `demo`, mode 0700.")
     account: str | None = Field(None, description="Default of `--account`.")
     worker_threads: int = Field(

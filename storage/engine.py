@@ -16,7 +16,7 @@ from schemas.errors import ConfigError, SyncwardError, TransientError
 from storage import pooler
 from storage.silence import WATCH
 
-Process = Literal["migrator", "scheduler", "worker", "operator"]
+Process = Literal["migrator", "scheduler", "worker", "operator", "sealer", "auditor"]
 Database = Literal["control database", "keystore"]
 
 #: What a person corrects when a database cannot be used.
@@ -85,7 +85,7 @@ def _settings(process: Process, statement_timeout_ms: int) -> dict[str, str]:
         "lock_timeout": "10s",
         "statement_timeout": f"{statement_timeout_ms}ms",
         "idle_in_transaction_session_timeout": "60s",
-        **(_BY_INDEX if process in {"scheduler", "worker"} else {}),
+        **(_BY_INDEX if process in {"scheduler", "worker", "sealer"} else {}),
     }
 
 

@@ -9,7 +9,9 @@ from storage.engine import Process, setting_of, transaction
 _APART: dict[Process, tuple[str, ...]] = {
     "scheduler": ("worker", "operator", "owner", "migrator"),
     "worker": ("scheduler", "operator", "owner", "migrator"),
-    "operator": ("scheduler", "worker"),
+    "operator": ("scheduler", "worker", "sealer"),
+    "sealer": ("scheduler", "worker", "operator", "owner", "migrator"),
+    "auditor": ("scheduler", "worker", "sealer"),
 }
 
 #: `session_user` is who logged in, whatever role the session has taken since.

@@ -6,7 +6,7 @@ from sqlalchemy import Connection, text
 from storage.engine import run_script
 
 #: Group roles without login. Each process connects with `-c role=syncward_<process>`.
-ROLES = ("owner", "migrator", "scheduler", "worker", "operator")
+ROLES = ("owner", "migrator", "scheduler", "worker", "operator", "sealer", "auditor")
 
 _LOCK = "SELECT pg_advisory_xact_lock(hashtext('syncward.roles'))"
 
@@ -17,7 +17,9 @@ CREATE SCHEMA IF NOT EXISTS keystore AUTHORIZATION syncward_owner;
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 GRANT USAGE, CREATE ON SCHEMA public TO syncward_owner;
 GRANT USAGE ON SCHEMA public, audit TO syncward_scheduler, syncward_worker, syncward_operator;
-GRANT USAGE ON SCHEMA keystore TO syncward_worker, syncward_operator;"""
+GRANT USAGE ON SCHEMA keystore TO syncward_worker, syncward_operator;
+GRANT USAGE ON SCHEMA public, audit TO syncward_sealer, syncward_auditor;
+GRANT syncward_auditor TO syncward_operator;"""
 
 
 def role_sql() -> str:

@@ -425,6 +425,59 @@ Index("event_by_transaction", event.c.xid, event.c.target_id)
 Index("event_by_target", event.c.target_id, event.c.at)
 Index("event_by_account", event.c.account_id, event.c.at)
 
+log = Table(
+    "log", metadata,
+    Column("one", Boolean, primary_key=True, server_default=text("true")),
+    Column("log_id", Uuid, nullable=False, server_default=text("gen_random_uuid()")),
+    Column("epoch", Integer, nullable=False, server_default="1"),
+    Column("size", BigInteger, nullable=False, server_default="0"),
+    Column("last_xid", _Xid8, nullable=False, server_default="0"),
+    Column("last_seq", BigInteger, nullable=False, server_default="0"),
+    Column("floor_seq", BigInteger, nullable=False, server_default="0"),
+    Column("sealed_at", _TZ, nullable=False, server_default=_CLOCK),
+    Column("published_size", BigInteger, nullable=False, server_default="0"),
+    Column("published_at", _TZ, nullable=False, server_default=_CLOCK),
+    Column("holder", Text, nullable=False, server_default=""),
+    Column("held_until", _TZ, nullable=False, server_default="-infinity"),
+    schema="audit",
+)  # fmt: skip
+
+checkpoint = Table(
+    "checkpoint", metadata,
+    Column("size", BigInteger, primary_key=True, autoincrement=False),
+    _req("epoch", Integer),
+    _req("seqs", ARRAY(BigInteger)),
+    _req("last_xid", _Xid8),
+    _req("last_seq", BigInteger),
+    _req("earliest", _TZ),
+    _req("latest", _TZ),
+    _req("root", LargeBinary),
+    _req("signed_at", _TZ),
+    _req("signatures", Text),
+    schema="audit",
+)  # fmt: skip
+Index("checkpoint_by_position", checkpoint.c.epoch, checkpoint.c.last_xid, checkpoint.c.last_seq)
+
+tile = Table(
+    "tile", metadata,
+    Column("level", SmallInteger, primary_key=True, autoincrement=False),
+    Column("n", BigInteger, primary_key=True, autoincrement=False),
+    _req("hashes", LargeBinary),
+    schema="audit",
+)  # fmt: skip
+
+epoch = Table(
+    "epoch", metadata,
+    Column("epoch", Integer, primary_key=True, autoincrement=False),
+    _req("size", BigInteger),
+    _req("floor_seq", BigInteger),
+    Column("started_at", _TZ, nullable=False, server_default=_CLOCK),
+    _req("reason", Text),
+    _opt("lost_size", BigInteger),
+    _opt("lost_root", LargeBinary),
+    schema="audit",
+)  # fmt: skip
+
 _PARTITIONED = ("slots", "runs", "run_logs", "event")
 
 

@@ -51,7 +51,10 @@ def template(cluster: Cluster, admin: psycopg.Connection) -> Control:
     migrate.upgrade(control.admin_url, TEST_PRINCIPAL)
     with control.admin_engine().begin() as tx:
         create_login(
-            tx, "dev", password=control.password, roles=("scheduler", "worker", "operator")
+            tx,
+            "dev",
+            password=control.password,
+            roles=("scheduler", "worker", "sealer", "operator"),
         )
     control.dispose()
     return control

@@ -96,7 +96,7 @@ def test_every_audit_action_is_documented_with_its_class():
 def test_every_audit_action_is_emitted_somewhere():
     code = "".join(
         path.read_text(encoding="utf-8")
-        for folder in ("cli", "scheduler", "storage", "workers")
+        for folder in ("audit", "cli", "scheduler", "storage", "workers")
         for path in (ROOT / folder).rglob("*.py")
     )
     assert [a.name for a in AuditAction if f"AuditAction.{a.name}" not in code] == []

@@ -13,10 +13,12 @@ import psycopg
 from psycopg import sql
 from sqlalchemy import Engine, create_engine, text
 
+from audit.sealer import Sealer
 from cli.apply import make_so
 from cli.context import Cli
 from cli.records import OpenedLine, Reader
 from crypto import keyring as keyrings
+from crypto import signing
 from embedded.postgres import Cluster
 from embedded.valkey import Server
 from scheduler import ticks
@@ -26,7 +28,7 @@ from schemas.jobs import Job
 from schemas.records import StreamResult
 from schemas.runs import Claim, Run, RunKind, RunOptions
 from schemas.settings import Settings
-from storage import accounts, audit, claims, connections, logs, outputs, runs
+from storage import accounts, audit, claims, connections, logs, outputs, runs, sealing
 from storage.claims import WorkerState
 from storage.engine import Process, open_engine, open_link, transaction
 from storage.keystore import Keystore
@@ -365,6 +367,23 @@ class World:
 
     def expire_leases(self) -> None:
         self.control.act("UPDATE leases SET expires_at = now() - interval '1 s'")
+
+    def sealer(self, name: str = "sealer-1") -> Sealer:
+        """A sealer with the key of this world, which `seal_all` uses, too."""
+        key = self.directory / "audit" / "signer.json"
+        if not key.exists():
+            signing.init(key)
+        engine = self.control.engine("sealer")
+        return Sealer(engine, signing.load(key), key, Principal("sealer", name), name)
+
+    def seal_all(self) -> int:
+        """Seal every final event; return the size of the log."""
+        sealer = self.sealer()
+        while sealer.step() is not None:
+            pass
+        sealer.close()
+        with transaction(sealer.engine) as tx:
+            return sealing.state(tx).size
 
     # ── what is there ────────────────────────────────────────────────────────────────────────
 

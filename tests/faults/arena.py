@@ -157,7 +157,10 @@ class Arena:
         migrate.upgrade(self.control.admin_url, OPERATOR)
         with self.control.admin_engine().begin() as tx:
             create_login(
-                tx, "dev", password=self.control.password, roles=("scheduler", "worker", "operator")
+                tx,
+                "dev",
+                password=self.control.password,
+                roles=("scheduler", "worker", "sealer", "operator"),
             )
         with psycopg.connect(self.control.admin_url, autocommit=True) as link:
             recording.record_moves(link)

@@ -1,0 +1,87 @@
+-- The audit log is sealed: events in their order, a Merkle tree over them, signed checkpoints.
+-- Run as syncward_owner. Adds only: the version before this one goes on working beside it.
+
+-- One row: which log this is, who seals it, and how far it is sealed and published.
+CREATE TABLE audit.log (
+  one boolean PRIMARY KEY DEFAULT true CHECK (one),
+  log_id uuid NOT NULL DEFAULT gen_random_uuid(),
+  epoch integer NOT NULL DEFAULT 1 CHECK (epoch > 0),
+  size bigint NOT NULL DEFAULT 0 CHECK (size >= 0),
+  -- The last sealed event: every committed event up to it, in the order of (xid, seq), is sealed.
+  last_xid xid8 NOT NULL DEFAULT '0',
+  last_seq bigint NOT NULL DEFAULT 0,
+  floor_seq bigint NOT NULL DEFAULT 0,  -- of the epoch: events up to it belong to those before
+  sealed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  published_size bigint NOT NULL DEFAULT 0 CHECK (published_size <= size),
+  published_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  holder text NOT NULL DEFAULT '',
+  held_until timestamptz NOT NULL DEFAULT '-infinity'
+);
+INSERT INTO audit.log DEFAULT VALUES;
+
+-- One row for each batch that was sealed: where its events are, and what was signed after them.
+CREATE TABLE audit.checkpoint (
+  size bigint PRIMARY KEY CHECK (size > 0),  -- of the tree after the batch
+  epoch integer NOT NULL,
+  seqs bigint[] NOT NULL,                    -- the last of them has index size - 1
+  last_xid xid8 NOT NULL,
+  last_seq bigint NOT NULL,
+  earliest timestamptz NOT NULL,             -- `at` of the events lies between these two
+  latest timestamptz NOT NULL,
+  root bytea NOT NULL CHECK (octet_length(root) = 32),
+  signed_at timestamptz NOT NULL,
+  signatures text NOT NULL                   -- lines of a signed note, one for each key
+);
+CREATE INDEX checkpoint_by_position ON audit.checkpoint (epoch, last_xid, last_seq);
+
+-- Subtree hashes, 256 to a tile (C2SP tlog-tiles): tile n of level l holds the roots of the full
+-- subtrees of 256^l leaves from index n * 256^(l+1) on.
+CREATE TABLE audit.tile (
+  level smallint NOT NULL CHECK (level BETWEEN 0 AND 7),
+  n bigint NOT NULL CHECK (n >= 0),
+  hashes bytea NOT NULL CHECK (octet_length(hashes) BETWEEN 32 AND 8192
+                               AND octet_length(hashes) % 32 = 0),
+  PRIMARY KEY (level, n)
+);
+ALTER TABLE audit.tile ALTER COLUMN hashes SET STORAGE EXTERNAL;  -- hashes do not compress
+
+-- Why the log went on somewhere else: another server, or a server that was put back.
+CREATE TABLE audit.epoch (
+  epoch integer PRIMARY KEY,
+  size bigint NOT NULL,            -- of the tree when it began
+  floor_seq bigint NOT NULL,
+  started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  reason text NOT NULL,
+  lost_size bigint,                -- what had been signed and is gone: size and root
+  lost_root bytea
+);
+INSERT INTO audit.epoch (epoch, size, floor_seq, reason) VALUES (1, 0, 0, 'installed');
+
+CREATE FUNCTION audit.keep_as_written(kept regclass) RETURNS void
+  LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+BEGIN
+  EXECUTE format('CREATE TRIGGER no_change BEFORE UPDATE OR DELETE ON %s
+    FOR EACH ROW EXECUTE FUNCTION audit.deny()', kept);
+  EXECUTE format('CREATE TRIGGER no_truncate BEFORE TRUNCATE ON %s
+    FOR EACH STATEMENT EXECUTE FUNCTION audit.deny()', kept);
+  EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER no_change', kept);
+  EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER no_truncate', kept);
+END $$;
+REVOKE ALL ON FUNCTION audit.keep_as_written(regclass) FROM PUBLIC;
+SELECT audit.keep_as_written('audit.checkpoint');
+SELECT audit.keep_as_written('audit.epoch');
+
+GRANT SELECT ON alembic_version TO syncward_sealer, syncward_auditor;
+GRANT SELECT ON audit.event, audit.log, audit.checkpoint, audit.tile, audit.epoch
+  TO syncward_sealer, syncward_auditor, syncward_operator;
+GRANT SELECT ON audit.log TO syncward_scheduler;
+GRANT UPDATE ON audit.log TO syncward_sealer;
+GRANT INSERT ON audit.checkpoint, audit.epoch TO syncward_sealer;
+GRANT INSERT, UPDATE ON audit.tile TO syncward_sealer;
+GRANT INSERT (account_id, class, action, target_kind, target_id, body) ON audit.event
+  TO syncward_sealer, syncward_auditor;
+CREATE POLICY append_of_audit ON audit.event FOR INSERT
+  TO syncward_sealer, syncward_auditor WITH CHECK (true);
+CREATE POLICY audit_reads ON audit.event FOR SELECT
+  TO syncward_sealer, syncward_auditor USING (true);
+GRANT SELECT (id, name) ON accounts TO syncward_auditor;

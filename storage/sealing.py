@@ -1,0 +1,298 @@
+"""What the sealer asks of the control database and writes there: window, tiles, checkpoints.
+
+An event is taken once it is final: its transaction is older than every transaction that still runs
+(`xid < pg_snapshot_xmin`). A rule like `seq > last` would lose those that commit out of order.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from storage.rowset import rowset
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Of an event, in the order in which events are sealed within an epoch."""
+
+    xid: int
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogState:
+    """How far a log is sealed and published, and who seals it."""
+
+    log_id: UUID
+    epoch: int
+    size: int
+    last: Position
+    floor_seq: int
+    sealed_at: datetime
+    published_size: int
+    published_at: datetime
+    holder: str
+    held: bool  # by `holder`, at the time of reading
+    went_back: bool  # the server counts transactions below what is sealed: it is another one
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Final events that are not sealed, in their order."""
+
+    leaves: Sequence[bytes]
+    seqs: Sequence[int]
+    last: Position
+    earliest: datetime
+    latest: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """One batch as it was written: docs/audit.md says what each column means."""
+
+    size: int
+    epoch: int
+    seqs: Sequence[int]
+    last: Position
+    earliest: datetime
+    latest: datetime
+    root: bytes
+    signed_at: datetime
+    signatures: str
+
+
+_STATE = text(
+    "SELECT log_id, epoch, size, last_xid::text::bigint AS last_xid, last_seq, floor_seq, "
+    "sealed_at, published_size, published_at, holder, held_until > clock_timestamp() AS held, "
+    "last_xid > '0' AND last_xid >= pg_snapshot_xmin(pg_current_snapshot()) AS went_back "
+    "FROM audit.log"
+)
+
+
+def state(tx: Connection) -> LogState:
+    """Return how far the log is sealed."""
+    row = tx.execute(_STATE).one()
+    return LogState(
+        log_id=row.log_id,
+        epoch=row.epoch,
+        size=row.size,
+        last=Position(row.last_xid, row.last_seq),
+        floor_seq=row.floor_seq,
+        sealed_at=row.sealed_at,
+        published_size=row.published_size,
+        published_at=row.published_at,
+        holder=row.holder,
+        held=row.held,
+        went_back=row.went_back,
+    )
+
+
+def _window(bound: str) -> str:
+    return (
+        "WITH final AS MATERIALIZED (SELECT e.xid, e.seq, e.leaf, e.at FROM audit.event e "  # noqa: S608 - one of the two bounds below
+        "WHERE e.xid >= CAST(:xid AS xid8) "
+        "AND (e.xid > CAST(:xid AS xid8) OR e.seq > :seq) "
+        f"AND {bound} ORDER BY e.xid, e.seq LIMIT :most) "
+        "SELECT string_agg(leaf, ''::bytea ORDER BY xid, seq) AS leaves, "
+        "array_agg(seq ORDER BY xid, seq) AS seqs, max(xid)::text::bigint AS last_xid, "
+        "min(at) AS earliest, max(at) AS latest FROM final"
+    )
+
+
+_FINAL = text(_window("e.seq > :floor AND e.xid < pg_snapshot_xmin(pg_current_snapshot())"))
+#: After a restore into another server: written by the one before, which cannot run any more.
+_LEFT_OVER = text(_window("e.seq > :floor AND e.xid >= pg_snapshot_xmax(pg_current_snapshot())"))
+
+
+def window(tx: Connection, after: LogState, most: int) -> Window | None:
+    """Return up to `most` final events after what is sealed; None if there are none.
+
+    In a server whose transactions count from below what is sealed: those that the one before left.
+    """
+    statement = _LEFT_OVER if after.went_back else _FINAL
+    row = tx.execute(
+        statement,
+        {
+            "xid": str(after.last.xid),
+            "seq": after.last.seq,
+            "floor": after.floor_seq,
+            "most": most,
+        },
+    ).one()
+    if row.leaves is None:
+        return None
+    joined = bytes(row.leaves)
+    return Window(
+        leaves=[joined[at : at + 32] for at in range(0, len(joined), 32)],
+        seqs=row.seqs,
+        last=Position(row.last_xid, row.seqs[-1]),
+        earliest=row.earliest,
+        latest=row.latest,
+    )
+
+
+def hold(tx: Connection, holder: str, seen: LogState, *, lease: timedelta) -> bool:
+    """Take or keep the right to seal; False if another sealer has it, or was here since `seen`.
+
+    The row stays locked until the transaction ends, so that nobody seals meanwhile.
+    """
+    kept = tx.execute(
+        text(
+            "UPDATE audit.log SET holder = :holder, held_until = clock_timestamp() + :lease "
+            "WHERE (holder = :holder OR held_until < clock_timestamp()) "
+            "AND size = :size AND epoch = :epoch RETURNING size"
+        ),
+        {"holder": holder, "lease": lease, "size": seen.size, "epoch": seen.epoch},
+    ).one_or_none()
+    return kept is not None
+
+
+def let_go(tx: Connection, holder: str) -> None:
+    """Give up the right to seal, so that another sealer need not wait for it."""
+    tx.execute(
+        text("UPDATE audit.log SET held_until = '-infinity' WHERE holder = :holder"),
+        {"holder": holder},
+    )
+
+
+def write(tx: Connection, sealed: Sealed, tiles: Iterable[tuple[int, int, bytes]]) -> None:
+    """Store a sealed batch: its tiles, its checkpoint, and how far the log is sealed now."""
+    tx.execute(
+        text(
+            "INSERT INTO audit.tile (level, n, hashes) "
+            "SELECT level, n, decode(hashes, 'hex') FROM json_to_recordset(CAST(:tiles AS json)) "
+            "AS t (level smallint, n bigint, hashes text) "
+            "ON CONFLICT (level, n) DO UPDATE SET hashes = excluded.hashes"
+        ),
+        {"tiles": rowset([{"level": lv, "n": n, "hashes": h.hex()} for lv, n, h in tiles])},
+    )
+    values = {
+        "size": sealed.size,
+        "epoch": sealed.epoch,
+        "seqs": list(sealed.seqs),
+        "xid": str(sealed.last.xid),
+        "seq": sealed.last.seq,
+        "earliest": sealed.earliest,
+        "latest": sealed.latest,
+        "root": sealed.root,
+        "signed_at": sealed.signed_at,
+        "signatures": sealed.signatures,
+    }
+    tx.execute(
+        text(
+            "INSERT INTO audit.checkpoint (size, epoch, seqs, last_xid, last_seq, earliest, "
+            "latest, root, signed_at, signatures) VALUES (:size, :epoch, CAST(:seqs AS bigint[]), "
+            "CAST(:xid AS xid8), :seq, :earliest, :latest, :root, :signed_at, :signatures)"
+        ),
+        values,
+    )
+    tx.execute(
+        text(
+            "UPDATE audit.log SET size = :size, last_xid = CAST(:xid AS xid8), last_seq = :seq, "
+            "sealed_at = clock_timestamp()"
+        ),
+        values,
+    )
+
+
+def begin_epoch(
+    tx: Connection, before: LogState, reason: str, *, lost: tuple[int, bytes] | None = None
+) -> int:
+    """Begin the next epoch where the log stands now, and return its number.
+
+    Events up to the largest number that was ever sealed belong to the epochs before. `lost` is
+    (size, root) of the last checkpoint that was signed and is gone.
+    """
+    floor = tx.execute(
+        text(
+            "SELECT max(s) FROM (SELECT seqs FROM audit.checkpoint ORDER BY size DESC LIMIT 1000) "
+            "AS c, unnest(c.seqs) AS s"
+        )
+    ).scalar_one()
+    values = {
+        "epoch": before.epoch + 1,
+        "size": before.size,
+        "floor": floor or 0,
+        "reason": reason,
+        "lost_size": lost[0] if lost else None,
+        "lost_root": lost[1] if lost else None,
+    }
+    tx.execute(
+        text(
+            "INSERT INTO audit.epoch (epoch, size, floor_seq, reason, lost_size, lost_root) "
+            "VALUES (:epoch, :size, :floor, :reason, :lost_size, :lost_root)"
+        ),
+        values,
+    )
+    restarts = ", last_xid = '0', last_seq = 0, floor_seq = :floor" if before.went_back else ""
+    tx.execute(text(f"UPDATE audit.log SET epoch = :epoch{restarts}"), values)  # noqa: S608 - a constant or nothing
+    return before.epoch + 1
+
+
+def tile(tx: Connection, level: int, n: int) -> bytes:
+    """Return the hashes of a tile; KeyError if it is not there."""
+    found = tx.execute(
+        text("SELECT hashes FROM audit.tile WHERE level = :level AND n = :n"),
+        {"level": level, "n": n},
+    ).scalar_one_or_none()
+    if found is None:
+        raise KeyError((level, n))
+    return bytes(found)
+
+
+_CHECKPOINTS = (
+    "SELECT size, epoch, seqs, last_xid::text::bigint AS last_xid, last_seq, earliest, latest, "
+    "root, signed_at, signatures FROM audit.checkpoint "
+)
+
+
+def checkpoints(tx: Connection, *, after: int, most: int) -> list[Sealed]:
+    """Return checkpoints of more than `after` events, the smallest first."""
+    rows = tx.execute(
+        text(_CHECKPOINTS + "WHERE size > :after ORDER BY size LIMIT :most"),
+        {"after": after, "most": most},
+    )
+    return [_sealed(*row) for row in rows]
+
+
+def newest_checkpoint(tx: Connection, *, at_most: int | None = None) -> Sealed | None:
+    """Return the largest checkpoint, or the largest of at most so many events."""
+    row = tx.execute(
+        text(
+            _CHECKPOINTS + "WHERE CAST(:at_most AS bigint) IS NULL OR size <= :at_most "
+            "ORDER BY size DESC LIMIT 1"
+        ),
+        {"at_most": at_most},
+    ).one_or_none()
+    return None if row is None else _sealed(*row)
+
+
+def _sealed(  # noqa: PLR0917 - the columns of a checkpoint in their order
+    size: int,
+    epoch: int,
+    seqs: list[int],
+    last_xid: int,
+    last_seq: int,
+    earliest: datetime,
+    latest: datetime,
+    root: bytes,
+    signed_at: datetime,
+    signatures: str,
+) -> Sealed:
+    last = Position(last_xid, last_seq)
+    return Sealed(size, epoch, seqs, last, earliest, latest, bytes(root), signed_at, signatures)
+
+
+def published(tx: Connection, size: int) -> None:
+    """Record that all required anchors hold the checkpoint of this size."""
+    tx.execute(
+        text(
+            "UPDATE audit.log SET published_size = greatest(published_size, :size), "
+            "published_at = clock_timestamp()"
+        ),
+        {"size": size},
+    )
