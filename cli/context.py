@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from sqlalchemy import Connection, Engine
@@ -41,12 +41,21 @@ class Cli:
 
         return self._admitted(open_engine(self.control_url(), "operator", pool_size=1))
 
-    def _admitted(self, engine: Engine) -> Engine:
+    @cached_property
+    def audit_engine(self) -> Engine:
+        """An engine that only reads the audit log and adds to it: for logins of auditors, too."""
+        from storage.engine import open_engine  # noqa: PLC0415 - as above
+
+        return self._admitted(open_engine(self.control_url(), "auditor", pool_size=1), "auditor")
+
+    def _admitted(
+        self, engine: Engine, process: Literal["operator", "auditor"] = "operator"
+    ) -> Engine:
         """Return an engine whose login may be used; StartRefused if it may do too much."""
         from storage import logins  # noqa: PLC0415 - as above
 
         if self.settings.profile == "production":
-            logins.require(engine, "operator")
+            logins.require(engine, process)
         return engine
 
     def control_url(self) -> str:
@@ -85,6 +94,14 @@ class Cli:
             yield tx
 
     @contextmanager
+    def auditing(self) -> Iterator[Connection]:
+        """One transaction as auditor."""
+        from storage.engine import transaction  # noqa: PLC0415 - as above
+
+        with transaction(self.audit_engine) as tx:
+            yield tx
+
+    @contextmanager
     def inside(self, name: str | None = None) -> Iterator[tuple[Connection, Account, str]]:
         """One transaction inside the account; also splits `acme/shop` into account and name."""
         from storage import accounts  # noqa: PLC0415 - as above
@@ -97,6 +114,8 @@ class Cli:
         """Close what was opened."""
         if "engine" in self.__dict__:
             self.engine.dispose()
+        if "audit_engine" in self.__dict__:
+            self.audit_engine.dispose()
         if "keystore" in self.__dict__:
             self.keystore.dispose()
 

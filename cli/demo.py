@@ -24,7 +24,7 @@ from sqlalchemy import text
 
 from cli import dev, leak_search
 from cli.apply import make_so
-from cli.audit import line_of
+from cli.audit.tail import line_of
 from cli.context import Cli, command
 from cli.demo_world import World, stop_world
 from cli.records import Reader, read_event

@@ -19,7 +19,7 @@ EXIT_REFUSED = 78
 _COMMANDS = {
     "account": ("cli.accounts", "Tenants: create, list, show, pause, resume, delete."),
     "apply": ("cli.apply", "Make resources and connections like a document."),
-    "audit": ("cli.audit", "The audit stream: tail."),
+    "audit": ("cli.audit", "The audit log: tail, verify, prove, export, prune."),
     "connection": ("cli.connections", "What moves where, and when."),
     "db": ("cli.db", "Control database: upgrade, check."),
     "demo": ("cli.demo", "Real servers, real syncs, real crashes, proofs."),

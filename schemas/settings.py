@@ -58,7 +58,8 @@ class Settings(BaseSettings):
     )
     audit_signing_key: Path | None = Field(
         None,
-        description="File (mode 0600) of the key that signs the audit log; on the sealer's host only.",
+        description="File (mode 0600) of the key that signs the audit log; on the sealer's host "
+        "only.",
     )
     audit_public_key: Path | None = Field(
         None,

@@ -236,6 +236,7 @@ class World:
         cli = Cli(account="acme")
         cli.__dict__["settings"] = settings
         cli.__dict__["engine"] = control.engine("operator")
+        cli.__dict__["audit_engine"] = control.engine("auditor")
         scheduler = ticks.Scheduler(
             control.engine("scheduler"),
             jobs,

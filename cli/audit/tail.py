@@ -1,23 +1,16 @@
-"""`syncward audit`: read the audit stream."""
+"""`syncward audit tail`: follow the audit log."""
 
 import json
 import time
 
 import click
 
+from cli.audit.group import audit
 from cli.context import Cli, command
 from cli.show import jsonable, plain
 from schemas.audit import AuditAction, AuditEvent, TargetKind
 from storage import audit as events
 from storage.audit import INSTANCE_ID, StoredEvent
-
-
-@click.group()
-def audit() -> None:
-    """Audit stream: tail."""
-
-
-commands = {"audit": audit}
 
 
 @command(audit)
