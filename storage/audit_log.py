@@ -40,23 +40,5 @@ _EVENTS = text(
 def events(tx: Connection, first: int, end: int) -> Iterator[tuple[int, LogEvent | None]]:
     """Yield (index, event) of the sealed events first <= index < end; None where it is missing."""
     for row in tx.execute(_EVENTS, {"first": first, "end": end}):
-        if row.at is None:
-            yield row.index, None
-            continue
-        yield (
-            row.index,
-            LogEvent(
-                index=row.index,
-                seq=row.seq,
-                at=row.at,
-                account_id=row.account_id,
-                class_=row[4],
-                action=row.action,
-                target_kind=row.target_kind,
-                target_id=row.target_id,
-                login=row.login,
-                client=row.client,
-                body=row.body,
-                leaf=bytes(row.leaf),
-            ),
-        )
+        place, *columns = row
+        yield place, None if row.at is None else LogEvent(place, *columns)

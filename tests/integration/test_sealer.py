@@ -6,7 +6,7 @@ from audit.checkpoint import Checkpoint
 from audit.sealer import LogWentBack
 from audit.tree import Edge
 from crypto import signing
-from storage import sealing
+from storage import audit_log, sealing
 from storage.engine import transaction
 
 pytestmark = pytest.mark.integration
@@ -54,3 +54,15 @@ def test_nothing_is_signed_for_a_database_that_went_back(shop):
     )
     with pytest.raises(LogWentBack, match=f"{size} events of log"):
         shop.sealer().step()
+
+
+def test_sealed_events_are_read_in_the_order_of_their_indexes(shop):
+    shop.apply({"public.items": "{mode: replace}"})
+    size = shop.seal_all()
+    with transaction(shop.control.engine("auditor")) as tx:
+        found = list(audit_log.events(tx, 0, size))
+        assert list(audit_log.events(tx, 2, 4)) == found[2:4]
+    leaves = [bytes(leaf) for (leaf,) in shop.control.all(
+        "SELECT leaf FROM audit.event ORDER BY xid, seq")]  # fmt: skip
+    assert [index for index, _ in found] == list(range(size))
+    assert [event.leaf for _, event in found if event] == leaves
