@@ -1,0 +1,43 @@
+"""What the sealer itself says in the log, signed: whoever may insert events may not say it.
+
+Sealing proves that an event was there, not that it is true. An event that changes what a verifier
+accepts (another key, months that are gone, what a restore lost) therefore carries a signature of
+the key that signs checkpoints, over the log, the action and every other field of its detail.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from uuid import UUID
+
+from crypto.signing import PublicKey, Signer, signed_by
+from schemas.audit import AuditAction
+
+#: Actions that only count with a signature.
+SIGNED = frozenset(
+    {AuditAction.SIGNER_ROTATED, AuditAction.AUDIT_PRUNED, AuditAction.AUDIT_EPOCH_STARTED}
+)
+
+Detail = Mapping[str, str | int | bool | None]
+
+
+def text(log_id: UUID, action: str, detail: Detail) -> str:
+    """Return what is signed: three lines, the last of them canonical JSON."""
+    said = {key: value for key, value in detail.items() if key != "signature"}
+    canonical = json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return f"syncward/statement/{log_id}\n{action}\n{canonical}\n"
+
+
+def signed(
+    signer: Signer, log_id: UUID, action: AuditAction, detail: Detail
+) -> dict[str, str | int | bool | None]:
+    """Return the detail with its signature."""
+    return {**detail, "signature": signer.sign(text(log_id, action, detail))}
+
+
+def is_signed(log_id: UUID, action: str, detail: Detail, keys: Iterable[PublicKey]) -> bool:
+    """Say whether one of the keys signed this detail."""
+    signature = detail.get("signature")
+    try:
+        return bool(signed_by(text(log_id, action, detail), str(signature or ""), keys))
+    except ValueError:
+        return False
