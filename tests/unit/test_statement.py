@@ -9,7 +9,7 @@ from crypto import signing
 from schemas.audit import AuditAction
 
 LOG = UUID(int=7)
-DETAIL = {"before": "a", "after": "b", "size": 3, "lost_root": None}
+DETAIL: statement.Detail = {"before": "a", "after": "b", "size": 3, "lost_root": None}
 
 
 @pytest.fixture
