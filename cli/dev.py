@@ -1,4 +1,4 @@
-"""A development instance: embedded servers, roles, login and keyring in one directory."""
+"""A development instance: embedded servers, roles, login and keys in one directory."""
 
 import os
 import secrets as random
@@ -11,6 +11,7 @@ from sqlalchemy import create_engine, text
 
 from cli.supervisor import Child, child_environment
 from crypto import keyring as keyrings
+from crypto import signing
 from embedded.postgres import Cluster
 from embedded.valkey import Server
 from schemas.audit import Principal
@@ -39,6 +40,18 @@ class Instance:
     def log_dir(self) -> Path:
         return self.data_dir / "logs"
 
+    @property
+    def audit_dir(self) -> Path:
+        return self.data_dir / "audit"
+
+    @property
+    def signing_key(self) -> Path:
+        return self.audit_dir / "signer.json"
+
+    @property
+    def public_key(self) -> Path:
+        return self.audit_dir / "signer.pub"
+
     def children(
         self, settings: Mapping[str, str] | None = None, *, workers: int = 1
     ) -> list[Child]:
@@ -49,8 +62,12 @@ class Instance:
             "scheduler", "scheduler.process", child_environment(self.data_dir, **extra)
         )
         environment = child_environment(self.data_dir, SYNCWARD_KEYRING=worker_file, **extra)
+        sealing = child_environment(
+            self.data_dir, SYNCWARD_AUDIT_SIGNING_KEY=str(self.signing_key), **extra
+        )
         return [
             scheduler,
+            Child("sealer", "audit.process", sealing),
             *(Child(f"worker-{n + 1}", "workers.process", environment) for n in range(workers)),
         ]
 
@@ -83,8 +100,18 @@ def start(
     instance.log_dir.mkdir(mode=0o700, exist_ok=True)
     if not (instance.keyring_dir / "operator.json").exists():
         keyrings.init(instance.keyring_dir)
+    _prepare_signing(instance)
     _prepare_database(instance, principal)
     return instance
+
+
+def _prepare_signing(instance: Instance) -> None:
+    """Make the key that signs the audit log, and its public half for `audit verify`."""
+    if not instance.signing_key.exists():
+        signing.init(instance.signing_key)
+    if not instance.public_key.exists():
+        lines = [f"{key.line}\n" for key in signing.load(instance.signing_key).public]
+        _write_private(instance.public_key, "".join(lines))
 
 
 def settings(instance: Instance) -> Settings:
@@ -133,6 +160,8 @@ def _write_env(instance: Instance, password: str) -> None:
         "DATABASE_URL": f"postgresql://{_LOGIN}:{password}@{cluster.host}:{cluster.port}/{DATABASE}",
         "REDIS_URL": instance.valkey.url,
         "KEYRING": str(instance.keyring_dir / "operator.json"),
+        "AUDIT_PUBLIC_KEY": str(instance.public_key),
+        "AUDIT_ANCHORS": (instance.audit_dir / "checkpoints.anchor").as_uri(),
     }
     text_ = "".join(f"SYNCWARD_{name}={value}\n" for name, value in lines.items())
     _write_private(instance.data_dir / DEV_ENV_FILE, text_)

@@ -33,8 +33,9 @@ _COMMANDS = {
     "retention": ("cli.instance", "Remove runs older than the plans keep."),
     "run": ("cli.runs", "Ask for runs, look at them, decide about them."),
     "scheduler": ("cli.processes", "Run a scheduler in the foreground."),
+    "sealer": ("cli.processes", "Run a sealer of the audit log in the foreground."),
     "top": ("cli.top", "Queue, workers and runs, live."),
-    "up": ("cli.up", "Run scheduler and workers, restarting what dies."),
+    "up": ("cli.up", "Run scheduler, workers and sealer, restarting what dies."),
     "worker": ("cli.processes", "Run a worker in the foreground."),
 }
 

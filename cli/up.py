@@ -28,6 +28,8 @@ _PID_FILE = "up.pid"
 
 #: What `up` starts; each says for itself what only it can find out.
 _SUPERVISED: tuple[Process, ...] = ("scheduler", "worker")
+#: What only the sealer is told.
+_OF_SEALER = frozenset({"SYNCWARD_AUDIT_SIGNING_KEY", "SYNCWARD_AUDIT_S3_CREDENTIALS_FILE"})
 
 
 @click.group()
@@ -43,7 +45,7 @@ commands = _group.commands
 @click.option("--detach", is_flag=True, help="Leave it running in the background.")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64))
 def up(cli: Cli, *, development: bool, detach: bool, workers: int) -> None:
-    """Run scheduler and workers, restarting what dies, until Ctrl-C."""
+    """Run scheduler, workers and sealer, restarting what dies, until Ctrl-C."""
     if not development:
         _supervise_configured(cli, workers)
         return
@@ -78,14 +80,20 @@ def _supervise(cli: Cli, data_dir: Path, workers: int) -> None:
 
 def _supervise_configured(cli: Cli, workers: int) -> None:
     """Supervise against configured servers: children get this environment as it is."""
+    supervised = list(_SUPERVISED)
+    if cli.settings.audit_signing_key is not None:  # best on another host (docs/anchors.md)
+        supervised.append("sealer")
     reasons = dict.fromkeys(
-        why for process in _SUPERVISED for why in all_reasons(cli.settings, process)
+        why for process in supervised for why in all_reasons(cli.settings, process)
     )
     if reasons:
         raise StartRefused(list(reasons))
-    environment = dict(os.environ)  # noqa: TID251 - handed on to our own processes
+    sealing = dict(os.environ)  # noqa: TID251 - handed on to our own processes
+    environment = {k: v for k, v in sealing.items() if k not in _OF_SEALER}
     children = [Child("scheduler", "scheduler.process", environment)]
     children += [Child(f"worker-{n + 1}", "workers.process", environment) for n in range(workers)]
+    if "sealer" in supervised:
+        children.append(Child("sealer", "audit.process", sealing))
     logs = cli.settings.data_dir / "logs"
     logs.mkdir(mode=0o700, parents=True, exist_ok=True)
     Supervisor(children, logs, _say(cli.settings)).run(_stop_on_signals())
@@ -109,7 +117,7 @@ def _stop_on_signals() -> Event:
 def _started(data_dir: Path, instance: dev.Instance) -> str:
     return (
         f"running in {data_dir}: Postgres on port {instance.postgres.port}, Valkey on port "
-        f"{instance.valkey.port}, one scheduler, workers\n"
+        f"{instance.valkey.port}, one scheduler, workers, one sealer\n"
         f"logs in {instance.log_dir}; stop with: syncward down\n"
         "next: syncward account create NAME, then: syncward apply -f FILE"
     )

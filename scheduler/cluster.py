@@ -123,6 +123,10 @@ _PLAIN = {
     "queue_up": "Whether any scheduler reaches Redis.",
     "active_runs_dead_rows": "Dead rows in the hot table; grows when vacuum is held back.",
     "audit_last_event": "Number of the newest audit event.",
+    "audit_seal_lag_seconds": "How long the oldest committed audit event has waited to be sealed.",
+    "audit_publish_lag_seconds": "How long the oldest checkpoint has waited for all anchors.",
+    "audit_log_size": "Audit events that are sealed.",
+    "audit_sealers": "1 while a sealer holds the log, 0 if none does.",
 }
 _LABELLED = {
     "queue_depth": ("Live runs by state.", "state"),

@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, unquote
 
 from pydantic import SecretStr
 
+from schemas import anchors
 from schemas.settings import Settings
 
 Process = Literal["scheduler", "worker", "sealer", "operator", "metrics"]
@@ -95,6 +96,8 @@ def refusals(settings: Settings, process: Process) -> list[str]:
         url: SecretStr | None = getattr(settings, name, None)
         if url is not None and (name != "redis_url" or process in {"scheduler", "worker"}):
             found += [f"SYNCWARD_{name.upper()}: {why}" for why in check(url.get_secret_value())]
+    if process == "sealer":
+        found += _sealer(settings)
     return found + _keyring(settings.keyring) + _metrics(settings, process)
 
 
@@ -198,6 +201,20 @@ def _keyring(uri: str | None) -> list[str]:
     if scheme not in {"vault+http", "http"}:
         return []
     return ["SYNCWARD_KEYRING: keys would travel in the clear; write vault:// (over TLS) instead"]
+
+
+def _sealer(settings: Settings) -> list[str]:
+    found = []
+    key = settings.audit_signing_key
+    if key is not None and key.absolute().is_relative_to(settings.data_dir.absolute()):
+        found.append(
+            "SYNCWARD_AUDIT_SIGNING_KEY: the key is in the data directory, which is copied and "
+            "cleaned up with what is in it; keep it in a directory of its own"
+        )
+    if settings.audit_anchors is not None:
+        uris = anchors.parse(settings.audit_anchors).anchors
+        found += [f"SYNCWARD_AUDIT_ANCHORS: {why}" for why in anchors.refusals(uris)]
+    return found
 
 
 def _metrics(settings: Settings, process: Process) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from schemas import anchors
 from schemas.egress import LinkPolicy, endpoints, parse_openings
 from schemas.limits import LOST_LEASES_MAX
 from schemas.streams import parse_duration
@@ -68,7 +69,12 @@ class Settings(BaseSettings):
     audit_anchors: str | None = Field(
         None,
         description="Where signed checkpoints of the audit log go, separated by spaces: "
-        "`file:///mnt/other-host/syncward.anchor`, `syslog+tls://…`, `s3://…` (docs/audit.md).",
+        "`file:///mnt/other-host/syncward.anchor`, `syslog+tls://…`, `s3://…` (docs/anchors.md).",
+    )
+    audit_s3_credentials_file: Path | None = Field(
+        None,
+        description="File (mode 0600) with the login of `s3://` anchors; AWS's usual places if "
+        "unset.",
     )
     data_dir: Path = Field(Path(".syncward"), description="Data of `--dev` and `demo`, mode 0700.")
     account: str | None = Field(None, description="Default of `--account`.")
@@ -120,6 +126,14 @@ class Settings(BaseSettings):
         "people", description="Shape of process logs on stderr."
     )
 
+    @field_validator("audit_anchors")
+    @classmethod
+    def _anchors(cls, value: str | None) -> str | None:
+        reasons = anchors.parse(value).reasons if value is not None else ()
+        if reasons:
+            raise ValueError("; ".join(reasons))
+        return value
+
     @field_validator("egress_allow")
     @classmethod
     def _ranges(cls, value: str | None) -> str | None:
@@ -132,6 +146,7 @@ class Settings(BaseSettings):
         values = (getattr(self, name) for name in type(self).model_fields)
         texts = (v.get_secret_value() if isinstance(v, SecretStr) else v for v in values)
         own = endpoints(text for text in texts if isinstance(text, str) and "://" in text)
+        own |= anchors.endpoints(self.audit_anchors or "")
         if self.metrics_port:
             own |= {(self.metrics_host, self.metrics_port)}
         return LinkPolicy(

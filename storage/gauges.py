@@ -10,7 +10,7 @@ from schemas.labels import OTHER, closed
 from schemas.limits import WORKER_SILENT_AFTER
 from schemas.plans import PLANS
 from schemas.runs import LIVE_STATES
-from storage import instance
+from storage import instance, seal_watch
 
 #: Upper bounds of the freshness buckets, in seconds.
 FRESHNESS_BUCKETS = (60, 300, 900, 3_600, 21_600, 86_400, 604_800)
@@ -63,6 +63,10 @@ class Gauges:
     invariant_violations: dict[str, int]
     active_runs_dead_rows: int
     audit_last_event: int
+    audit_seal_lag_seconds: float
+    audit_publish_lag_seconds: float
+    audit_log_size: int
+    audit_sealers: int
 
 
 def read(tx: Connection) -> Gauges:
@@ -71,6 +75,7 @@ def read(tx: Connection) -> Gauges:
     depth, oldest = queue(tx)
     living = instance.schedulers(tx)
     workers, slots = _workers(tx)
+    behind = seal_watch.lag(tx)
     return Gauges(
         queue_depth=depth,
         queue_oldest_seconds=oldest,
@@ -91,6 +96,10 @@ def read(tx: Connection) -> Gauges:
             "SELECT n_dead_tup FROM pg_stat_all_tables WHERE relid = 'active_runs'::regclass",
         ),
         audit_last_event=_count(tx, "SELECT last_value FROM audit.event_seq_seq"),
+        audit_seal_lag_seconds=behind.seal,
+        audit_publish_lag_seconds=behind.publish,
+        audit_log_size=behind.size,
+        audit_sealers=behind.sealers,
     )
 
 

@@ -10,7 +10,7 @@ _APART: dict[Process, tuple[str, ...]] = {
     "scheduler": ("worker", "operator", "owner", "migrator"),
     "worker": ("scheduler", "operator", "owner", "migrator"),
     "operator": ("scheduler", "worker", "sealer"),
-    "sealer": ("scheduler", "worker", "operator", "owner", "migrator"),
+    "sealer": ("scheduler", "worker", "operator", "auditor", "owner", "migrator"),
     "auditor": ("scheduler", "worker", "sealer"),
 }
 

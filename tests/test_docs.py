@@ -24,7 +24,9 @@ from schemas.streams import format_duration
 from storage.gauges import ConnectionGauges, Gauges
 
 ROOT = Path(__file__).parent.parent
-METRIC_MODULES = ("workers.metrics", "scheduler.metrics", "storage.audit", "storage.metrics")
+METRIC_MODULES = (
+    "workers.metrics", "scheduler.metrics", "audit.metrics", "storage.audit", "storage.metrics",
+)  # fmt: skip
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 
@@ -67,7 +69,7 @@ def process_metrics() -> dict[str, tuple[str, str]]:
 
 
 def cluster_metrics() -> dict[str, tuple[str, str]]:
-    reading = Gauges({}, 0, 0, {}, {}, 0, 0, 0, 0, 1, {}, 0, 0)
+    reading = Gauges({}, 0, 0, {}, {}, 0, 0, 0, 0, 1, {}, 0, 0, 0, 0, 0, 0)
     shown = [*families(reading, ConnectionGauges()), key_ages({})]
     return {f.name: (f.type, f.documentation) for f in shown}
 

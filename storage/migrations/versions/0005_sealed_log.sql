@@ -85,3 +85,24 @@ CREATE POLICY append_of_audit ON audit.event FOR INSERT
 CREATE POLICY audit_reads ON audit.event FOR SELECT
   TO syncward_sealer, syncward_auditor USING (true);
 GRANT SELECT (id, name) ON accounts TO syncward_auditor;
+
+-- How far sealing and publishing are behind, for those who may not read events. A few rows of
+-- indexes, whatever the size of the log.
+CREATE FUNCTION audit.lag(OUT seal_s double precision, OUT publish_s double precision)
+  LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog SET enable_seqscan = off
+AS $$
+DECLARE l audit.log;
+BEGIN
+  SELECT * INTO l FROM audit.log;
+  SELECT extract(epoch FROM clock_timestamp() - min(u.at)) INTO seal_s FROM (
+    SELECT e.at FROM audit.event e WHERE e.xid >= l.last_xid
+    AND (e.xid > l.last_xid OR e.seq > l.last_seq) AND e.seq > l.floor_seq
+    ORDER BY e.xid, e.seq LIMIT 1000) AS u;
+  SELECT extract(epoch FROM clock_timestamp() - c.signed_at) INTO publish_s
+    FROM audit.checkpoint c WHERE c.size > l.published_size ORDER BY c.size LIMIT 1;
+  seal_s := greatest(0, seal_s);
+  publish_s := greatest(0, publish_s);
+END $$;
+REVOKE ALL ON FUNCTION audit.lag() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION audit.lag()
+  TO syncward_scheduler, syncward_operator, syncward_sealer, syncward_auditor;

@@ -1,0 +1,1 @@
+"""Places outside the database that hold what was signed: one module a kind. Start at loading.py."""

@@ -1,0 +1,130 @@
+"""What a sealer and its watchers ask beside sealing: how far behind it is, and what it waits for."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from schemas.audit import AuditAction
+from storage.audit import INSTANCE_ID
+from storage.sealing import Position
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """In seconds; 0 while nothing waits."""
+
+    seal: float
+    publish: float
+    size: int
+    sealers: int  # 1 while somebody holds the log
+    published_size: int
+
+
+def lag(tx: Connection) -> Lag:
+    """Return how far behind the log is; every role of a process may ask."""
+    row = tx.execute(
+        text(
+            "SELECT coalesce(lag.seal_s, 0) AS seal, coalesce(lag.publish_s, 0) AS publish, size, "
+            "CAST(held_until > clock_timestamp() AS int) AS sealers, published_size "
+            "FROM audit.log, audit.lag() AS lag"
+        )
+    ).one()
+    return Lag(**row._mapping)
+
+
+def age(tx: Connection, moment: datetime) -> float:
+    """Return how long ago a moment was, by the clock that `lag` uses, too."""
+    seconds = tx.execute(
+        text("SELECT CAST(extract(epoch FROM clock_timestamp() - :moment) AS float8)"),
+        {"moment": moment},
+    ).scalar_one()
+    return max(0.0, float(seconds))
+
+
+@dataclass(frozen=True, slots=True)
+class Blocker:
+    """The oldest transaction that runs: no event younger than it is final."""
+
+    pid: int | None  # None: a prepared transaction, which has no process
+    login: str
+    database: str
+    application: str
+
+
+def blocker(tx: Connection) -> Blocker | None:
+    """Return who delays sealing, if another transaction than our own does."""
+    row = tx.execute(
+        text(
+            "SELECT pid, login, database, application FROM ("
+            "SELECT pid, coalesce(usename::text, '') AS login, coalesce(datname::text, '') AS "
+            "database, coalesce(application_name, '') AS application, backend_xid AS xid "
+            "FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() "
+            "UNION ALL SELECT NULL, owner::text, database::text, 'prepared transaction', "
+            "transaction FROM pg_prepared_xacts) AS running ORDER BY age(xid) DESC LIMIT 1"
+        )
+    ).one_or_none()
+    return None if row is None else Blocker(*row)
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """An epoch that an operator began because signed events were gone."""
+
+    epoch: int
+    lost_size: int
+
+
+def losses(tx: Connection) -> list[Loss]:
+    """Return the losses that were accepted, as the database has them."""
+    rows = tx.execute(
+        text("SELECT epoch, lost_size FROM audit.epoch WHERE lost_size IS NOT NULL ORDER BY epoch")
+    )
+    return [Loss(*row) for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """An event that says that the signing key is another one; nothing of it is verified yet."""
+
+    position: Position
+    detail: Mapping[str, str | int | bool | None]
+
+
+def rotations(tx: Connection) -> list[Rotation]:
+    """Return what the last month's events say about rotations of the signing key."""
+    rows = tx.execute(
+        text(
+            "SELECT xid::text::bigint, seq, body FROM audit.event WHERE target_id = :instance "
+            "AND at > clock_timestamp() - interval '31 days' AND action = :action ORDER BY xid, seq"
+        ),
+        {"instance": INSTANCE_ID, "action": AuditAction.SIGNER_ROTATED},
+    )
+    return [
+        Rotation(Position(xid, seq), json.loads(body).get("detail") or {})
+        for xid, seq, body in rows
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who seals, for people."""
+
+    log_id: UUID
+    holder: str
+    alive: bool
+    sealed_at: datetime
+
+
+def holder(tx: Connection) -> Holder:
+    """Return who sealed last and whether it still may."""
+    row = tx.execute(
+        text(
+            "SELECT log_id, holder, held_until > clock_timestamp() AS alive, sealed_at "
+            "FROM audit.log"
+        )
+    ).one()
+    return Holder(**row._mapping)
