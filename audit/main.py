@@ -169,7 +169,9 @@ class Process:
         with transaction(self.engine) as tx:
             if not self._announced:
                 lines = " ".join(key.line for key in keys)
-                self._append(tx, AuditAction.SEALER_STARTED, version=version("syncward"), keys=lines)
+                self._append(
+                    tx, AuditAction.SEALER_STARTED, version=version("syncward"), keys=lines
+                )
             if len(keys) > 1 and not self._rotation_is_known(tx, active):
                 said = statement.signed(
                     self.sealer.signer,
@@ -278,8 +280,9 @@ def _build(settings: Settings, accepted_loss: str | None) -> Process:
 
 def check_reason(text: str | None) -> None:
     """Refuse a reason that says nothing, or that no event can hold."""
-    if text is not None and not (0 < len(text.strip()) and len(text) <= _REASON_MAX
-                                 and text.isprintable()):
+    if text is not None and not (
+        len(text.strip()) > 0 and len(text) <= _REASON_MAX and text.isprintable()
+    ):
         raise ConfigError(
             f"--accept-loss: say in one line of at most {_REASON_MAX} characters why signed events "
             "are gone"

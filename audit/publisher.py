@@ -125,7 +125,7 @@ class Judge:
         )
 
     def _learn(self, held: Checkpoint) -> None:
-        """Remember what the anchor holds as signed here: the sealer's epoch then says it is lost."""
+        """Remember what the anchor holds as signed here: the next epoch then says it is lost."""
         last = memory.recall(self._memory)
         if last is None or last.log_id != held.log_id or last.size < held.size:
             memory.remember(self._memory, LastSigned(held.log_id, held.size, held.root))
@@ -266,7 +266,7 @@ class Publisher:
         until = monotonic() + patience
         for thread in threads:
             thread.join(max(0.0, until - monotonic()))
-        for lane, error in list(found):
+        for lane, error in found:
             if isinstance(error, LogWentBack):
                 raise error
             if not isinstance(error, AnchorFailed):

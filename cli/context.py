@@ -49,7 +49,7 @@ class Cli:
         return self._admitted(open_engine(self.control_url(), "auditor", pool_size=1), "auditor")
 
     def _admitted(
-        self, engine: Engine, process: Literal["operator", "auditor"] = "operator"
+        self, engine: Engine, process: Literal["operator", "auditor", "sealer"] = "operator"
     ) -> Engine:
         """Return an engine whose login may be used; StartRefused if it may do too much."""
         from storage import logins  # noqa: PLC0415 - as above
@@ -100,6 +100,18 @@ class Cli:
 
         with transaction(self.audit_engine) as tx:
             yield tx
+
+    @contextmanager
+    def sealing(self) -> Iterator[Connection]:
+        """One transaction as sealer: on its host there is no other login."""
+        from storage.engine import open_engine, transaction  # noqa: PLC0415 - as above
+
+        engine = open_engine(self.control_url(), "sealer", pool_size=1)
+        try:
+            with transaction(self._admitted(engine, "sealer")) as tx:
+                yield tx
+        finally:
+            engine.dispose()
 
     @contextmanager
     def inside(self, name: str | None = None) -> Iterator[tuple[Connection, Account, str]]:

@@ -1,4 +1,4 @@
-"""What SYNCWARD_AUDIT_ANCHORS says: one URI for each place outside the database. Pure: opens nothing.
+"""What SYNCWARD_AUDIT_ANCHORS says: one URI for each place outside the database. Opens nothing.
 
 A reason names the anchor by its number, because a URI may have been mistyped with a password in it.
 """
@@ -12,6 +12,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 Kind = Literal["file", "syslog", "s3"]
 Mode = Literal["COMPLIANCE", "GOVERNANCE"]
+_MODES: dict[str, Mode] = {"COMPLIANCE": "COMPLIANCE", "GOVERNANCE": "GOVERNANCE"}
 
 #: So many at most; metrics number them.
 ANCHORS_MAX = 8
@@ -222,8 +223,8 @@ def _s3(parts: SplitResult, query: Mapping[str, str]) -> S3Anchor:
     days = query["retain_days"]
     if not days.isascii() or not days.isdecimal() or not 1 <= int(days) <= _RETAIN_DAYS_MAX:
         raise _WrongError(f"retain_days= must be a number from 1 to {_RETAIN_DAYS_MAX}")
-    mode = query.get("mode", "COMPLIANCE")
-    if mode != "COMPLIANCE" and mode != "GOVERNANCE":  # noqa: PLR1714 - mypy narrows this form
+    mode = _MODES.get(query.get("mode", "COMPLIANCE"))
+    if mode is None:
         raise _WrongError("mode= must be COMPLIANCE or GOVERNANCE")
     return S3Anchor(
         bucket=parts.netloc,

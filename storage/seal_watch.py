@@ -1,4 +1,4 @@
-"""What a sealer and its watchers ask beside sealing: how far behind it is, and what it waits for."""
+"""What a sealer and its watchers ask beside sealing: how far behind it is, what it waits for."""
 
 import json
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ def lag(tx: Connection) -> Lag:
             "FROM audit.log, audit.lag() AS lag"
         )
     ).one()
-    return Lag(**row._mapping)
+    return Lag(*row)
 
 
 def age(tx: Connection, moment: datetime) -> float:
@@ -127,4 +127,4 @@ def holder(tx: Connection) -> Holder:
             "FROM audit.log"
         )
     ).one()
-    return Holder(**row._mapping)
+    return Holder(*row)

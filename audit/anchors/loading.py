@@ -8,7 +8,7 @@ from uuid import UUID
 
 from audit.anchors.base import Anchor
 from audit.anchors.file import File
-from audit.anchors.syslog import Syslog
+from audit.anchors.syslog_tls import Syslog
 from schemas import anchors
 from schemas.anchors import AnchorUri, FileAnchor, S3Anchor, SyslogAnchor
 from schemas.errors import StartRefused
@@ -70,7 +70,9 @@ def _misplaced(settings: Settings, uris: tuple[AnchorUri, ...]) -> list[str]:
             continue
         directory = uri.path.parent.resolve()
         if directory.is_relative_to(settings.data_dir.resolve()):
-            found.append(f"anchor {number} is in the data directory; put it on another host's mount")
+            found.append(
+                f"anchor {number} is in the data directory; put it on another host's mount"
+            )
         elif above := next((d for d in (directory, *directory.parents) if _is_cluster(d)), None):
             found.append(
                 f"anchor {number} is in the data directory of a database ({above}), whose "

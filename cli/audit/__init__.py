@@ -1,8 +1,8 @@
 """`syncward audit`: one module a command, gathered here."""
 
-from cli.audit import tail
+from cli.audit import keys, tail
 from cli.audit.group import audit
 
-__all__ = ["commands", "tail"]
+__all__ = ["commands", "keys", "tail"]
 
 commands = {"audit": audit}

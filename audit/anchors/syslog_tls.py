@@ -83,9 +83,7 @@ class Syslog:
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
-                plain.setsockopt(
-                    socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(TIMEOUT_S * 1000)
-                )
+                plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(TIMEOUT_S * 1000))
             return context.wrap_socket(plain, server_hostname=target.name)
         except BaseException:
             plain.close()
@@ -114,7 +112,7 @@ def _wait_for_acknowledgement(link: ssl.SSLSocket) -> None:
 def _hung_up(link: ssl.SSLSocket, seconds: float) -> bool:
     """Say whether the other end closes or resets the link within so much time."""
     until = monotonic() + seconds
-    link.setblocking(False)
+    link.settimeout(0.0)
     try:
         for _ in range(_READS_MAX):
             try:
