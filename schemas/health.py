@@ -77,3 +77,28 @@ class SecretsHealth:
     replace: int  # data keys that are to be replaced
     short: tuple[str, ...]  # resources with a secret too short to be looked for in texts
     unlike: tuple[str, ...] = ()  # those whose stored secret is not what its last event says
+
+
+@dataclass(frozen=True, slots=True)
+class IdleTransaction:
+    """One that has written and waits for its client."""
+
+    pid: int
+    login: str
+    database: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class AuditHealth:
+    """How far the audit log is sealed and published, and whether it is still protected."""
+
+    holder: str  # "" if nobody ever sealed
+    sealer_alive: bool
+    sealed_at: datetime
+    size: int
+    published_size: int
+    seal_lag_s: float
+    publish_lag_s: float
+    weak_triggers: tuple[str, ...]
+    idle: tuple[IdleTransaction, ...]

@@ -5,9 +5,16 @@ from time import monotonic
 
 from sqlalchemy import Connection, text
 
-from schemas.health import DatabaseHealth, OldTransaction, ScheduleHealth, SecretsHealth
+from schemas.health import (
+    AuditHealth,
+    DatabaseHealth,
+    IdleTransaction,
+    OldTransaction,
+    ScheduleHealth,
+    SecretsHealth,
+)
 from schemas.limits import WORKER_SILENT_AFTER
-from storage import gauges, instance, keystore, migrate
+from storage import gauges, instance, keystore, migrate, seal_watch
 
 _PINGS = 3
 
@@ -164,3 +171,40 @@ def data_directory(tx: Connection) -> str | None:
     query = text("SELECT setting FROM pg_settings WHERE name = 'data_directory'")
     found: str | None = tx.execute(query).scalar()
     return found
+
+
+def audit(tx: Connection) -> AuditHealth:
+    """Return whether the audit log is sealed, published and protected."""
+    held, lag = seal_watch.holder(tx), seal_watch.lag(tx)
+    weak = tx.execute(
+        text(
+            "WITH kept AS (SELECT inhrelid AS rel FROM pg_inherits "
+            "WHERE inhparent = 'audit.event'::regclass UNION ALL "
+            "SELECT unnest(ARRAY['audit.checkpoint', 'audit.epoch']::regclass[])), "
+            "wanted AS (SELECT rel, name FROM kept, "
+            "(VALUES ('no_change'), ('no_truncate')) AS n (name) "
+            "UNION ALL SELECT 'audit.event'::regclass, 'stamp') "
+            "SELECT w.rel::regclass::text || '.' || w.name FROM wanted w LEFT JOIN pg_trigger t "
+            "ON t.tgrelid = w.rel AND t.tgname = w.name "
+            "WHERE t.tgenabled IS DISTINCT FROM 'A' ORDER BY 1"
+        )
+    ).scalars()
+    idle = tx.execute(
+        text(
+            "SELECT pid, coalesce(usename::text, ''), coalesce(datname::text, ''), "
+            "CAST(extract(epoch FROM clock_timestamp() - state_change) AS float8) "
+            "FROM pg_stat_activity WHERE backend_xid IS NOT NULL "
+            "AND state LIKE 'idle in transaction%' ORDER BY state_change"
+        )
+    )
+    return AuditHealth(
+        holder=held.holder,
+        sealer_alive=held.alive,
+        sealed_at=held.sealed_at,
+        size=lag.size,
+        published_size=lag.published_size,
+        seal_lag_s=lag.seal,
+        publish_lag_s=lag.publish,
+        weak_triggers=tuple(weak),
+        idle=tuple(IdleTransaction(*row) for row in idle),
+    )

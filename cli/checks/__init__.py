@@ -5,6 +5,7 @@ A later part of the system adds an `Area` here; docs/operations.md lists every c
 
 from typing import Any
 
+from cli.checks.audit import AUDIT
 from cli.checks.base import Area, Check
 from cli.checks.crypto import CRYPTO
 from cli.checks.database import DATABASE
@@ -17,5 +18,5 @@ __all__ = ["AREAS", "Area", "Check"]
 
 #: In the order in which they are looked at.
 AREAS: dict[str, Area[Any]] = {
-    area.name: area for area in (DATABASE, REDIS, SCHEDULE, CRYPTO, TLS, DISK)
+    area.name: area for area in (DATABASE, REDIS, SCHEDULE, AUDIT, CRYPTO, TLS, DISK)
 }

@@ -12,7 +12,7 @@ from cli.checks import AREAS
 from embedded.valkey import Server
 from scheduler import ticks
 from schemas.health import DatabaseHealth, OldTransaction, QueueHealth, ScheduleHealth
-from storage import instance
+from storage import instance, sealing
 from storage.engine import transaction
 from workers.enqueue import JobQueue, open_client
 
@@ -20,12 +20,20 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
-def sound(world):
+def sound(world, monkeypatch):
     """An installation in which somebody is home."""
     world.pair.source("CREATE TABLE t (id int PRIMARY KEY)")
     world.apply({"public.t": "{mode: replace}"})
     world.deps.heartbeat.beat()
     ticks.presence_tick(world.scheduler)
+    sealer = world.sealer()
+    while sealer.step() is not None:
+        pass
+    with transaction(sealer.engine) as tx:
+        sealing.published(tx, sealing.state(tx).size)
+    public = world.directory / "signer.pub"
+    public.write_text(f"{sealer.signer.public[0].line}\n")
+    monkeypatch.setenv("SYNCWARD_AUDIT_PUBLIC_KEY", str(public))
     return world
 
 
@@ -66,6 +74,35 @@ def test_the_control_database_is_asked_in_earnest(sound, shell):
     assert set(found) == {"db.migrated", "db.partitions", "db.default_partitions"}
     assert "revision 0001" in found["db.migrated"]
     assert "slots_default" in found["db.default_partitions"]
+
+
+def test_the_audit_log_is_asked_in_earnest(sound, shell, monkeypatch):
+    assert wrong(shell, "audit") == {}
+    sound.account("another")
+    control = sound.control
+    control.act("UPDATE audit.event SET at = at - interval '1 min'")
+    control.act("UPDATE audit.log SET held_until = now() - interval '1 s', published_size = 0")
+    control.act("ALTER TABLE audit.event_default ENABLE TRIGGER no_change")
+    control.act("ALTER TABLE audit.checkpoint DISABLE TRIGGER no_truncate")
+    monkeypatch.delenv("SYNCWARD_AUDIT_PUBLIC_KEY")
+    with control.admin_engine().connect() as writer:
+        writer.exec_driver_sql("SELECT pg_current_xact_id()")
+        control.act("SELECT 1")
+        found = wrong(shell, "audit")
+        writer.rollback()
+    assert set(found) == {
+        "audit.sealer", "audit.seal_lag", "audit.triggers", "audit.public_key",
+    }  # fmt: skip
+    assert "no sealer is alive; sealer-1 was" in found["audit.sealer"]
+    assert "an event has waited 6" in found["audit.seal_lag"]
+    assert "audit.checkpoint.no_truncate" in found["audit.triggers"]
+    assert "audit.event_default.no_change" in found["audit.triggers"]
+
+
+def test_what_no_anchor_has_accepted_for_long_is_found(sound, shell):
+    sound.control.act("UPDATE audit.log SET published_size = 1")
+    sound.control.act("UPDATE audit.checkpoint SET signed_at = signed_at - interval '2 min'")
+    assert set(wrong(shell, "audit")) == {"audit.publish_lag"}
 
 
 def test_rows_of_a_default_partition_move_as_the_page_says(sound, shell):

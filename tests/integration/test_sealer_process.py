@@ -175,8 +175,8 @@ BACK = (
 
 
 @pytest.mark.parametrize(
-    ("forgotten", "who"), [("signer.json.last", "anchor 1 (file) holds"), ("", "anchor 1 (file) ho"),
-                           ("log.anchor", "were signed here")],
+    ("forgotten", "who"), [("signer.json.last", "anchor 1 (file) holds"),
+                           ("", "anchor 1 (file) holds"), ("log.anchor", "were signed here")],
 )  # fmt: skip
 def test_a_database_that_went_back_ends_it_until_somebody_says_why(world, place, forgotten, who):
     with sealer(world, place) as one:
