@@ -238,12 +238,23 @@ def test_all_reasons_against_a_start_are_told_at_once(world, tmp_path):
     key = world.directory / "audit" / "signer.json"
     signing.init(key)
     key.chmod(0o644)
-    token = tmp_path / "none.token"
+    (tmp_path / "base" / "sub").mkdir(parents=True)
+    (tmp_path / "base" / "PG_VERSION").write_text("18")
     with SealerProcess(
-        world, "sealer", "ftp://x file://relative s3://b?region=r", SYNCWARD_METRICS_PORT="1",
-        SYNCWARD_METRICS_TOKEN_FILE=str(token), SYNCWARD_AUDIT_PUBLIC_KEY="/none/at/all",
+        world, "sealer", (tmp_path / "base" / "sub" / "log").as_uri(), "--accept-loss", "",
+        SYNCWARD_PROFILE="production", SYNCWARD_METRICS_TOKEN_FILE=str(tmp_path / "none.token"),
+        SYNCWARD_AUDIT_PUBLIC_KEY="/none/at/all",
     ) as one:  # fmt: skip
         why = one.refused()
+    for part in (
+        "SYNCWARD_DATABASE_URL: the link", "needs at least two anchors", "metrics token",
+        "--accept-loss", "signing key", "public key /none/at/all",
+        "anchor 1 is in the data directory of a database",
+    ):  # fmt: skip
+        assert part in why
+    with SealerProcess(world, "typo", "ftp://x file://relative s3://b?region=r") as one:
+        assert one.process.wait(30) == 78
+    why = one.log.read_text()
     for part in (
         "anchor 1: an unknown kind", "anchor 2: write three slashes", "anchor 3: endpoint=",
     ):  # fmt: skip
@@ -259,7 +270,7 @@ def test_who_delays_sealing_is_named_and_counted(world, place):
             world.account("another")
             found = one.wait_for("sealing_delayed", 20)
             assert (found["pid"], found["database"]) == (pid, world.control.database)
-            assert found["seconds"] > 5
+            assert found["seconds"] >= 5
             connection.rollback()
         until(lambda: settled(world), about="going on")
     assert committed(world) > 0
