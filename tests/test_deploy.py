@@ -102,6 +102,7 @@ def test_the_scrape_example_loads_the_alerts():
 
 SERVICES: dict[str, Process] = {
     "scheduler": "scheduler", "worker": "worker", "metrics": "metrics", "migrate": "operator",
+    "sealer": "sealer",
 }  # fmt: skip
 KEYS = {"operator.json", "worker.json"}
 
@@ -162,13 +163,13 @@ def test_each_service_is_given_its_own_half_of_the_keys_and_every_file_that_it_n
         assert found["ulimits"] == {"core": 0}
     assert given == {
         "worker": {"worker.json"}, "metrics": {"operator.json"}, "scheduler": set(),
-        "migrate": set(),
+        "migrate": set(), "sealer": set(),
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("name", "process"), [("scheduler", "scheduler"), ("worker", "worker"), ("cli", "operator"),
-                          ("cli", "metrics"), ("migrate", "operator")],
+                          ("cli", "metrics"), ("migrate", "operator"), ("sealer", "sealer")],
 )  # fmt: skip
 def test_every_example_of_an_environment_starts_in_production(name, process):
     assert all_reasons(settings(example(name)), process) == []

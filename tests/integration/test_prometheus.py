@@ -21,6 +21,7 @@ import yaml
 from cli.supervisor import child_environment
 from schemas.runs import RunState
 from tests.faults.test_processes import Fleet, ports
+from tests.sealers import SealerProcess
 from tests.test_deploy import PROMETHEUS, alerts, dashboard
 
 pytestmark = [pytest.mark.integration, pytest.mark.full, pytest.mark.timeout(600)]
@@ -123,10 +124,10 @@ class Prometheus:
 
 @pytest.fixture
 def watched(prometheus_installed, world, tmp_path):  # noqa: ARG001 - installs it
-    """Two schedulers, two workers, `metrics --serve`, and a Prometheus that scrapes them."""
+    """Two schedulers, two workers, a sealer, `metrics --serve`, and a Prometheus over them."""
     world.close()
     world.control.act("DELETE FROM workers")
-    chosen = ports(5)
+    chosen = ports(6)
     token = tmp_path / "metrics.token"
     token.write_text(secrets.token_hex(16))
     token.chmod(0o600)
@@ -140,17 +141,22 @@ def watched(prometheus_installed, world, tmp_path):  # noqa: ARG001 - installs i
             SYNCWARD_METRICS_TOKEN_FILE=str(token),
         ),
     )
+    sealer = SealerProcess(
+        world, "sealer", (tmp_path / "log.anchor").as_uri(), SYNCWARD_METRICS_PORT=str(chosen[5])
+    )
     server = Prometheus(
         tmp_path,
         {
             "syncward-scheduler": chosen[:2],
             "syncward-worker": chosen[2:4],
-            "syncward-keys": chosen[4:],
+            "syncward-keys": chosen[4:5],
+            "syncward-sealer": chosen[5:],
         },
         token,
     )
     yield fleet, server
     server.stop()
+    sealer.terminate()
     keys.terminate()
     keys.wait(timeout=10)
     fleet.stop()
@@ -179,7 +185,7 @@ def as_prometheus_sees_it(expression: str) -> str:
 def test_every_query_of_the_dashboard_and_every_alert_finds_its_series(watched):
     fleet, server = watched
     server.wait("count(syncward_queue_up)", lambda n: n == 1)
-    server.wait('count(up{job=~"syncward-.*"} == 1)', lambda n: n == 5)
+    server.wait('count(up{job=~"syncward-.*"} == 1)', lambda n: n == 6)
     runs_with_failures(fleet)
     server.wait('sum(syncward_runs_total{state="failed"})', lambda n: n == 1)
     server.wait("max(syncward_connections_never_succeeded)", lambda n: n == 0, 90)  # a scan was
