@@ -206,7 +206,9 @@ def documented_commands() -> set[str]:
         noun = ""
         for text in re.findall(r"`([^`]+)`", row[0]):
             words = [w for w in text.split() if re.fullmatch(r"[a-z][a-z-]*", w)]
-            line = " ".join(words[:3] if text.startswith("syncward ") else [*noun.split(), *words])
+            length = 4 if words[1:3] == ["audit", "key"] else 3
+            whole = text.startswith("syncward ")
+            line = " ".join(words[:length] if whole else [*noun.split(), *words])
             found.add(line)
             noun = " ".join(line.split()[:2])
     return found
