@@ -15,7 +15,7 @@ from audit import memory, metrics, statement
 from audit.anchors import loading
 from audit.anchors.loading import Opening
 from audit.publisher import Judge, Lane, Publisher
-from audit.sealer import BATCH, LogWentBack, Sealer
+from audit.sealer import BATCH, LEASE, LogWentBack, Sealer
 from crypto import signing
 from crypto.errors import KeyringError
 from crypto.kms import private
@@ -217,11 +217,13 @@ class Process:
         self.sealer.signer = signer
 
     def _measure(self) -> None:
-        """Show how far behind the log is; say who holds it up."""
+        """Show how far behind the log is; say who holds it up; keep a quiet log."""
         with transaction(self.engine) as tx:
             lag = seal_watch.lag(tx)
             late = lag.seal > LAG_TOO_LONG_S and self.sealer.holds
             by = seal_watch.blocker(tx) if late else None
+            if self.sealer.holds:
+                seal_watch.renew(tx, self.sealer.holder, LEASE)
         metrics.SEAL_LAG.set(lag.seal)
         metrics.PUBLISH_LAG.set(lag.publish)
         metrics.LOG_SIZE.set(lag.size)

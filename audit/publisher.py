@@ -17,13 +17,14 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Engine
 
-from audit import memory, metrics
+from audit import memory, metrics, statement
 from audit.anchors.base import TIMEOUT_S, Anchor, AnchorFailed
 from audit.checkpoint import Checkpoint
 from audit.memory import LastSigned
 from audit.sealer import LogWentBack, Sealer
 from audit.tree import Edge, ProofError
 from crypto.signing import PublicKey, note, parse_note, signed_by
+from schemas.audit import AuditAction
 from schemas.errors import ConfigError, SyncwardError
 from storage import seal_watch, sealing
 from storage.engine import transaction
@@ -84,16 +85,13 @@ class Judge:
 
     def judge(self, name: str, held: Checkpoint | None) -> None:
         """Raise LogWentBack if the database is not what the anchor holds."""
-        if held is None:
-            return
         with transaction(self._engine) as tx:  # later than the anchor was read: it may only grow
             seen = sealing.state(tx)
-            if not self._contradicts(tx, seen, held):
-                if held.size < seen.published_size:
-                    logger.error(
-                        "anchor_went_back",
-                        extra={"anchor": name, "size": held.size, "published": seen.published_size},
-                    )
+            size = held.size if held else 0
+            if held is None or not self._contradicts(tx, seen, held):
+                if size < seen.published_size:
+                    about = {"anchor": name, "size": size, "published": seen.published_size}
+                    logger.error("anchor_went_back", extra=about)
                 return
         if self._sealer.accepted_loss is not None and held.size > seen.size:
             self._learn(held)
@@ -116,12 +114,16 @@ class Judge:
                     return False
             except (KeyError, ProofError):
                 pass
-        # An epoch's row can be forged; the sealer compared the database with its memory besides.
-        if held.log_id != seen.log_id or memory.recall(self._memory) is None:
-            return True
-        return not any(
-            held.epoch < loss.epoch <= seen.epoch and held.size <= loss.lost_size
-            for loss in seal_watch.losses(tx)
+        return held.log_id != seen.log_id or not self._was_accepted(tx, seen, held)
+
+    def _was_accepted(self, tx: Connection, seen: LogState, held: Checkpoint) -> bool:
+        """Say whether a later epoch says, signed by us, that what the anchor holds was lost."""
+        action = AuditAction.AUDIT_EPOCH_STARTED
+        return any(
+            held.epoch < int(one.detail.get("epoch") or 0) <= seen.epoch
+            and held.size <= int(one.detail.get("lost_size") or 0)
+            and statement.is_signed(seen.log_id, action, one.detail, self._known())
+            for one in seal_watch.losses(tx)
         )
 
     def _learn(self, held: Checkpoint) -> None:
@@ -189,8 +191,8 @@ class Lane:
 
     def compare(self) -> None:
         """Look at what the anchor holds."""
-        held = self._judge.read(self._anchor)
-        self._judge.judge(self.name, held)
+        if self._anchor.readable:
+            self._judge.judge(self.name, self._judge.read(self._anchor))
         with self._changed:
             self._compared = True
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine
 
-from audit import memory
+from audit import memory, statement
 from audit.checkpoint import Checkpoint
 from audit.memory import LastSigned
 from audit.tree import Edge, ProofError
@@ -185,13 +185,17 @@ class Sealer:
     ) -> None:
         gone = (lost.size, lost.root) if lost else None
         epoch = sealing.begin_epoch(tx, seen, reason, lost=gone)
-        detail: dict[str, str | int] = {"epoch": epoch, "size": seen.size, "why": reason}
+        detail: dict[str, str | int | bool | None] = {
+            "epoch": epoch, "size": seen.size, "why": reason,
+        }  # fmt: skip
         if lost:
             detail |= {"lost_size": lost.size, "lost_root": lost.root.hex()}
+            action = AuditAction.AUDIT_EPOCH_STARTED
+            detail = statement.signed(self.signer, seen.log_id, action, detail)
         audit.append(tx, self._event(AuditAction.AUDIT_EPOCH_STARTED, **detail))
         logger.warning("audit_epoch_started", extra={"epoch": epoch, "size": seen.size})
 
-    def _event(self, action: AuditAction, **detail: str | int) -> AuditEvent:
+    def _event(self, action: AuditAction, **detail: str | int | bool | None) -> AuditEvent:
         return AuditEvent(
             action, TargetKind.INSTANCE, audit.INSTANCE_ID, self.principal, detail=dict(detail)
         )

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from sqlalchemy import Connection, text
@@ -71,42 +71,46 @@ def blocker(tx: Connection) -> Blocker | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
-    """An epoch that an operator began because signed events were gone."""
-
-    epoch: int
-    lost_size: int
-
-
-def losses(tx: Connection) -> list[Loss]:
-    """Return the losses that were accepted, as the database has them."""
-    rows = tx.execute(
-        text("SELECT epoch, lost_size FROM audit.epoch WHERE lost_size IS NOT NULL ORDER BY epoch")
-    )
-    return [Loss(*row) for row in rows]
-
-
-@dataclass(frozen=True, slots=True)
-class Rotation:
-    """An event that says that the signing key is another one; nothing of it is verified yet."""
+class Said:
+    """What an event about the log says; whether it may say so, its signature tells."""
 
     position: Position
     detail: Mapping[str, str | int | bool | None]
 
 
-def rotations(tx: Connection) -> list[Rotation]:
+def losses(tx: Connection) -> list[Said]:
+    """Return what all events say about losses that an operator accepted; seldom needed."""
+    return _said(tx, AuditAction.AUDIT_EPOCH_STARTED, "100 years")
+
+
+def rotations(tx: Connection) -> list[Said]:
     """Return what the last month's events say about rotations of the signing key."""
+    return _said(tx, AuditAction.SIGNER_ROTATED, "31 days")
+
+
+def _said(tx: Connection, action: AuditAction, within: str) -> list[Said]:
     rows = tx.execute(
         text(
             "SELECT xid::text::bigint, seq, body FROM audit.event WHERE target_id = :instance "
-            "AND at > clock_timestamp() - interval '31 days' AND action = :action ORDER BY xid, seq"
+            "AND at > clock_timestamp() - CAST(:within AS interval) AND action = :action "
+            "ORDER BY xid, seq"
         ),
-        {"instance": INSTANCE_ID, "action": AuditAction.SIGNER_ROTATED},
+        {"instance": INSTANCE_ID, "action": action, "within": within},
     )
     return [
-        Rotation(Position(xid, seq), json.loads(body).get("detail") or {})
-        for xid, seq, body in rows
+        Said(Position(xid, seq), json.loads(body).get("detail") or {}) for xid, seq, body in rows
     ]
+
+
+def renew(tx: Connection, holder: str, lease: timedelta) -> None:
+    """Lengthen the right to seal of who has it, so that a quiet log stays with one sealer."""
+    tx.execute(
+        text(
+            "UPDATE audit.log SET held_until = clock_timestamp() + :lease "
+            "WHERE holder = :holder AND held_until > clock_timestamp()"
+        ),
+        {"holder": holder, "lease": lease},
+    )
 
 
 @dataclass(frozen=True, slots=True)

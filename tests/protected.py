@@ -47,7 +47,8 @@ def protect(world: World, tmp_path: Path, admin: psycopg.Connection[Any]) -> Ite
     world.close()
     files = certificate(tmp_path, "localhost")
     member = {"w": ("worker",), "s": ("scheduler",), "o": ("operator",),
-              "both": ("worker", "operator"), "owns": ("worker", "migrator")}  # fmt: skip
+              "both": ("worker", "operator"), "owns": ("worker", "migrator"),
+              "seals": ("sealer",), "reads": ("sealer", "auditor")}  # fmt: skip
     mark = secrets.token_hex(4)
     for login in (*member, "su"):
         made = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(

@@ -12,7 +12,9 @@ from audit.checkpoint import Checkpoint, notes_in
 from crypto import signing
 from storage import sealing
 from storage.engine import transaction
+from tests.collector import Collector
 from tests.faults.test_processes import ports
+from tests.protected import protect
 from tests.sealers import (
     SealerProcess,
     busy,
@@ -22,6 +24,7 @@ from tests.sealers import (
     state,
     until,
 )  # fmt: skip
+from tests.tls_proxy import certificate
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
@@ -97,6 +100,16 @@ def test_two_of_them_one_seals_and_the_other_takes_over_from_one_that_is_killed(
             assert other.terminate() == 0  # it lets go: nobody waits for its lease
             third.wait_for("sealer_started", 5)
     assert doubled(world) == 0
+
+
+@pytest.mark.full
+def test_a_quiet_log_stays_with_its_sealer(world, place):
+    with sealer(world, place, "first") as first:
+        first.wait_for("sealer_started")
+        with sealer(world, place, "second") as second:
+            second.wait_for("sealer_ready")
+            time.sleep(25)
+            assert not second.said("sealer_started")
 
 
 @pytest.mark.parametrize("times", [2, pytest.param(12, marks=pytest.mark.full)])
@@ -289,3 +302,30 @@ def test_an_anchor_in_a_torn_state_is_started_on_a_new_line(world, place):
     newest = File(place).newest()
     assert newest is not None
     assert Checkpoint.parse(signing.parse_note(newest)[0]).size == state(world).size
+
+
+def test_in_production_it_needs_tls_a_login_of_its_own_and_two_anchors(world, tmp_path, admin):
+    files = certificate(tmp_path, "localhost", stem="collector")
+    file = tmp_path / "elsewhere" / "log.anchor"
+    file.parent.mkdir()
+    with protect(world, tmp_path, admin) as production, Collector(files) as collector:
+        anchors = f"{file.as_uri()} syslog+tls://localhost:{collector.port}?ca={files[0]}"
+
+        def start(login: str, name: str) -> SealerProcess:
+            url = str(production.of(login)["database_url"])
+            return SealerProcess(
+                world, name, anchors, SYNCWARD_PROFILE="production", SYNCWARD_DATABASE_URL=url
+            )
+
+        with start("reads", "shared") as one:
+            assert "is shared: it is also a member of syncward_auditor" in one.refused()
+        with start("su", "superuser") as one:
+            assert "is a superuser" in one.refused()
+        with start("seals", "right") as one:
+            one.wait_for("sealer_started")
+            until(lambda: settled(world), about="publishing")
+            assert one.terminate() == 0
+        held = [Checkpoint.parse(signing.parse_note(n)[0]) for m in collector.messages
+                for n in notes_in(m)]  # fmt: skip
+        assert held[-1] == notes(file)[-1]
+        assert held[-1].size == state(world).size

@@ -27,9 +27,10 @@ from audit.sealer import LogWentBack
 from crypto import signing
 from crypto.errors import KeyringError
 from schemas.anchors import S3Anchor, SyslogAnchor
+from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
 from schemas.errors import ConfigError, StartRefused
 from schemas.settings import Settings
-from storage import sealing
+from storage import audit, sealing
 from storage.engine import transaction
 from tests.collector import Collector
 from tests.sealers import until
@@ -562,3 +563,27 @@ def test_a_loss_is_learned_from_an_anchor_when_it_is_accepted(log):
     assert body["detail"]["lost_size"] == newest.size + 5
     fresh = log.sealer()
     publisher(log, anchor, sealer=fresh).compare()  # it still holds what is lost: explained
+    larger = made(sealer.signer, newest.size + 6, log=seen.log_id)
+    with pytest.raises(LogWentBack):  # but no more than that
+        publisher(log, Lying(held=larger[0]), sealer=fresh).compare()
+
+
+def test_an_epoch_that_nobody_signed_explains_nothing(log):
+    sealer = log.sealer()
+    newest, seen = newest_note(log)
+    held = made(sealer.signer, newest.size + 5, log=seen.log_id)[0]
+    forged = AuditEvent(
+        AuditAction.AUDIT_EPOCH_STARTED, TargetKind.INSTANCE, audit.INSTANCE_ID,
+        Principal("sealer", "me"),
+        detail={"epoch": 2, "size": newest.size, "why": "x", "lost_size": 10_000,
+                "lost_root": "00" * 32, "signature": "— x AAAA\n"},
+    )  # fmt: skip
+    with log.cli.transaction() as tx:
+        audit.append(tx, forged)
+    log.control.act("UPDATE audit.log SET epoch = 2")
+    log.control.act(
+        "INSERT INTO audit.epoch (epoch, size, floor_seq, reason, lost_size, lost_root) "
+        "VALUES (2, 1, 0, 'x', 10000, sha256(''))"
+    )
+    with pytest.raises(LogWentBack):
+        publisher(log, Lying(held=held)).compare()
