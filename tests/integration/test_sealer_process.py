@@ -188,9 +188,13 @@ BACK = (
 
 
 @pytest.mark.parametrize(
-    ("forgotten", "who"), [("signer.json.last", "anchor 1 (file) holds"),
-                           ("", "anchor 1 (file) holds"), ("log.anchor", "were signed here")],
-)  # fmt: skip
+    ("forgotten", "who"),
+    [
+        ("signer.json.last", "anchor 1 (file) holds"),
+        ("log.anchor", "were signed here"),
+        pytest.param("", "anchor 1 (file) holds", marks=pytest.mark.full),
+    ],
+)
 def test_a_database_that_went_back_ends_it_until_somebody_says_why(world, place, forgotten, who):
     with sealer(world, place) as one:
         one.wait_for("sealer_started")
@@ -289,6 +293,7 @@ def test_who_delays_sealing_is_named_and_counted(world, place):
     assert committed(world) > 0
 
 
+@pytest.mark.full
 def test_an_anchor_in_a_torn_state_is_started_on_a_new_line(world, place):
     with sealer(world, place) as one:
         one.wait_for("sealer_started")
