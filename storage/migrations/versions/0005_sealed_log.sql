@@ -71,21 +71,6 @@ REVOKE ALL ON FUNCTION audit.keep_as_written(regclass) FROM PUBLIC;
 SELECT audit.keep_as_written('audit.checkpoint');
 SELECT audit.keep_as_written('audit.epoch');
 
-GRANT SELECT ON alembic_version TO syncward_sealer, syncward_auditor;
-GRANT SELECT ON audit.event, audit.log, audit.checkpoint, audit.tile, audit.epoch
-  TO syncward_sealer, syncward_auditor, syncward_operator;
-GRANT SELECT ON audit.log TO syncward_scheduler;
-GRANT UPDATE ON audit.log TO syncward_sealer;
-GRANT INSERT ON audit.checkpoint, audit.epoch TO syncward_sealer;
-GRANT INSERT, UPDATE ON audit.tile TO syncward_sealer;
-GRANT INSERT (account_id, class, action, target_kind, target_id, body) ON audit.event
-  TO syncward_sealer, syncward_auditor;
-CREATE POLICY append_of_audit ON audit.event FOR INSERT
-  TO syncward_sealer, syncward_auditor WITH CHECK (true);
-CREATE POLICY audit_reads ON audit.event FOR SELECT
-  TO syncward_sealer, syncward_auditor USING (true);
-GRANT SELECT (id, name) ON accounts TO syncward_auditor;
-
 -- How far sealing and publishing are behind, for those who may not read events. A few rows of
 -- indexes, whatever the size of the log.
 CREATE FUNCTION audit.lag(OUT seal_s double precision, OUT publish_s double precision)
@@ -106,3 +91,18 @@ END $$;
 REVOKE ALL ON FUNCTION audit.lag() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION audit.lag()
   TO syncward_scheduler, syncward_operator, syncward_sealer, syncward_auditor;
+
+GRANT SELECT ON alembic_version TO syncward_sealer, syncward_auditor;
+GRANT SELECT ON audit.event, audit.log, audit.checkpoint, audit.tile, audit.epoch
+  TO syncward_sealer, syncward_auditor, syncward_operator;
+GRANT SELECT ON audit.log TO syncward_scheduler;
+GRANT UPDATE ON audit.log TO syncward_sealer;
+GRANT INSERT ON audit.checkpoint, audit.epoch TO syncward_sealer;
+GRANT INSERT, UPDATE ON audit.tile TO syncward_sealer;
+GRANT INSERT (account_id, class, action, target_kind, target_id, body) ON audit.event
+  TO syncward_sealer, syncward_auditor;
+CREATE POLICY append_of_audit ON audit.event FOR INSERT
+  TO syncward_sealer, syncward_auditor WITH CHECK (true);
+CREATE POLICY audit_reads ON audit.event FOR SELECT
+  TO syncward_sealer, syncward_auditor USING (true);
+GRANT SELECT (id, name) ON accounts TO syncward_auditor;
