@@ -2,8 +2,10 @@
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 from uuid import UUID
 
 from schemas.errors import ConfigError
@@ -27,10 +29,10 @@ def recall(path: Path) -> LastSigned | None:
     """Return what was signed last; None if nothing ever was."""
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
-        return LastSigned(UUID(said["log"]), said["size"], bytes.fromhex(said["root"]))
+        return LastSigned(UUID(said["log"]), int(said["size"]), bytes.fromhex(said["root"]))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ConfigError(
             f"audit: {path} (what this sealer signed last) cannot be read; restore it from its "
             "backup, or look at an anchor, then remove it"
@@ -38,12 +40,35 @@ def recall(path: Path) -> LastSigned | None:
 
 
 def remember(path: Path, signed: LastSigned) -> None:
-    """Replace the file at once, durably."""
+    """Replace the file at once, durably; ConfigError if it cannot be written."""
     said = {"log": str(signed.log_id), "size": signed.size, "root": signed.root.hex()}
-    fresh = path.with_name(f"{path.name}.new")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    # a name of its own: another sealer of this host may be writing, too
+    fresh = path.with_name(f".{path.name}.{token_hex(8)}")
+    try:
+        _write(fresh, json.dumps(said))
+        fresh.replace(path)
+        _settle(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        raise ConfigError(
+            f"audit: {path} (what this sealer signed last) cannot be written: {error.strerror}; "
+            "give its directory to the sealer and free some space"
+        ) from None
+
+
+def _write(path: Path, content: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump(said, file)
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    fresh.replace(path)
+
+
+def _settle(directory: Path) -> None:
+    """Make a rename survive a power failure."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

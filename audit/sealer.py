@@ -9,6 +9,8 @@ import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from time import monotonic
+from uuid import UUID
 
 from sqlalchemy import Connection, Engine
 
@@ -16,7 +18,7 @@ from audit import memory, statement
 from audit.checkpoint import Checkpoint
 from audit.memory import LastSigned
 from audit.tree import Edge, ProofError
-from crypto.signing import Signer
+from crypto.signing import Signer, signed_by
 from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
 from schemas.errors import ConfigError
 from storage import audit, sealing
@@ -27,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 #: Events of one checkpoint at most.
 BATCH = 1024
+#: After a restore, of those that were left: finding them reads the whole log.
+LEFT = 64 * BATCH
 #: How long a silent sealer keeps its right to seal.
 LEASE = timedelta(seconds=10)
 #: After so long without an event the sealer writes one: then silence means that it is not there.
@@ -46,6 +50,7 @@ class _Done:
     edge: Edge | None
     sealed: Sealed | None = None
     signed: LastSigned | None = None
+    began: bool = False  # an epoch
 
 
 @dataclass(slots=True)
@@ -61,6 +66,9 @@ class Sealer:
     accepted_loss: str | None = None
     _edge: Edge | None = None
     _holds: bool = False
+    #: How large the log was when it last grew, or we last wrote of our own accord, and when.
+    _seen_size: int = -1
+    _quiet_since: float = 0.0
 
     def step(self) -> Sealed | None:
         """Seal one batch if there is one and it is our turn; return it.
@@ -73,33 +81,39 @@ class Sealer:
             done = self._within(tx, edge)
         if done.signed is not None:
             memory.remember(memory.path_of(self.key_path), done.signed)
+        if done.began:
+            self.accepted_loss = None
         self._edge = done.edge
         return done.sealed
 
-    def _within(self, tx: Connection, edge: Edge | None) -> "_Done":
+    def _within(self, tx: Connection, edge: Edge | None) -> _Done:
         seen = sealing.state(tx)
         self._holds = seen.held and seen.holder == self.holder
         if seen.held and not self._holds:
             return _Done(edge)  # another one seals
         edge, lost = self._verified_edge(tx, seen, edge)
-        found = None if lost else sealing.window(tx, seen, BATCH)
-        if found is None and lost is None and not seen.went_back and self._fresh(seen):
+        begins = lost is not None or seen.elsewhere
+        found = None if begins else sealing.window(tx, seen, LEFT if seen.left_over else BATCH)
+        if found is None and not (begins or seen.left_over) and self._fresh(seen):
             return _Done(edge)
         self._holds = sealing.hold(tx, self.holder, seen, lease=LEASE)
         if not self._holds:
             return _Done(edge)
-        if lost is not None:
-            self._begin_epoch(tx, seen, f"restored: {self.accepted_loss}", lost=lost)
-            self.accepted_loss = None
-            return _Done(edge, signed=LastSigned(seen.log_id, seen.size, edge.root()))
-        if found is None:
-            self._stay_alive(tx, seen)
-            return _Done(edge)
-        sealed = self._seal(tx, seen, found, edge)
-        return _Done(edge, sealed, LastSigned(seen.log_id, sealed.size, sealed.root))
+        if begins:
+            self._begin_epoch(tx, seen, lost)
+            return _Done(edge, signed=LastSigned(seen.log_id, seen.size, edge.root()), began=True)
+        if found is not None:
+            sealed = self._seal(tx, seen, found, edge)
+            return _Done(edge, sealed, LastSigned(seen.log_id, sealed.size, sealed.root))
+        if seen.left_over:
+            sealing.nothing_left(tx)
+        elif self._is_quiet(seen):
+            audit.append(tx, self._event(AuditAction.AUDIT_HEARTBEAT, size=seen.size))
+            self._quiet_since = monotonic()
+        return _Done(edge)
 
     def _seal(self, tx: Connection, seen: LogState, found: Window, edge: Edge) -> Sealed:
-        tiles = [*edge.append(found.leaves), *edge.partial()]
+        tiles = [*edge.append(found.leaves), *edge.partial(since=seen.size)]
         now = datetime.now(UTC)  # our own clock: the database's belongs to its administrator
         root = edge.root()
         text = Checkpoint(seen.log_id, edge.size, root, seen.epoch, now).text
@@ -130,8 +144,16 @@ class Sealer:
 
     def _fresh(self, seen: LogState) -> bool:
         """Say whether nothing needs to be written: our lease is young, and so is the last event."""
-        now = datetime.now(UTC)
-        return self._holds and seen.held and now < seen.sealed_at + HEARTBEAT
+        return not self._is_quiet(seen) and self._holds
+
+    def _is_quiet(self, seen: LogState) -> bool:
+        """Say whether the log has not grown for long, by a clock that nobody sets.
+
+        What we write of our own accord counts: behind a long transaction it is not sealed yet.
+        """
+        if seen.size != self._seen_size:
+            self._seen_size, self._quiet_since = seen.size, monotonic()
+        return monotonic() - self._quiet_since >= HEARTBEAT.total_seconds()
 
     def _verified_edge(
         self, tx: Connection, seen: LogState, edge: Edge | None
@@ -152,15 +174,22 @@ class Sealer:
             signed = sealing.newest_checkpoint(tx)
             if seen.size and (signed is None or signed.root != found.root()):
                 raise LogWentBack(_not_what_was_signed(seen.size))
-            if last is None:
-                return found, None
-            if last.log_id != seen.log_id or last.size > seen.size:
+            if last and (last.log_id != seen.log_id or last.size > seen.size):
                 return found, self._accepted(seen, last)
-            if Edge.load(last.size, fetch).root() != last.root:
+            if last and Edge.load(last.size, fetch).root() != last.root:
                 raise LogWentBack(_not_what_was_signed(last.size))
-        except (KeyError, ProofError):
+            if signed and (last is None or last.size < seen.size):
+                self._catch_up(seen.log_id, signed)
+        except (KeyError, ProofError, ValueError):
             raise LogWentBack(_not_what_was_signed(seen.size)) from None
         return found, None
+
+    def _catch_up(self, log_id: UUID, newest: Sealed) -> None:
+        """Remember what we signed ourselves before we were killed; ValueError if it is forged."""
+        text = Checkpoint(log_id, newest.size, newest.root, newest.epoch, newest.signed_at).text
+        if signed_by(text, newest.signatures, self.signer.public):
+            signed = LastSigned(log_id, newest.size, newest.root)
+            memory.remember(memory.path_of(self.key_path), signed)
 
     def _accepted(self, seen: LogState, last: LastSigned) -> LastSigned:
         """Return what is gone if an operator said why; LogWentBack if nobody did."""
@@ -173,16 +202,8 @@ class Sealer:
             "--accept-loss REASON"
         )
 
-    def _stay_alive(self, tx: Connection, seen: LogState) -> None:
-        """Begin an epoch on another server; or write an event if there was none for long."""
-        if seen.went_back:
-            self._begin_epoch(tx, seen, "another server")
-        elif datetime.now(UTC) >= seen.sealed_at + HEARTBEAT:
-            audit.append(tx, self._event(AuditAction.AUDIT_HEARTBEAT, size=seen.size))
-
-    def _begin_epoch(
-        self, tx: Connection, seen: LogState, reason: str, *, lost: LastSigned | None = None
-    ) -> None:
+    def _begin_epoch(self, tx: Connection, seen: LogState, lost: LastSigned | None) -> None:
+        reason = f"restored: {self.accepted_loss}" if lost else "another server"
         gone = (lost.size, lost.root) if lost else None
         epoch = sealing.begin_epoch(tx, seen, reason, lost=gone)
         detail: dict[str, str | int | bool | None] = {

@@ -72,10 +72,10 @@ class Edge:
             held.clear()
             yield from self._push(level + 1, full)
 
-    def partial(self) -> Iterator[tuple[int, int, bytes]]:
-        """Yield (level, n, hashes) of the tiles at the edge that hold something."""
+    def partial(self, since: int = 0) -> Iterator[tuple[int, int, bytes]]:
+        """Yield (level, n, hashes) of the tiles at the edge that grew since so many leaves."""
         for level, held in enumerate(self.levels):
-            if held:
+            if held and self.size // TILE_WIDTH**level != since // TILE_WIDTH**level:
                 yield level, self.size // TILE_WIDTH ** (level + 1), b"".join(held)
 
     def root(self) -> bytes:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -136,6 +136,7 @@ def init(path: Path) -> PublicKey:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     entry = _new_entry(f"syncward-{token_hex(4)}")
     _create(path, [entry])
+    _settle(path.parent)
     return _signing_key(entry).public
 
 
@@ -216,7 +217,11 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 def _signing_key(entry: dict[str, Any]) -> _SigningKey:
     key = Ed25519PrivateKey.from_private_bytes(b64decode(entry["private"], validate=True))
+    if not isinstance(entry["name"], str):
+        raise TypeError("not a name")
     public = PublicKey(entry["name"], key.public_key().public_bytes_raw())
+    if PublicKey.parse(public.line) != public or entry["state"] not in get_args(KeyState):
+        raise ValueError("not a name that a note can hold, or a state of the future")
     return _SigningKey(public, key, entry["state"])
 
 
@@ -238,5 +243,18 @@ def _create(path: Path, entries: Sequence[dict[str, Any]]) -> None:
 
 def _replace(path: Path, entries: Sequence[dict[str, Any]]) -> None:
     fresh = path.with_name(f".{path.name}.{token_hex(8)}")
-    _create(fresh, entries)
-    fresh.replace(path)
+    try:
+        _create(fresh, entries)
+        fresh.replace(path)
+        _settle(path.parent)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def _settle(directory: Path) -> None:
+    """Make what was created or renamed survive a power failure: it may have signed by then."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

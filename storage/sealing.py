@@ -2,6 +2,10 @@
 
 An event is taken once it is final: its transaction is older than every transaction that still runs
 (`xid < pg_snapshot_xmin`). A rule like `seq > last` would lose those that commit out of order.
+
+Numbers of transactions mean nothing in another server. There an epoch begins with a cut: no event
+is being written at that moment, so those up to the cut are told from later ones by `seq`. What is
+not sealed of them (`left_over`) comes first, then the window starts again behind the cut.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,8 +13,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, TextClause, text
 
+from schemas.errors import ConfigError
 from storage.rowset import rowset
 
 
@@ -36,7 +41,8 @@ class LogState:
     published_at: datetime
     holder: str
     held: bool  # by `holder`, at the time of reading
-    went_back: bool  # the server counts transactions below what is sealed: it is another one
+    left_over: bool  # up to `floor_seq` there may be events that no checkpoint holds
+    elsewhere: bool  # another server counted the transactions of this epoch: we were restored
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +71,27 @@ class Sealed:
     signatures: str
 
 
+#: A right that would last longer than any sealer asks for is a clock that was put back.
+_HELD = "(held_until > clock_timestamp() AND held_until < clock_timestamp() + interval '1 minute')"
+
+#: A row that was restored from a dump was written (xmin) by another transaction than it says.
 _STATE = text(
-    "SELECT log_id, epoch, size, last_xid::text::bigint AS last_xid, last_seq, floor_seq, "
-    "sealed_at, published_size, published_at, holder, held_until > clock_timestamp() AS held, "
-    "last_xid > '0' AND last_xid >= pg_snapshot_xmin(pg_current_snapshot()) AS went_back "
-    "FROM audit.log"
+    "SELECT l.log_id, l.epoch, l.size, l.last_xid::text::bigint AS last_xid, l.last_seq, "  # noqa: S608 - a constant
+    f"l.floor_seq, l.sealed_at, l.published_size, l.published_at, l.holder, {_HELD} AS held, "
+    "l.left_over, l.last_xid >= pg_snapshot_xmin(pg_current_snapshot()) "
+    "OR e.xmin::text::numeric <> mod(e.xid::text::numeric, 4294967296) AS elsewhere "
+    "FROM audit.log l JOIN audit.epoch e ON e.epoch = l.epoch"
 )
 
 
 def state(tx: Connection) -> LogState:
-    """Return how far the log is sealed."""
-    row = tx.execute(_STATE).one()
+    """Return how far the log is sealed; ConfigError if it says so no longer."""
+    row = tx.execute(_STATE).one_or_none()
+    if row is None:
+        raise ConfigError(
+            "audit: the row of audit.log or its epoch is gone from the control database, which no "
+            "process of ours removes; compare with the anchors, then restore the database"
+        )
     return LogState(
         log_id=row.log_id,
         epoch=row.epoch,
@@ -87,41 +103,38 @@ def state(tx: Connection) -> LogState:
         published_at=row.published_at,
         holder=row.holder,
         held=row.held,
-        went_back=row.went_back,
+        left_over=row.left_over,
+        elsewhere=row.elsewhere,
     )
 
 
-def _window(bound: str) -> str:
-    return (
-        "WITH final AS MATERIALIZED (SELECT e.xid, e.seq, e.leaf, e.at FROM audit.event e "  # noqa: S608 - one of the two bounds below
-        "WHERE e.xid >= CAST(:xid AS xid8) "
-        "AND (e.xid > CAST(:xid AS xid8) OR e.seq > :seq) "
-        f"AND {bound} ORDER BY e.xid, e.seq LIMIT :most) "
+def _window(source: str) -> TextClause:
+    return text(
+        f"WITH found AS MATERIALIZED ({source} ORDER BY e.xid, e.seq LIMIT :most) "  # noqa: S608 - one of the two below
         "SELECT string_agg(leaf, ''::bytea ORDER BY xid, seq) AS leaves, "
         "array_agg(seq ORDER BY xid, seq) AS seqs, max(xid)::text::bigint AS last_xid, "
-        "min(at) AS earliest, max(at) AS latest FROM final"
+        "min(at) AS earliest, max(at) AS latest FROM found"
     )
 
 
-_FINAL = text(_window("e.seq > :floor AND e.xid < pg_snapshot_xmin(pg_current_snapshot())"))
-#: After a restore into another server: written by the one before, which cannot run any more.
-_LEFT_OVER = text(_window("e.seq > :floor AND e.xid >= pg_snapshot_xmax(pg_current_snapshot())"))
+_FINAL = _window(
+    "SELECT e.xid, e.seq, e.leaf, e.at FROM audit.event e WHERE e.xid >= CAST(:xid AS xid8) "
+    "AND (e.xid > CAST(:xid AS xid8) OR e.seq > :seq) AND e.seq > :floor "
+    "AND e.xid < pg_snapshot_xmin(pg_current_snapshot())"
+)
+#: Reads the whole log: once, after a restore.
+_LEFT_OVER = _window(
+    "SELECT e.xid, e.seq, e.leaf, e.at FROM audit.event e WHERE e.seq <= :floor AND NOT EXISTS "
+    "(SELECT FROM (SELECT unnest(c.seqs) AS seq FROM audit.checkpoint c) s WHERE s.seq = e.seq)"
+)
 
 
 def window(tx: Connection, after: LogState, most: int) -> Window | None:
-    """Return up to `most` final events after what is sealed; None if there are none.
-
-    In a server whose transactions count from below what is sealed: those that the one before left.
-    """
-    statement = _LEFT_OVER if after.went_back else _FINAL
+    """Return up to `most` final events after what is sealed; None if there are none."""
+    known = {"xid": str(after.last.xid), "seq": after.last.seq}
     row = tx.execute(
-        statement,
-        {
-            "xid": str(after.last.xid),
-            "seq": after.last.seq,
-            "floor": after.floor_seq,
-            "most": most,
-        },
+        _LEFT_OVER if after.left_over else _FINAL,
+        {"floor": after.floor_seq, "most": most, **({} if after.left_over else known)},
     ).one()
     if row.leaves is None:
         return None
@@ -129,22 +142,29 @@ def window(tx: Connection, after: LogState, most: int) -> Window | None:
     return Window(
         leaves=[joined[at : at + 32] for at in range(0, len(joined), 32)],
         seqs=row.seqs,
-        last=Position(row.last_xid, row.seqs[-1]),
+        last=after.last if after.left_over else Position(row.last_xid, row.seqs[-1]),
         earliest=row.earliest,
         latest=row.latest,
     )
 
 
+def nothing_left(tx: Connection) -> None:
+    """Note that every event up to the cut is sealed: from now on, the window counts."""
+    tx.execute(text("UPDATE audit.log SET left_over = false"))
+
+
 def hold(tx: Connection, holder: str, seen: LogState, *, lease: timedelta) -> bool:
     """Take or keep the right to seal; False if another sealer has it, or was here since `seen`.
 
-    The row stays locked until the transaction ends, so that nobody seals meanwhile.
+    The row stays locked until the transaction ends, so that nobody seals meanwhile. What is signed
+    must not be lost in a crash: this commit is durable whatever the server does with others.
     """
     kept = tx.execute(
         text(
-            "UPDATE audit.log SET holder = :holder, held_until = clock_timestamp() + :lease "
-            "WHERE (holder = :holder OR held_until < clock_timestamp()) "
-            "AND size = :size AND epoch = :epoch RETURNING size"
+            "UPDATE audit.log SET holder = :holder, held_until = clock_timestamp() + :lease "  # noqa: S608 - a constant
+            f"WHERE (holder = :holder OR NOT {_HELD}) AND size = :size AND epoch = :epoch "
+            "RETURNING CASE current_setting('synchronous_commit') WHEN 'off' "
+            "THEN set_config('synchronous_commit', 'on', true) END"
         ),
         {"holder": holder, "lease": lease, "size": seen.size, "epoch": seen.epoch},
     ).one_or_none()
@@ -204,23 +224,21 @@ def begin_epoch(
 ) -> int:
     """Begin the next epoch where the log stands now, and return its number.
 
-    Events up to the largest number that was ever sealed belong to the epochs before. `lost` is
-    (size, root) of the last checkpoint that was signed and is gone.
+    In another server with a cut. `lost` is (size, root) of the last checkpoint that was signed and
+    is gone.
     """
-    floor = tx.execute(
-        text(
-            "SELECT max(s) FROM (SELECT seqs FROM audit.checkpoint ORDER BY size DESC LIMIT 1000) "
-            "AS c, unnest(c.seqs) AS s"
-        )
-    ).scalar_one()
     values = {
         "epoch": before.epoch + 1,
         "size": before.size,
-        "floor": floor or 0,
+        "floor": before.floor_seq,
         "reason": reason,
         "lost_size": lost[0] if lost else None,
         "lost_root": lost[1] if lost else None,
     }
+    if before.elsewhere:
+        values["floor"], values["xid"] = tx.execute(
+            text("SELECT last_seq, before_xid::text FROM audit.cut()")
+        ).one()
     tx.execute(
         text(
             "INSERT INTO audit.epoch (epoch, size, floor_seq, reason, lost_size, lost_root) "
@@ -228,8 +246,15 @@ def begin_epoch(
         ),
         values,
     )
-    restarts = ", last_xid = '0', last_seq = 0, floor_seq = :floor" if before.went_back else ""
-    tx.execute(text(f"UPDATE audit.log SET epoch = :epoch{restarts}"), values)  # noqa: S608 - a constant or nothing
+    tx.execute(text("UPDATE audit.log SET epoch = :epoch"), values)
+    if before.elsewhere:
+        tx.execute(
+            text(
+                "UPDATE audit.log SET floor_seq = :floor, last_xid = CAST(:xid AS xid8), "
+                "last_seq = 0, left_over = true"
+            ),
+            values,
+        )
     return before.epoch + 1
 
 
@@ -263,7 +288,7 @@ def newest_checkpoint(tx: Connection, *, at_most: int | None = None) -> Sealed |
     """Return the largest checkpoint, or the largest of at most so many events."""
     row = tx.execute(
         text(
-            _CHECKPOINTS + "WHERE CAST(:at_most AS bigint) IS NULL OR size <= :at_most "
+            _CHECKPOINTS + "WHERE size <= coalesce(CAST(:at_most AS bigint), 9223372036854775807) "
             "ORDER BY size DESC LIMIT 1"
         ),
         {"at_most": at_most},

@@ -10,7 +10,8 @@ CREATE TABLE audit.log (
   -- The last sealed event: every committed event up to it, in the order of (xid, seq), is sealed.
   last_xid xid8 NOT NULL DEFAULT '0',
   last_seq bigint NOT NULL DEFAULT 0,
-  floor_seq bigint NOT NULL DEFAULT 0,  -- of the epoch: events up to it belong to those before
+  floor_seq bigint NOT NULL DEFAULT 0,  -- the cut of this epoch: the window holds later events
+  left_over boolean NOT NULL DEFAULT false,  -- events up to the cut may be left to be sealed
   sealed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
   published_size bigint NOT NULL DEFAULT 0 CHECK (published_size <= size),
   published_at timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -50,12 +51,37 @@ CREATE TABLE audit.epoch (
   epoch integer PRIMARY KEY,
   size bigint NOT NULL,            -- of the tree when it began
   floor_seq bigint NOT NULL,
+  xid xid8 NOT NULL DEFAULT pg_current_xact_id(),  -- in a restored row, not what wrote it
   started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
   reason text NOT NULL,
   lost_size bigint,                -- what had been signed and is gone: size and root
   lost_root bytea
 );
 INSERT INTO audit.epoch (epoch, size, floor_seq, reason) VALUES (1, 0, 0, 'installed');
+
+-- The moment between two events: nobody writes one, later ones have larger numbers and come from
+-- transactions above `before_xid`. Waits for writers in their transactions, and they for it.
+CREATE FUNCTION audit.cut(OUT last_seq bigint, OUT before_xid xid8)
+  LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+BEGIN
+  LOCK TABLE audit.event IN SHARE MODE;
+  last_seq := (SELECT CASE WHEN s.is_called THEN s.last_value ELSE 0 END FROM audit.event_seq_seq s);
+  before_xid := (pg_snapshot_xmin(pg_current_snapshot())::text::numeric - 1)::text::xid8;
+END $$;
+REVOKE ALL ON FUNCTION audit.cut() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION audit.cut() TO syncward_sealer;
+
+-- This server may itself be a restored one, whose older events have numbers it has not reached.
+DO $$ BEGIN
+  IF EXISTS (SELECT FROM audit.event e WHERE e.xid > pg_current_xact_id()) THEN
+    UPDATE audit.log SET left_over = true, floor_seq = cut.last_seq, last_xid = cut.before_xid
+    FROM audit.cut() cut;
+  END IF;
+END $$;
+
+-- Rewritten several times a second: cleaned by count, not by share.
+ALTER TABLE audit.tile SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000,
+  toast.autovacuum_vacuum_scale_factor = 0, toast.autovacuum_vacuum_threshold = 10000);
 
 CREATE FUNCTION audit.keep_as_written(kept regclass) RETURNS void
   LANGUAGE plpgsql SET search_path = pg_catalog AS $$
@@ -95,7 +121,7 @@ GRANT EXECUTE ON FUNCTION audit.lag()
 GRANT SELECT ON alembic_version TO syncward_sealer, syncward_auditor;
 GRANT SELECT ON audit.event, audit.log, audit.checkpoint, audit.tile, audit.epoch
   TO syncward_sealer, syncward_auditor, syncward_operator;
-GRANT SELECT ON audit.log TO syncward_scheduler;
+GRANT SELECT ON audit.log, audit.epoch TO syncward_scheduler;
 GRANT UPDATE ON audit.log TO syncward_sealer;
 GRANT INSERT ON audit.checkpoint, audit.epoch TO syncward_sealer;
 GRANT INSERT, UPDATE ON audit.tile TO syncward_sealer;
@@ -106,3 +132,14 @@ CREATE POLICY append_of_audit ON audit.event FOR INSERT
 CREATE POLICY audit_reads ON audit.event FOR SELECT
   TO syncward_sealer, syncward_auditor USING (true);
 GRANT SELECT (id, name) ON accounts TO syncward_auditor;
+
+-- The same stamp without the price of a definer on each event: it asks for no right, every name in
+-- it is qualified, and `audit.leaf` was bound when it was made, whatever the caller's search_path.
+CREATE OR REPLACE FUNCTION audit.stamp() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  NEW.login := session_user;
+  NEW.client := coalesce(pg_catalog.host(pg_catalog.inet_client_addr()), 'local');
+  NEW.leaf := audit.leaf(NEW.at, NEW.account_id, NEW.class, NEW.action, NEW.target_kind,
+    NEW.target_id, NEW.login, NEW.client, NEW.body);
+  RETURN NEW;
+END $$;
