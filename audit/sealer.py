@@ -211,9 +211,9 @@ class Sealer:
         }  # fmt: skip
         if lost:
             detail |= {"lost_size": lost.size, "lost_root": lost.root.hex()}
-            action = AuditAction.AUDIT_EPOCH_STARTED
-            detail = statement.signed(self.signer, seen.log_id, action, detail)
-        audit.append(tx, self._event(AuditAction.AUDIT_EPOCH_STARTED, **detail))
+        action = AuditAction.AUDIT_EPOCH_STARTED
+        signed = statement.signed(self.signer, seen.log_id, action, detail)
+        audit.append(tx, self._event(action, **signed))
         logger.warning("audit_epoch_started", extra={"epoch": epoch, "size": seen.size})
 
     def _event(self, action: AuditAction, **detail: str | int | bool | None) -> AuditEvent:

@@ -1,11 +1,17 @@
 """Read the sealed log in the order of its indexes, for those who verify, prove and export it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, text
+import psycopg
+from psycopg import sql
+from sqlalchemy import Connection, Engine, text
+
+from storage.engine import transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +48,205 @@ def events(tx: Connection, first: int, end: int) -> Iterator[tuple[int, LogEvent
     for row in tx.execute(_EVENTS, {"first": first, "end": end}):
         place, *columns = row
         yield place, None if row.at is None else LogEvent(place, *columns)
+
+
+# ── for who verifies or exports the whole log: plain tuples, many at a time ─────────────────────
+
+#: (index, seq, xid, at, account_id, class, action, target_kind, target_id, login, client, body,
+#: leaf); where an event is missing, all after `seq` is None. Times are text, as they are hashed.
+LogRow = tuple[Any, ...]
+
+_TIME = '\'YYYY-MM-DD"T"HH24:MI:SS.US"Z"\''
+
+
+@contextmanager
+def snapshot(engine: Engine) -> Iterator[Connection]:
+    """One read-only transaction that sees the log as it is now, however long it reads."""
+    with transaction(engine) as tx:
+        driver = _driver(tx)
+        role = sql.Identifier(str(tx.execute(text("SELECT current_user")).scalar_one()))
+        # in place of the transaction that is open: a snapshot is chosen before the first query
+        driver.execute(
+            sql.SQL(
+                "COMMIT; BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL ROLE {}; "
+                "SET LOCAL search_path = public; SET LOCAL TimeZone = 'UTC'; "
+                "SET LOCAL statement_timeout = '10min'; "
+                "SET LOCAL idle_in_transaction_session_timeout = '10min'; "
+                # a batch is joined by its times: a loop would look at all of them for each event
+                "SET LOCAL enable_nestloop = off; SET LOCAL jit = off"
+            ).format(role)
+        )
+        yield tx
+
+
+def _driver(tx: Connection) -> psycopg.Connection[LogRow]:
+    driver = tx.connection.driver_connection
+    assert isinstance(driver, psycopg.Connection)  # noqa: S101 - the only driver we open
+    return driver
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRow:
+    """A checkpoint as the database has it, without the list of its events."""
+
+    size: int
+    count: int
+    epoch: int
+    root: bytes
+    time: str
+    signatures: str
+    last_xid: int
+    last_seq: int
+    earliest: str
+    latest: str
+
+
+_BATCHES = (
+    "SELECT size, cardinality(seqs)::bigint, epoch, root, "  # noqa: S608 - a constant
+    f"coalesce(to_char(signed_at AT TIME ZONE 'UTC', {_TIME}), ''), signatures, "
+    "last_xid::text::bigint, last_seq, earliest::text, latest::text "
+    "FROM audit.checkpoint WHERE size > %s ORDER BY size LIMIT %s"
+)
+
+
+def batches(tx: Connection, *, after: int, most: int) -> list[BatchRow]:
+    """Return checkpoints of more than `after` events, the smallest first."""
+    with _driver(tx).cursor(binary=True) as cursor:
+        rows = cursor.execute(_BATCHES, (after, most), binary=True).fetchall()
+    return [BatchRow(*row) for row in rows]
+
+
+def batch_at(tx: Connection, index: int) -> BatchRow | None:
+    """Return the batch that an index lies in; None if the log is shorter."""
+    found = batches(tx, after=index, most=1)
+    return found[0] if found else None
+
+
+def largest_batch(tx: Connection, *, at_most: int | None = None) -> BatchRow | None:
+    """Return the largest checkpoint, or the largest of at most so many events."""
+    size = tx.execute(
+        text(
+            "SELECT max(size) FROM audit.checkpoint "
+            "WHERE CAST(:at_most AS bigint) IS NULL OR size <= :at_most"
+        ),
+        {"at_most": at_most},
+    ).scalar_one()
+    return None if size is None else batch_at(tx, size - 1)
+
+
+_ROWS = (
+    "SELECT l.index, l.seq, e.xid::text::bigint, "  # noqa: S608 - a constant
+    f"coalesce(to_char(e.at AT TIME ZONE 'UTC', {_TIME}), ''), e.account_id::text, e.class, "
+    "e.action, e.target_kind, e.target_id::text, e.login, e.client, e.body, e.leaf "
+    "FROM (SELECT c.size - cardinality(c.seqs) + p.place - 1 AS index, p.seq "
+    "FROM audit.checkpoint c CROSS JOIN LATERAL unnest(c.seqs) WITH ORDINALITY AS p (seq, place) "
+    "WHERE c.size > %s AND c.size <= %s) AS l "
+    "LEFT JOIN audit.event e ON e.seq = l.seq "
+    "AND e.at BETWEEN %s::timestamptz AND %s::timestamptz ORDER BY l.index"
+)
+
+
+def rows(tx: Connection, group: Sequence[BatchRow]) -> list[LogRow]:
+    """Return the events of batches that follow each other, in the order of their indexes."""
+    earliest, latest = (
+        min(batch.earliest for batch in group),
+        max(batch.latest for batch in group),
+    )
+    with _driver(tx).cursor(binary=True) as cursor:
+        return cursor.execute(
+            _ROWS,
+            (group[0].size - 1, group[-1].size, earliest, latest),
+            binary=True,
+        ).fetchall()
+
+
+def tiles(tx: Connection, level: int, first: int, last: int) -> dict[int, bytes]:
+    """Return the tiles first <= n <= last of a level that are there."""
+    found = tx.execute(
+        text(
+            "SELECT n, hashes FROM audit.tile WHERE level = :level AND n BETWEEN :first AND :last"
+        ),
+        {"level": level, "first": first, "last": last},
+    )
+    return {n: bytes(hashes) for n, hashes in found}
+
+
+def tiled(tx: Connection) -> int:
+    """Return how many leaves the tiles hold."""
+    found = tx.execute(
+        text(
+            "SELECT n * 256 + octet_length(hashes) / 32 FROM audit.tile WHERE level = 0 "
+            "ORDER BY n DESC LIMIT 1"
+        )
+    ).scalar_one_or_none()
+    return int(found or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRow:
+    """Why and where the log went on, as the database has it."""
+
+    epoch: int
+    size: int
+    reason: str
+    lost_size: int | None
+    lost_root: str | None
+
+
+def epochs(tx: Connection) -> list[EpochRow]:
+    """Return all epochs, the oldest first."""
+    found = tx.execute(
+        text(
+            "SELECT epoch, size, reason, lost_size, encode(lost_root, 'hex') FROM audit.epoch "
+            "ORDER BY epoch"
+        )
+    )
+    return [EpochRow(*row) for row in found]
+
+
+_UNSEALED = (
+    "e.seq > l.floor_seq AND (e.xid > l.last_xid OR (e.xid = l.last_xid AND e.seq > l.last_seq))"
+)
+
+
+def counted(tx: Connection) -> tuple[int, int, bool]:
+    """Return how many events there are, how many of them are younger than what is sealed.
+
+    And whether a restore left older ones that are still to be sealed.
+    """
+    total, unsealed, left_over = tx.execute(
+        text(
+            f"SELECT count(*), count(*) FILTER (WHERE {_UNSEALED}), "  # noqa: S608 - a constant
+            "coalesce(bool_or((to_jsonb(l) ->> 'left_over')::boolean), false) "
+            "FROM audit.event e CROSS JOIN audit.log l"
+        )
+    ).one()
+    return int(total), int(unsealed), bool(left_over)
+
+
+def strays(tx: Connection, most: int) -> list[tuple[int, str]]:
+    """Return (seq, at) of events older than what is sealed that are in no batch."""
+    found = tx.execute(
+        text(
+            "SELECT e.seq, e.at::text FROM audit.event e CROSS JOIN audit.log l "  # noqa: S608 - a constant
+            f"WHERE NOT ({_UNSEALED}) AND NOT EXISTS (SELECT FROM audit.checkpoint c, "
+            "unnest(c.seqs) AS s WHERE s = e.seq AND e.at BETWEEN c.earliest AND c.latest) "
+            "ORDER BY e.seq LIMIT :most"
+        ),
+        {"most": most},
+    )
+    return [(int(seq), str(at)) for seq, at in found]
+
+
+def index_of_leaf(tx: Connection, leaf: bytes) -> int | None:
+    """Return the index of the event with this hash; None if it is not sealed or not there."""
+    found = tx.execute(
+        text(
+            "SELECT c.size - cardinality(c.seqs) + array_position(c.seqs, e.seq) - 1 "
+            "FROM audit.event e JOIN audit.checkpoint c "
+            "ON e.at BETWEEN c.earliest AND c.latest AND e.seq = ANY (c.seqs) "
+            "WHERE e.leaf = :leaf ORDER BY 1 LIMIT 1"
+        ),
+        {"leaf": leaf},
+    ).scalar_one_or_none()
+    return None if found is None else int(found)

@@ -1,8 +1,8 @@
 """`syncward audit`: one module a command, gathered here."""
 
-from cli.audit import keys, tail
+from cli.audit import export, keys, prove, tail, verify
 from cli.audit.group import audit
 
-__all__ = ["commands", "keys", "tail"]
+__all__ = ["commands", "export", "keys", "prove", "tail", "verify"]
 
 commands = {"audit": audit}

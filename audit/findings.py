@@ -1,0 +1,106 @@
+"""What a verification found, and the verdict that follows. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from uuid import UUID
+
+#: Findings of one kind that are kept; more are counted.
+SHOWN = 20
+
+
+class Level(IntEnum):
+    """How bad a finding is; the worst decides."""
+
+    NOTE = 0
+    INCOMPLETE = 1
+    UNVERIFIABLE = 2
+    TAMPERED = 3
+
+
+#: Level -> (exit code, word in `audit.verified`, how a line of it begins).
+_MEANS = {
+    Level.NOTE: (0, "intact", "note"),
+    Level.INCOMPLETE: (11, "incomplete", "INCOMPLETE"),
+    Level.UNVERIFIABLE: (12, "unverifiable", "CANNOT VERIFY"),
+    Level.TAMPERED: (10, "tampered", "TAMPERED"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was found; `index` is the first event that it touches, if it touches any."""
+
+    level: Level
+    text: str
+    index: int | None = None
+    end: int | None = None  # known only to lie in index <= i < end
+
+    @property
+    def line(self) -> str:
+        """The finding in one line."""
+        begins = _MEANS[self.level][2]
+        if self.index is None or self.level is Level.NOTE:
+            return f"{begins}: {self.text}"
+        if self.end is not None and self.end > self.index + 1:
+            return f"{begins} between {self.index} and {self.end - 1}: {self.text}"
+        return f"{begins} at index {self.index}: {self.text}"
+
+
+@dataclass(slots=True)
+class Report:
+    """All that one verification found."""
+
+    log_id: UUID | None = None
+    size: int = 0
+    events: int = 0  # recomputed from their fields
+    checkpoints: int = 0  # signed by a trusted key
+    anchored: int = 0  # checkpoints of anchors that agree
+    keys: Sequence[str] = ()
+    counts: dict[Level, int] = field(default_factory=dict)
+    first_bad: int | None = None
+    _found: list[Finding] = field(default_factory=list)
+
+    def add(
+        self, level: Level, text: str, index: int | None = None, end: int | None = None
+    ) -> None:
+        """Keep a finding, or count it if there are many of its level."""
+        count = self.counts[level] = self.counts.get(level, 0) + 1
+        if level is Level.TAMPERED and index is not None:
+            self.first_bad = index if self.first_bad is None else min(index, self.first_bad)
+        if count <= SHOWN:
+            self._found.append(Finding(level, text, index, end))
+
+    def note(self, text: str) -> None:
+        """Keep what a reader should know and what is no fault."""
+        self.add(Level.NOTE, text)
+
+    @property
+    def level(self) -> Level:
+        """The worst level that was found."""
+        return max(self.counts, default=Level.NOTE)
+
+    @property
+    def exit_code(self) -> int:
+        """0 intact, 10 tampered, 11 incomplete, 12 cannot verify."""
+        return _MEANS[self.level][0]
+
+    @property
+    def result(self) -> str:
+        """The verdict in one word."""
+        return _MEANS[self.level][1]
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What was kept, the worst first, each level in the order of the log."""
+        last = float("inf")
+        return sorted(self._found, key=lambda f: (-f.level, last if f.index is None else f.index))
+
+    @property
+    def lines(self) -> list[str]:
+        """The findings as lines, and how many more there are."""
+        shown = [finding.line for finding in self.findings]
+        for level, count in sorted(self.counts.items(), reverse=True):
+            if count > SHOWN:
+                shown.append(f"… and {count - SHOWN} more: {_MEANS[level][2]}")
+        return shown
