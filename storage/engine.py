@@ -12,7 +12,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from schemas.errors import ConfigError, SyncwardError, TransientError
+from schemas.errors import AuditUnavailable, ConfigError, SyncwardError, TransientError
 from storage import pooler
 from storage.silence import WATCH
 
@@ -82,7 +82,8 @@ def _settings(process: Process, statement_timeout_ms: int) -> dict[str, str]:
         "role": f"syncward_{role}",
         "search_path": "public",
         "TimeZone": "UTC",
-        "lock_timeout": "10s",
+        # somebody waits at a prompt; a process does not mind
+        "lock_timeout": "5s" if process in {"operator", "auditor"} else "10s",
         "statement_timeout": f"{statement_timeout_ms}ms",
         "idle_in_transaction_session_timeout": "60s",
         **(_BY_INDEX if process in {"scheduler", "worker", "sealer"} else {}),
@@ -244,7 +245,7 @@ def again(work: Callable[[], _T]) -> _T:
     try:
         return work()
     except TransientError as error:
-        if error.code != ROLLED_BACK:
+        if error.code not in {ROLLED_BACK, AuditUnavailable.code}:
             raise
     return work()
 

@@ -1,8 +1,5 @@
 """`syncward audit`: one module a command, gathered here."""
 
-from cli.audit import export, keys, prove, tail, verify
-from cli.audit.group import audit
-
-__all__ = ["commands", "export", "keys", "prove", "tail", "verify"]
+from cli.audit import __all__, audit, cli, commands, erase, export, from, group, import, keys, prove, tail, verify
 
 commands = {"audit": audit}
