@@ -1,5 +1,8 @@
 """`syncward audit`: one module a command, gathered here."""
 
-from cli.audit import __all__, audit, cli, commands, erase, export, from, group, import, keys, prove, tail, verify
+from cli.audit import erase, export, keys, prove, tail, verify
+from cli.audit.group import audit
+
+__all__ = ["commands", "erase", "export", "keys", "prove", "tail", "verify"]
 
 commands = {"audit": audit}

@@ -57,9 +57,11 @@ BEGIN
 END $$;
 CREATE TRIGGER no_change BEFORE UPDATE OR DELETE ON audit.principal
   FOR EACH ROW EXECUTE FUNCTION audit.only_erase();
-CREATE TRIGGER no_truncate BEFORE TRUNCATE ON audit.principal
-  FOR EACH STATEMENT EXECUTE FUNCTION audit.deny();
 ALTER TABLE audit.principal ENABLE ALWAYS TRIGGER no_change;
+DO $$ BEGIN
+  CREATE TRIGGER no_truncate BEFORE TRUNCATE ON audit.principal
+    FOR EACH STATEMENT EXECUTE FUNCTION audit.deny();
+END $$;
 ALTER TABLE audit.principal ENABLE ALWAYS TRIGGER no_truncate;
 
 -- And an event of the same transaction must say so.

@@ -1,0 +1,115 @@
+"""The bytes of an event: canonical, and compared with somebody else's RFC 8785."""
+
+import json
+from uuid import UUID
+
+import pytest
+import rfc8785
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from schemas.audit import AuditAction, AuditEvent, FieldChange, Principal, TargetKind
+from schemas.audit_body import (
+    BODY_MAX,
+    REASON_MAX,
+    OutOfProfile,
+    body_of,
+    canonical,
+    check,
+    escaped,
+)
+from schemas.audit_details import DETAILS, INTEGER_MAX, Detail
+
+ANY_TEXT = st.text(st.characters())  # lone surrogates, too
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
+INTEGERS = st.integers(-INTEGER_MAX, INTEGER_MAX)
+KEYS = st.text("abcdefghijklmnopqrstuvwxyz0123456789_", min_size=1, max_size=12)
+VALUES = st.recursive(
+    st.none() | st.booleans() | INTEGERS | TEXTS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(st.dictionaries(KEYS, VALUES, max_size=6))
+def test_canonical_bytes_are_those_of_rfc8785(value):
+    assert canonical(value) == rfc8785.dumps(value)
+
+
+@pytest.mark.parametrize("value", [
+    1.0, 0.5, float("nan"), 2**53, -(2**53), 2**70, "\udc80", "a\ud800b", b"x", {1}, UUID(int=0),
+    {"A": 1}, {"ä": 1}, {"": 1}, {"a-b": 1}, {1: 1}, {"a\n": 1}, [1, [2, {"x": 0.1}]],
+])  # fmt: skip
+def test_what_has_no_canonical_bytes_is_refused(value):
+    with pytest.raises(OutOfProfile, match="audit: "):
+        canonical({"value": value})
+
+
+@given(ANY_TEXT)
+def test_any_text_from_outside_can_be_written(text):
+    known = escaped(text)
+    assert json.loads(canonical({"text": known})) == {"text": known}
+    assert "\0" not in known
+    if text.isprintable():
+        assert known == text
+
+
+def test_every_action_says_what_its_detail_holds():
+    assert set(DETAILS) == set(AuditAction)
+
+
+def test_a_detail_holds_texts_integers_truth_values_and_nothing_else():
+    for model in DETAILS.values():
+        assert issubclass(model, Detail)
+        for name in model.model_fields:
+            canonical({name: None})
+            for value in (1.5, 2**53, [], {}, b"x"):
+                with pytest.raises(ValidationError) as caught:
+                    model.model_validate({name: value})
+                assert (name,) in [error["loc"] for error in caught.value.errors()]
+
+
+def event(detail, action=AuditAction.RUN_STARTED, **more):
+    return AuditEvent(
+        action, TargetKind.RUN, UUID(int=1), Principal("worker", "w1"), detail=detail, **more
+    )
+
+
+STARTED = {"attempt": 1, "subject": "s", "worker": "w1", "fence": 1}
+
+
+@pytest.mark.parametrize("detail", [
+    {}, {**STARTED, "more": 1}, {**STARTED, "fence": "1"}, {**STARTED, "fence": 1.0},
+    {**STARTED, "fence": True}, {**STARTED, "fence": 2**53}, {**STARTED, "worker": None},
+    {**STARTED, "worker": ["w1"]},
+])  # fmt: skip
+def test_a_detail_that_its_action_does_not_have_is_our_bug(detail):
+    with pytest.raises(ValidationError):
+        check(event(detail))
+
+
+def test_an_outcome_that_does_not_exist_is_our_bug():
+    with pytest.raises(ValueError, match="no outcome"):
+        check(event(STARTED, outcome="perhaps"))
+
+
+def test_a_body_that_is_too_large_is_our_bug():
+    with pytest.raises(ValueError, match=f"more than {BODY_MAX}"):
+        body_of(event({**STARTED, "worker": "x" * 1_000_000}), "worker:w1")
+
+
+def test_a_long_reason_is_cut_and_an_odd_one_escaped():
+    body = json.loads(body_of(event(STARTED, reason="é" * 1_000_000), "worker:w1"))
+    assert body["reason"] == "é" * (REASON_MAX - 1) + "…"
+    body = json.loads(body_of(event(STARTED, reason="a\udcffb\0c\x1b[31m\n"), "worker:w1"))
+    assert body["reason"] == "a\\udcffb\\x00c\x1b[31m\n"
+
+
+def test_a_body_says_what_it_says():
+    said = event(STARTED, run_id=UUID(int=2), change=(FieldChange("host", None, "ab"),))
+    assert body_of(said, "worker:w1") == (
+        '{"change":[{"after":"ab","before":null,"field":"host"}],'
+        '"detail":{"attempt":1,"fence":1,"subject":"s","worker":"w1"},"outcome":"success",'
+        '"principal":"worker:w1","run_id":"00000000-0000-0000-0000-000000000002","v":2}'
+    )
