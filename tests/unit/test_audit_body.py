@@ -25,6 +25,7 @@ ANY_TEXT = st.text(st.characters())  # lone surrogates, too
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 INTEGERS = st.integers(-INTEGER_MAX, INTEGER_MAX)
 KEYS = st.text("abcdefghijklmnopqrstuvwxyz0123456789_", min_size=1, max_size=12)
+WRONG: tuple[object, ...] = (1.5, 2**53, [], {}, b"x")
 VALUES = st.recursive(
     st.none() | st.booleans() | INTEGERS | TEXTS,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4),
@@ -64,7 +65,7 @@ def test_a_detail_holds_texts_integers_truth_values_and_nothing_else():
         assert issubclass(model, Detail)
         for name in model.model_fields:
             canonical({name: None})
-            for value in (1.5, 2**53, [], {}, b"x"):
+            for value in WRONG:
                 with pytest.raises(ValidationError) as caught:
                     model.model_validate({name: value})
                 assert (name,) in [error["loc"] for error in caught.value.errors()]
