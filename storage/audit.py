@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Row, text
 from sqlalchemy.exc import DBAPIError
 
 from schemas.audit import AuditAction, AuditClass, AuditEvent, Principal, TargetKind, audit_class
-from schemas.audit_body import body_of, check, escaped
+from schemas.audit_body import Scalar, body_of, checked, escaped
 from schemas.errors import AuditUnavailable
 from storage.rowset import rowset
 
@@ -85,11 +85,13 @@ def append(tx: Connection, *events: AuditEvent) -> None:
     """
     if not events:
         return
-    for event in events:
-        check(event)
+    details = [checked(event) for event in events]
     with _writable():
-        ids = _ids(tx, {event.principal for event in events})
-        rows = [_row(event, ids.get(event.principal)) for event in events]
+        names = _named(tx, {event.principal for event in events})
+        rows = [
+            _row(event, detail, names[event.principal])
+            for event, detail in zip(events, details, strict=True)
+        ]
         tx.execute(_APPEND, {"events": rowset(rows)})
     for kind, count in Counted(audit_class(event.action) for event in events).items():
         EVENTS.labels(kind.name.lower()).inc(count)
@@ -109,24 +111,27 @@ def _writable() -> Iterator[None]:
         raise
 
 
-def _ids(tx: Connection, principals: set[Principal]) -> dict[Principal, str]:
-    """Return the ids that stand for operators in the log; other processes stay in clear."""
+def _named(tx: Connection, principals: set[Principal]) -> dict[Principal, str]:
+    """Return how each is named in the log: operators by an id, other processes in clear."""
     return {
-        one: tx.execute(_PRINCIPAL, {"kind": one.kind, "name": escaped(one.name)}).scalar_one()
+        one: _operator(tx, one) if one.kind == "operator" else escaped(str(one))
         for one in principals
-        if one.kind == "operator"
     }
 
 
-def _row(event: AuditEvent, operator_id: str | None) -> dict[str, str | None]:
-    principal = escaped(str(event.principal)) if operator_id is None else f"operator:{operator_id}"
+def _operator(tx: Connection, one: Principal) -> str:
+    known = tx.execute(_PRINCIPAL, {"kind": one.kind, "name": escaped(one.name)})
+    return f"{one.kind}:{known.scalar_one()}"
+
+
+def _row(event: AuditEvent, detail: dict[str, Scalar], principal: str) -> dict[str, str | None]:
     return {
         "account_id": str(event.account_id) if event.account_id else None,
         "class": audit_class(event.action).value,
         "action": event.action.value,
         "target_kind": event.target_kind.value,
         "target_id": str(event.target_id),
-        "body": body_of(event, principal),
+        "body": body_of(event, detail, principal),
     }
 
 

@@ -121,7 +121,7 @@ def test_the_fields_of_a_body_are_documented():
         Principal("operator", "x", request="r"), reason="x", run_id=UUID(int=1),
         change=(FieldChange("x", None, "y"),),
     )  # fmt: skip
-    assert documented == set(json.loads(body_of(event, "x")))
+    assert documented == set(json.loads(body_of(event, {}, "x")))
     assert f"{REASON_MAX:,} characters" in page("audit.md")
 
 
