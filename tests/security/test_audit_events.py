@@ -3,6 +3,7 @@
 import json
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from time import monotonic
 from typing import Any
 
@@ -10,14 +11,16 @@ import pytest
 from pydantic import ValidationError
 from sqlalchemy import text
 
+from cli import key_rotation
 from scheduler import ticks
 from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
 from schemas.audit_body import canonical
 from schemas.errors import AuditUnavailable, ConfigError, Conflict, NotFound
 from schemas.ids import new_id
 from schemas.runs import Outcome, OutcomeKind, RunState
-from storage import accounts, audit, audit_names, commitments, resources
+from storage import accounts, audit, audit_names, commitments, reseal, resources
 from storage.engine import transaction
+from storage.reseal import SealedCredential
 from tests.world import OPERATOR
 from workers import run_sync
 from workers.attempt import Attempt
@@ -331,6 +334,36 @@ def test_a_run_without_credentials_used_none(shop):
     run, _ = shop.sync()
     assert run.error_code == "no_credentials"
     assert bodies(shop.control, "credential.used") == []
+
+
+def to_be_sealed_again(shop, principal) -> list[SealedCredential]:
+    shop.apply(STREAMS)
+    key_rotation.replace(shop.cli, everybody=False, wait=False)
+    ids = [found for (found,) in shop.control.all("SELECT id FROM keystore.dek")]
+    with transaction(shop.deps.engine) as tx:
+        return list(reseal.take(tx, ids, principal))
+
+
+def test_the_database_writes_the_same_bytes_where_credentials_are_sealed_again(shop):
+    assert len(to_be_sealed_again(shop, Principal("worker", ODD))) == 2
+    found = [
+        body
+        for (body,) in shop.control.all(
+            "SELECT body FROM audit.event WHERE action = 'credential.unsealed'"
+        )
+    ]
+    assert len(found) == 2
+    for body in found:
+        assert canonical(json.loads(body)).decode() == body
+        assert json.loads(body)["v"] == 2
+
+
+def test_what_was_opened_to_be_sealed_again_and_had_changed_is_recorded(shop):
+    one = to_be_sealed_again(shop, WORKER)[0]
+    assert not shop.key_upkeep()._seal_again(replace(one, envelope=b"an older one"), b"x")
+    (used,) = bodies(shop.control, "credential.used")
+    assert (used["reason"], used["detail"]["field"]) == ("reseal", one.field)
+    assert bodies(shop.control, "credential.resealed") == []
 
 
 # ── a log that cannot be written ─────────────────────────────────────────────────────────────
