@@ -1,15 +1,21 @@
 """What events say and hide, and what happens when they cannot be written (T35, T36, T42)."""
 
 import json
+import os
+import shutil
+import subprocess
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
 
 import pytest
+from psycopg import sql
 from pydantic import ValidationError
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 
 from cli import key_rotation
 from scheduler import ticks
@@ -496,3 +502,43 @@ def create_with_savepoint(control, account, *, keep: bool) -> None:
         savepoint = tx.begin_nested()
         audit.append(tx, event)
         savepoint.commit() if keep else savepoint.rollback()
+
+
+# ── a real full disk ─────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.full
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="needs root")
+def test_on_a_full_tablespace_a_command_does_nothing_until_somebody_frees_space(
+    world, shell, cluster, admin
+):
+    place = cluster.root / "small_audit"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], check=True)
+    try:
+        cluster._own(place)
+        (place / "data").mkdir()
+        cluster._own(place / "data")
+        location = sql.Literal(str(place / "data"))
+        admin.execute(sql.SQL("CREATE TABLESPACE small_audit LOCATION {}").format(location))
+        month = f"audit.event_{datetime.now(UTC):%Y%m}"
+        world.control.act_plainly(f"ALTER TABLE {month} SET TABLESPACE small_audit")
+        world.control.act_plainly("CREATE TABLE junk (v text) TABLESPACE small_audit")
+        with pytest.raises(OperationalError, match="could not extend"):
+            world.control.act("INSERT INTO junk SELECT repeat('x', 1000) FROM generate_series(1, "
+                              "9000)")  # fmt: skip
+        made = 0
+        code, err = 0, ""
+        while code == 0 and made < 100:  # the last page of the log takes some
+            code, _, err = shell("account", "create", f"a{made}")
+            made += code == 0
+        assert "audit log: it cannot be written (SQLSTATE 53100)" in err
+        assert world.control.one("SELECT count(*) FROM accounts") == made
+        created = "SELECT count(*) FROM audit.event WHERE action = 'account.created'"
+        assert world.control.one(created) == made
+        world.control.act_plainly("DROP TABLE junk")
+        assert shell("account", "create", "after")[0] == 0
+        world.control.act_plainly(f"ALTER TABLE {month} SET TABLESPACE pg_default")
+        admin.execute("DROP TABLESPACE small_audit")
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
