@@ -250,7 +250,7 @@ def again(work: Callable[[], _T]) -> _T:
     return work()
 
 
-def _explain(  # noqa: PLR0911 - one return per reason reads as a table
+def _explain(  # noqa: C901, PLR0911 - one return per reason reads as a table
     error: psycopg.Error, url: URL, database: Database
 ) -> SyncwardError:
     where = f"{database} {url.host}:{url.port or 5432}/{url.database}"
@@ -265,6 +265,11 @@ def _explain(  # noqa: PLR0911 - one return per reason reads as a table
             return ConfigError(f"{where}: not migrated to this version; run: syncward db upgrade")
         case pg.DiskFull():
             return TransientError(f"{where}: its disk is full; free space, then try again")
+        case pg.ReadOnlySqlTransaction() if database == "control database":
+            return AuditUnavailable(
+                f"{where}: it is read-only, so no event can be written and nothing was done; "
+                "point SYNCWARD_DATABASE_URL at the primary, or make it writable, then try again"
+            )
         case pg.InvalidParameterValue() | pg.UndefinedObject() if error.sqlstate in {
             "22023",
             "42704",
