@@ -220,7 +220,6 @@ def _connection(
             source=source,
             destination=destination,
             next_due_at=due,
-            changed=details,
             principal=applying.cli.principal,
         )
     return Change("update" if details else "unchanged", f"connection {spec.name}", details)

@@ -17,6 +17,7 @@ from schemas.accounts import Account
 from schemas.audit import Principal
 from schemas.environment import load_settings
 from schemas.errors import ConfigError, StartRefused
+from schemas.ids import new_id
 from schemas.profiles import refusals
 from schemas.settings import Settings
 
@@ -83,7 +84,8 @@ class Cli:
 
     @cached_property
     def principal(self) -> Principal:
-        return Principal("operator", getpass.getuser())
+        """Return who gives this command; its events carry one id of the request."""
+        return Principal("operator", getpass.getuser(), request=str(new_id()))
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:

@@ -102,13 +102,32 @@ class Principal:
 
     kind: str  # operator | scheduler | worker | sealer
     name: str
+    #: The command that a person gave: its events belong together. No part of who it was.
+    request: str | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
+class FieldChange:
+    """One field before and after, as commitments (storage.commitments): comparable, not readable.
+
+    None: there was no such field.
+    """
+
+    field: str
+    before: str | None
+    after: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class AuditEvent:
+    """One event. docs/audit.md says what each action's detail holds; schemas.audit_details checks.
+
+    `outcome` is success, attempted, denied or error.
+    """
+
     action: AuditAction
     target_kind: TargetKind
     target_id: UUID
@@ -118,3 +137,4 @@ class AuditEvent:
     reason: str | None = None
     run_id: UUID | None = None
     detail: dict[str, str | int | bool | None] = field(default_factory=dict)
+    change: tuple[FieldChange, ...] = ()

@@ -4,6 +4,7 @@ SyncwardError
 ├── ConfigError          a person must act; the run fails now
 │   └── CredentialsError the other system refused the login; the connection is paused
 ├── TransientError       time will fix it; the run is queued again
+│   ├── AuditUnavailable the audit log cannot take the event; nothing was done
 │   └── Deferral         it said when to come back; no attempt is counted
 ├── GuardTripped         a person must approve what would happen to the data
 ├── NotFound             the thing named does not exist
@@ -56,6 +57,12 @@ class TransientError(SyncwardError):
     ) -> None:
         super().__init__(public, code=code)
         self.retry_after = retry_after
+
+
+class AuditUnavailable(TransientError):  # noqa: N818 - reads best where it is raised
+    """The audit log cannot be written, so what it would record does not happen."""
+
+    code = "audit_unavailable"
 
 
 class Deferral(TransientError):  # noqa: N818 - an event more than an error

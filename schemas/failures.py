@@ -120,6 +120,9 @@ FAILURES: dict[str, Failure] = {
     # ── run control ──────────────────────────────────────────────────────────────────────────
     "transient": _time("do what the sentence says if it stays"),
     "rolled_back": _time("nothing, unless it stays: the control database undid a step"),
+    "audit_unavailable": _time(
+        "free space for the control database, or end what locks `audit.event`"
+    ),
     "deadline": _person("ask again; a person was waiting and no answer came"),
     "no_worker": _person("start a worker"),
     "lost_lease": _time("nothing, unless it stays: workers die or cannot reach Postgres"),
@@ -135,6 +138,11 @@ FAILURES: dict[str, Failure] = {
 
 #: Reasons that would repeat at once: the connection is paused without waiting for more of them.
 PAUSING = frozenset(code for code, failure in FAILURES.items() if failure.pauses)
+
+#: The credentials did not open, or the other system did not take them: `credential.used` says so.
+CREDENTIAL_FAILURES = frozenset(
+    {"credentials", "unsealable", "root_unknown", "kms_unavailable", "kms_denied", "login_method"}
+)
 
 #: What a guard found: a person must approve it.
 GUARDS = frozenset(code for code, failure in FAILURES.items() if failure.who is Who.APPROVER)

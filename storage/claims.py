@@ -11,9 +11,9 @@ import psycopg
 from psycopg.types.json import Jsonb
 from sqlalchemy import Connection, text
 
-from schemas.audit import AuditAction, Principal
+from schemas.audit import AuditAction, AuditEvent, Principal
 from schemas.errors import LeaseLost
-from schemas.failures import PAUSING
+from schemas.failures import CREDENTIAL_FAILURES, PAUSING
 from schemas.jobs import Job
 from schemas.limits import ERROR_TEXT_MAX
 from schemas.records import StreamResult
@@ -268,11 +268,14 @@ def finish(
     *,
     lines: Sequence[SealedLine] = (),
     output: SealedOutput | None = None,
+    credentials: bool = False,
 ) -> None:
     """Make the run's next move, as the outcome says; LeaseLost if it is no longer ours to make.
 
-    The last stream's result and the log's last lines go with it: one commit for all.
+    The last stream's result and the log's last lines go with it: one commit for all. So does the
+    event that the credentials which the attempt took (`credentials`) were let go.
     """
+    beside = _beside(held, outcome, principal, credentials=credentials)
     tx.execute(_BEGIN_FINISH, {"subject": held.subject_id, "account": str(held.account_id)})
     logs.append_own(tx, lines)
     if outcome.streams:
@@ -283,7 +286,7 @@ def finish(
         raise ValueError("a document is stored sealed")
     if outcome.kind not in _FINAL:
         tx.execute(text("DELETE FROM leases WHERE token = :token"), {"token": held.token})
-        if _put_back(tx, held, outcome, principal):
+        if _put_back(tx, held, outcome, principal, beside):
             return
         # Somebody asked it to stop meanwhile: no worker may claim it again, so it ends here.
         outcome = Outcome(OutcomeKind.CANCELLED, "cancelled", "Cancelled.")
@@ -296,25 +299,30 @@ def finish(
         error_code=outcome.error_code,
         error=outcome.error,
         pause_reason=outcome.error_code if outcome.error_code in PAUSING else None,
+        also=beside,
     )
     if row is None:
         raise LeaseLost(f"run {held.run_id}: another worker owns it")
-    if outcome.error_code == "unsealable":
-        refused = run_event(
-            AuditAction.CREDENTIAL_REFUSED, row, principal, outcome="error", reason="unsealable"
+
+
+def _beside(
+    held: Claim, outcome: Outcome, principal: Principal, *, credentials: bool
+) -> list[AuditEvent]:
+    """Return the security events of an attempt's end: they go in with the move itself."""
+    code, events = outcome.error_code, []
+    if credentials:
+        ok = "error" if code in CREDENTIAL_FAILURES else "success"
+        used = run_event(AuditAction.CREDENTIAL_USED, held, principal, outcome=ok)
+        events.append(used)
+    if code == "unsealable":
+        events.append(
+            run_event(AuditAction.CREDENTIAL_REFUSED, held, principal, outcome="error", reason=code)
         )
-        audit.append(tx, refused)
-    if outcome.error_code in _LINKS:
-        audit.append(
-            tx,
-            run_event(
-                AuditAction.EGRESS_REFUSED,
-                row,
-                principal,
-                outcome="denied",
-                reason=outcome.error_code,
-            ),
+    if code in _LINKS:
+        events.append(
+            run_event(AuditAction.EGRESS_REFUSED, held, principal, outcome="denied", reason=code)
         )
+    return events
 
 
 def _store_output(tx: Connection, held: Claim, output: SealedOutput) -> None:
@@ -356,7 +364,13 @@ _PUT_BACK = {
 }
 
 
-def _put_back(tx: Connection, held: Claim, outcome: Outcome, principal: Principal) -> bool:
+def _put_back(
+    tx: Connection,
+    held: Claim,
+    outcome: Outcome,
+    principal: Principal,
+    beside: Sequence[AuditEvent],
+) -> bool:
     """Move a run of ours back; False, with nothing done, if it is not ours or to be cancelled."""
     assignments, action = _PUT_BACK[outcome.kind]
     row = tx.execute(
@@ -375,5 +389,6 @@ def _put_back(tx: Connection, held: Claim, outcome: Outcome, principal: Principa
     if row is None:
         return False
     free_account(tx, held.account_id, has_work=True)
-    audit.append(tx, run_event(action, row, principal, reason=outcome.error_code or outcome.kind))
+    moved = run_event(action, row, principal, reason=outcome.error_code or outcome.kind)
+    audit.append(tx, *beside, moved)
     return True

@@ -11,12 +11,12 @@ from sqlalchemy import Row, text
 from sqlalchemy.exc import IntegrityError
 
 from schemas.accounts import Account, Connection, ConnectionSpec, Resource
-from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
+from schemas.audit import AuditAction, AuditEvent, FieldChange, Principal, TargetKind
 from schemas.errors import Conflict, NotFound
 from schemas.ids import new_id
 from schemas.schedules import CatchUp, Overlap, Schedule
 from schemas.streams import StreamSpec
-from storage import audit
+from storage import audit, commitments
 from storage.endings import free_account, lock_schedule
 from storage.runs import Subject
 
@@ -217,6 +217,7 @@ def _event(
     principal: Principal,
     *,
     reason: str | None = None,
+    change: tuple[FieldChange, ...] = (),
     **detail: str,
 ) -> AuditEvent:
     return AuditEvent(
@@ -227,6 +228,7 @@ def _event(
         account_id=account.account_id,
         reason=reason,
         detail=dict(detail),
+        change=change,
     )
 
 
@@ -239,10 +241,9 @@ def update(
     source: Resource,
     destination: Resource,
     next_due_at: datetime | None,
-    changed: Sequence[str],
     principal: Principal,
 ) -> None:
-    """Replace what the owner wrote; cursors and pause stay. `changed` goes into the event."""
+    """Replace what the owner wrote; cursors and pause stay."""
     parameters = {
         "id": connection.connection_id,
         "source": source.resource_id,
@@ -276,6 +277,12 @@ def update(
         {**parameters, **_columns(spec)},
     )
     _write_streams(tx, account, connection.connection_id, spec)
+    change = commitments.changes(
+        tx,
+        account.account_id,
+        connection.spec.model_dump(mode="json"),
+        spec.model_dump(mode="json"),
+    )
     audit.append(
         tx,
         _event(
@@ -283,7 +290,8 @@ def update(
             account,
             connection.connection_id,
             principal,
-            changed=", ".join(changed)[:2_000],
+            change=change,
+            changed=", ".join(one.field for one in change),
         ),
     )
 

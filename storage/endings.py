@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Row, text
 
 from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
 from schemas.limits import ERROR_TEXT_MAX
-from schemas.runs import Priority, RunState
+from schemas.runs import Claim, Priority, RunState
 from storage import audit
 
 #: The live row goes: one that nobody holds, or a worker's own together with its lease.
@@ -72,7 +72,7 @@ def lock_schedule(tx: Connection, subject_id: UUID) -> None:
 
 def run_event(
     action: AuditAction,
-    run: Row[Any],
+    run: Row[Any] | Claim,
     principal: Principal,
     *,
     outcome: str = "success",
@@ -103,12 +103,13 @@ def end(
     error_code: str | None = None,
     error: str | None = None,
     pause_reason: str | None = None,
+    also: Sequence[AuditEvent] = (),
 ) -> Row[Any] | None:
     """Move a live run into history and return its live row; None if `token` no longer owns it.
 
     Counts failures in a row, pauses the connection where that is due, starts the run that was
-    asked for meanwhile (under the id it was promised), and leaves events for all of it. The caller
-    has locked the schedule.
+    asked for meanwhile (under the id it was promised), and leaves events for all of it, after those
+    of `also`. The caller has locked the schedule.
     """
     run = tx.execute(
         _END if token is None else _END_HELD,
@@ -125,7 +126,7 @@ def end(
     ).one_or_none()
     if run is None:
         return None
-    events = [run_event(_ACTIONS[state], run, principal, reason=error_code)]
+    events = [*also, run_event(_ACTIONS[state], run, principal, reason=error_code)]
     if run.paused:
         events.append(_paused(run, principal))
     if run.again_run_id is not None:

@@ -12,7 +12,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from schemas.errors import ConfigError, SyncwardError, TransientError
+from schemas.errors import AuditUnavailable, ConfigError, SyncwardError, TransientError
 from storage import pooler
 from storage.silence import WATCH
 
@@ -82,7 +82,8 @@ def _settings(process: Process, statement_timeout_ms: int) -> dict[str, str]:
         "role": f"syncward_{role}",
         "search_path": "public",
         "TimeZone": "UTC",
-        "lock_timeout": "10s",
+        # somebody waits at a prompt; a process does not mind
+        "lock_timeout": "5s" if process in {"operator", "auditor"} else "10s",
         "statement_timeout": f"{statement_timeout_ms}ms",
         "idle_in_transaction_session_timeout": "60s",
         **(_BY_INDEX if process in {"scheduler", "worker", "sealer"} else {}),
@@ -244,12 +245,12 @@ def again(work: Callable[[], _T]) -> _T:
     try:
         return work()
     except TransientError as error:
-        if error.code != ROLLED_BACK:
+        if error.code not in {ROLLED_BACK, AuditUnavailable.code}:
             raise
     return work()
 
 
-def _explain(  # noqa: PLR0911 - one return per reason reads as a table
+def _explain(  # noqa: C901, PLR0911 - one return per reason reads as a table
     error: psycopg.Error, url: URL, database: Database
 ) -> SyncwardError:
     where = f"{database} {url.host}:{url.port or 5432}/{url.database}"
@@ -264,6 +265,11 @@ def _explain(  # noqa: PLR0911 - one return per reason reads as a table
             return ConfigError(f"{where}: not migrated to this version; run: syncward db upgrade")
         case pg.DiskFull():
             return TransientError(f"{where}: its disk is full; free space, then try again")
+        case pg.ReadOnlySqlTransaction() if database == "control database":
+            return AuditUnavailable(
+                f"{where}: it is read-only, so no event can be written and nothing was done; "
+                "point SYNCWARD_DATABASE_URL at the primary, or make it writable, then try again"
+            )
         case pg.InvalidParameterValue() | pg.UndefinedObject() if error.sqlstate in {
             "22023",
             "42704",

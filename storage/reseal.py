@@ -11,6 +11,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
+from schemas.audit_body import escaped
 from storage import audit
 
 
@@ -32,7 +33,7 @@ def take(
     """Return all that is sealed with these keys. The database records that it is to be opened."""
     rows = tx.execute(
         text("SELECT * FROM credentials_of_keys(:ids, :principal)"),
-        {"ids": list(dek_ids), "principal": str(principal)},
+        {"ids": list(dek_ids), "principal": escaped(str(principal))},
     )
     return [
         SealedCredential(
@@ -69,6 +70,11 @@ def put(tx: Connection, one: SealedCredential, envelope: bytes, principal: Princ
         digest = sha256(envelope).hexdigest()
         audit.append(tx, _event(AuditAction.CREDENTIAL_RESEALED, one, principal, digest=digest))
     return replaced
+
+
+def let_go(tx: Connection, one: SealedCredential, principal: Principal) -> None:
+    """Record that a credential was opened and is as it was: somebody changed it meanwhile."""
+    audit.append(tx, _event(AuditAction.CREDENTIAL_USED, one, principal))
 
 
 def refused(tx: Connection, one: SealedCredential, principal: Principal) -> None:

@@ -11,9 +11,9 @@ from sqlalchemy import Connection, Row, text
 from sqlalchemy.exc import IntegrityError
 
 from schemas.accounts import Account, Resource
-from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
+from schemas.audit import AuditAction, AuditEvent, FieldChange, Principal, TargetKind
 from schemas.errors import Conflict, NotFound
-from storage import audit, keystore
+from storage import audit, commitments, keystore
 from storage.keystore import RootOffer, StoredKey
 
 
@@ -113,6 +113,7 @@ def _event(
     account: Account,
     resource_id: UUID,
     principal: Principal,
+    change: tuple[FieldChange, ...] = (),
     **detail: str | int,
 ) -> AuditEvent:
     return AuditEvent(
@@ -122,6 +123,7 @@ def _event(
         principal,
         account_id=account.account_id,
         detail=dict(detail),
+        change=change,
     )
 
 
@@ -140,9 +142,7 @@ def update_config(
         ),
         {"config": json.dumps(config), "id": resource.resource_id},
     )
-    changed = sorted(
-        k for k in {*config, *resource.config} if config.get(k) != resource.config.get(k)
-    )
+    change = commitments.changes(tx, account.account_id, resource.config, config)
     audit.append(
         tx,
         _event(
@@ -150,8 +150,9 @@ def update_config(
             account,
             resource.resource_id,
             principal,
+            change,
             name=resource.name,
-            changed=", ".join(changed),
+            changed=", ".join(one.field for one in change),
         ),
     )
 

@@ -494,3 +494,22 @@ def same_object(
             for parent in _PARTITIONED
         )  # fmt: skip
     return True
+
+
+principal = Table(
+    "principal", metadata,
+    Column("id", Text, primary_key=True),
+    _req("kind", Text),
+    _opt("name", Text),
+    _opt("salt", LargeBinary),
+    Column("first_seen", _TZ, nullable=False, server_default=_CLOCK),
+    UniqueConstraint("kind", "name"),
+    schema="audit",
+)  # fmt: skip
+
+commitment_key = Table(
+    "commitment_key", metadata,
+    Column("account_id", Uuid, ForeignKey("accounts.id", ondelete="CASCADE"), primary_key=True),
+    _req("key", LargeBinary),
+    schema="audit",
+)  # fmt: skip

@@ -1,10 +1,12 @@
 """Everything an operator can meet is documented in one place, and the page tells the truth."""
 
 import importlib
+import json
 import re
 import tomllib
 from datetime import timedelta
 from pathlib import Path
+from uuid import UUID
 
 import click
 import pytest
@@ -15,7 +17,16 @@ from cli.main import syncward
 from connectors import registry
 from connectors.pg_errors import AT_SOURCE, CLASSES, STATES, TEXTS, answer
 from scheduler.cluster import families, key_ages
-from schemas.audit import AuditAction, audit_class
+from schemas.audit import (
+    AuditAction,
+    AuditEvent,
+    FieldChange,
+    Principal,
+    TargetKind,
+    audit_class,
+)
+from schemas.audit_body import REASON_MAX, body_of
+from schemas.audit_details import DETAILS
 from schemas.failures import FAILURES, PAUSING, Who
 from schemas.plans import PLANS
 from schemas.runs import MOVES, Rule
@@ -93,6 +104,25 @@ def test_the_labels_of_every_process_metric_are_documented():
 def test_every_audit_action_is_documented_with_its_class():
     documented = {row[0].strip("`"): row[1] for row in table(page("audit.md"), "| Action")}
     assert documented == {a.value: audit_class(a).value for a in AuditAction}
+
+
+def test_the_detail_of_every_audit_action_is_documented():
+    documented = {row[0].strip("`"): row[3] for row in table(page("audit.md"), "| Action")}
+    assert documented == {
+        action.value: ", ".join(f"`{name}`" for name in model.model_fields) or "-"
+        for action, model in DETAILS.items()
+    }
+
+
+def test_the_fields_of_a_body_are_documented():
+    documented = {row[0].strip("`") for row in table(page("audit.md"), "| Field")}
+    event = AuditEvent(
+        AuditAction.RUN_QUEUED, TargetKind.RUN, UUID(int=1),
+        Principal("operator", "x", request="r"), reason="x", run_id=UUID(int=1),
+        change=(FieldChange("x", None, "y"),),
+    )  # fmt: skip
+    assert documented == set(json.loads(body_of(event, {}, "x")))
+    assert f"{REASON_MAX:,} characters" in page("audit.md")
 
 
 def test_every_audit_action_is_emitted_somewhere():

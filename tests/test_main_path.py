@@ -53,6 +53,7 @@ def test_a_schedule_leads_to_equal_tables_with_output_logs_and_audit(shop):
         "run.started",
         "credential.unsealed",
         "credential.unsealed",
+        "credential.used",
         "run.succeeded",
     ]
 

@@ -216,6 +216,8 @@ class KeyUpkeep:
             if not reseal.put(tx, one, envelope, self.principal):
                 raise _ChangedMeanwhile
             return True
+        with transaction(self.store.control) as tx:
+            reseal.let_go(tx, one, self.principal)
         return False
 
     # ── counts, and what nobody needs any more ───────────────────────────────────────────────

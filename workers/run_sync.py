@@ -268,7 +268,10 @@ def _finish(attempt: Attempt, outcome: Outcome, *, seconds: float) -> None:
         with _timed("finish"), deps.logs.taken(claim.run_id) as lines:
             sealed, left = deps.records.lines(lines)
             with transaction(deps.engine) as tx:
-                claims.finish(tx, claim, outcome, deps.principal, lines=sealed, output=output)
+                claims.finish(
+                    tx, claim, outcome, deps.principal, lines=sealed, output=output,
+                    credentials=isinstance(attempt.taken, Work),
+                )  # fmt: skip
         deps.logs.put_back(left)
 
     try:

@@ -63,5 +63,6 @@ def line_of(event: StoredEvent) -> str:
     reason = f" ({body['reason']})" if body.get("reason") else ""
     return (
         f"{event.seq:>6} {event.at:%H:%M:%S} {event.class_} {event.action:<24} "
-        f"{event.target_kind} {str(event.target_id)[:8]} {plain(body['principal'])}{plain(reason)}"
+        f"{event.target_kind} {str(event.target_id)[:8]} "
+        f"{' '.join(plain(body['principal'] + reason).split())}"
     )

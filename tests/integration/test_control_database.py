@@ -13,6 +13,7 @@ from schemas.ids import new_id
 from storage import accounts, audit, migrate, tenancy
 from storage.engine import open_engine, transaction
 from storage.roles import role_sql
+from storage.tables import metadata
 from tests.world import OPERATOR
 
 pytestmark = pytest.mark.integration
@@ -48,6 +49,22 @@ def test_every_guarded_table_has_its_triggers_and_no_other(control):
         "JOIN pg_class c ON c.oid = t.tgrelid WHERE t.tgname = 'audited'"
     )
     assert {table: column.removesuffix("\\000") for table, column in found} == audit.GUARDED_TABLES
+
+
+def test_every_table_is_guarded_or_says_why_it_needs_no_guard():
+    known = {table.fullname for table in metadata.sorted_tables}
+    assert known == {*audit.GUARDED_TABLES, *audit.UNGUARDED_TABLES}
+    assert not set(audit.GUARDED_TABLES) & set(audit.UNGUARDED_TABLES)
+
+
+def test_the_database_has_no_table_beside_those(control):
+    found = control.all(
+        "SELECT CASE WHEN n.nspname = 'public' THEN c.relname ELSE n.nspname || '.' || c.relname "
+        "END FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+        "WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition "
+        "AND n.nspname IN ('public', 'audit', 'keystore') AND c.relname <> 'alembic_version'"
+    )
+    assert {name for (name,) in found} == {*audit.GUARDED_TABLES, *audit.UNGUARDED_TABLES}
 
 
 @pytest.mark.parametrize("table", sorted(audit.GUARDED_TABLES))
@@ -109,7 +126,9 @@ def test_an_event_for_another_row_does_not_count(control):
 
 
 def _create_with_event_for(control, account, target, *, keep: bool) -> None:
-    event = AuditEvent(AuditAction.ACCOUNT_CREATED, TargetKind.ACCOUNT, target, OPERATOR)
+    event = AuditEvent(
+        AuditAction.ACCOUNT_CREATED, TargetKind.ACCOUNT, target, OPERATOR, detail={"plan": "p"}
+    )
     with control.admin_engine().begin() as tx:
         tx.execute(
             text("INSERT INTO accounts (id, name, plan) VALUES (:id, 'x', 'p')"), {"id": account}

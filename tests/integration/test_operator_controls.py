@@ -275,7 +275,7 @@ def test_retention_drops_months_that_no_plan_keeps_and_refuses_young_ones(shop):
     )
     shop.control.act("ALTER TABLE run_logs_202401 OWNER TO syncward_owner")
     with transaction(shop.scheduler.engine) as tx:
-        assert retention.drop_months(tx, OPERATOR) == ["run_logs_202401"]
+        assert retention.drop_months(tx, shop.scheduler.principal) == ["run_logs_202401"]
     assert "partitions.dropped" in shop.events()
     with (
         shop.scheduler.engine.connect() as tx,
