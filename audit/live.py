@@ -12,7 +12,7 @@ from audit.evidence import GROUP, Batch, Epoch, EvidenceCut, Facts, Row
 from audit.findings import SHOWN, Level, Report
 from audit.frontier import Frontier
 from audit.tree import ProofError
-from storage import audit_guard, audit_log, sealing
+from storage import audit_guard, audit_log, audit_names, sealing
 from storage.audit_log import BatchRow
 
 _AT_ONCE = 512
@@ -85,9 +85,15 @@ class LiveEvidence:
         return audit_log.tiled(self._tx)
 
     def look(self, report: Report, found: int | None) -> None:
-        """Triggers and grants, events that are in no batch, and how many wait to be sealed."""
+        """Protections, names, events that are in no batch, and how many wait to be sealed."""
         for line in audit_guard.missing(self._tx):
             report.add(Level.TAMPERED, f"the log is not protected: {line}")
+        for principal in audit_names.mismatches(self._tx):
+            report.add(
+                Level.TAMPERED,
+                f"operator:{principal} is not the name that stands behind it in audit.principal: "
+                "somebody put another one there",
+            )
         total, unsealed, left_over = audit_log.counted(self._tx)
         if left_over:
             report.note("a restore left events that the sealer still has to seal")

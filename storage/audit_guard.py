@@ -21,6 +21,9 @@ WITH kept AS (
   SELECT rel, n.name, 'audit.deny', 'A' FROM kept
     CROSS JOIN (VALUES ('no_change'), ('no_truncate')) AS n (name)
   UNION ALL SELECT 'audit.event'::regclass, 'stamp', 'audit.stamp', 'A'
+  UNION ALL SELECT 'audit.principal'::regclass, 'no_change', 'audit.only_erase', 'A'
+  UNION ALL SELECT 'audit.principal'::regclass, 'no_truncate', 'audit.deny', 'A'
+  UNION ALL SELECT 'audit.principal'::regclass, 'audited_erasure', 'audit.require_erasure', 'OA'
   UNION ALL SELECT i.inhrelid, 'stamp', 'audit.stamp', 'OA' FROM pg_inherits i
     WHERE i.inhparent = 'audit.event'::regclass
   UNION ALL SELECT g.rel, n.name, n.function, 'OA' FROM guarded g

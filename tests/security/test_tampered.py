@@ -288,6 +288,20 @@ def test_a_protection_that_is_gone_is_found(log, statements):
     assert GUARDS[statements] in "\n".join(report.lines)
 
 
+def test_another_name_behind_an_operator_is_found(log):
+    log.control.act_plainly(
+        "ALTER TABLE audit.principal DISABLE TRIGGER ALL; "
+        "ALTER TABLE audit.principal DROP CONSTRAINT principal_check1; "
+        "UPDATE audit.principal SET name = 'somebody' WHERE name = 'anna'; "
+        "ALTER TABLE audit.principal ENABLE TRIGGER ALL; "
+        "ALTER TABLE audit.principal ENABLE ALWAYS TRIGGER no_change; "
+        "ALTER TABLE audit.principal ENABLE ALWAYS TRIGGER no_truncate"
+    )
+    report = log.live()
+    assert (report.exit_code, report.first_bad) == (10, None)
+    assert "is not the name that stands behind it" in "\n".join(report.lines)
+
+
 def test_a_role_that_may_write_everything_is_found(log, admin):
     admin.execute("GRANT pg_write_all_data TO syncward_worker")
     try:
