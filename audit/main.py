@@ -11,9 +11,10 @@ from time import monotonic
 
 from sqlalchemy import Connection, Engine
 
-from audit import memory, metrics, statement
+from audit import memory, metrics, prune, statement
 from audit.anchors import loading
 from audit.anchors.loading import Opening
+from audit.prune import PruneRefused
 from audit.publisher import Judge, Lane, Publisher
 from audit.sealer import BATCH, LEASE, LogWentBack, Sealer
 from crypto import signing
@@ -42,6 +43,8 @@ LOOK_EVERY_S = 1.0
 #: A lag that an operator hears of, and how often.
 LAG_TOO_LONG_S = 5.0
 LAG_SAID_EVERY_S = 10.0
+#: A prune that is refused is so until an operator asks anew.
+PRUNE_SAID_EVERY_S = 60.0
 _REASON_MAX = 200
 
 
@@ -77,6 +80,7 @@ class Process:
     _stamp: tuple[int, ...] | None = None
     _looked_at: float = float("-inf")
     _lag_said_at: float = float("-inf")
+    _prune_said_at: float = float("-inf")
 
     def turn(self) -> float:
         """Seal, publish, look around; return after how many seconds to come again.
@@ -90,6 +94,7 @@ class Process:
                 self._looked_at = monotonic()
                 self._take_new_key()
                 self._measure()
+                self._prune()
         except LogWentBack:
             raise
         except SyncwardError as error:
@@ -134,6 +139,17 @@ class Process:
         publisher.compare()
         publisher.start()
         return publisher
+
+    def _prune(self) -> None:
+        """Go a step with months that two operators want dropped; say once in a while why not."""
+        if not self.sealer.holds:
+            return
+        try:
+            prune.step(self.engine, self.sealer.signer, self.sealer.principal)
+        except PruneRefused as error:
+            if monotonic() >= self._prune_said_at + PRUNE_SAID_EVERY_S:
+                self._prune_said_at = monotonic()
+                logger.error("prune_refused", extra={"code": error.code, "reason": error.public})  # noqa: TRY400 - our own words
 
     def _known(self) -> Sequence[PublicKey]:
         return (*self.sealer.signer.public, *self.trusted)

@@ -36,7 +36,7 @@ from schemas.audit import AuditAction
 from schemas.errors import SyncwardError
 from schemas.records import StreamResult
 from schemas.runs import Run, RunState
-from storage import accounts, audit, connections, logs, outputs, runs
+from storage import accounts, audit, audit_tail, connections, logs, outputs, runs
 
 T = TypeVar("T")
 
@@ -231,7 +231,7 @@ class Operator:
     def audit_tail(self, run_id: UUID) -> str:
         """Return the audit events of one run."""
         with self.cli().transaction() as tx:
-            events = audit.tail(tx, after=0, limit=1_000)
+            events = audit_tail.newest(tx, audit_tail.Filters(), 1_000)
         return "\n".join(line_of(e) for e in events if str(run_id) in e.body)
 
     def plant(self, control: str, instance: dev.Instance) -> None:

@@ -1,22 +1,19 @@
-"""Append audit events in the caller's transaction, and read them back.
+"""Append audit events in the caller's transaction; audit_tail.py reads them back.
 
 The database refuses a commit in which a guarded table changed without an event that targets the
 changed row: INSERT, DELETE and UPDATE OF state of the tables below.
 """
 
 from collections import Counter as Counted
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
 from uuid import UUID
 
 from prometheus_client import Counter
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from schemas.audit import AuditAction, AuditClass, AuditEvent, Principal, TargetKind, audit_class
+from schemas.audit import AuditClass, AuditEvent, Principal, audit_class
 from schemas.audit_body import Scalar, body_of, checked, escaped
 from schemas.errors import AuditUnavailable
 from storage.rowset import rowset
@@ -54,6 +51,7 @@ UNGUARDED_TABLES = {
     "audit.tile": "hashes of the log: computed again by whoever verifies",
     "audit.epoch": "append-only; audit.epoch_started says it",
     "audit.principal": "a trigger of its own: a name goes only with subject.erased",
+    "audit.prune": "each step is taken by a function that asks for its event",
     "audit.commitment_key": "made at first use and gone with the account",
 }
 
@@ -133,55 +131,3 @@ def _row(event: AuditEvent, detail: dict[str, Scalar], principal: str) -> dict[s
         "target_id": str(event.target_id),
         "body": body_of(event, detail, principal),
     }
-
-
-@dataclass(frozen=True, slots=True)
-class StoredEvent:
-    """An event as the database stamped it."""
-
-    seq: int
-    at: datetime
-    account_id: UUID | None
-    class_: str
-    action: AuditAction
-    target_kind: TargetKind
-    target_id: UUID
-    login: str
-    client: str
-    body: str
-    leaf: bytes
-
-
-def tail(
-    tx: Connection, *, account_id: UUID | None = None, after: int | None = None, limit: int = 50
-) -> Sequence[StoredEvent]:
-    """Return the newest events, oldest first; with `after`, those that follow that number."""
-    order = "ASC" if after is not None else "DESC"
-    rows = tx.execute(
-        text(
-            "SELECT seq, at, account_id, class AS class_, action, target_kind, target_id, "  # noqa: S608 - the only variable part is the word above
-            "login, client, body, leaf FROM audit.event "
-            "WHERE (CAST(:account AS uuid) IS NULL OR account_id = :account) "
-            "AND (CAST(:after AS bigint) IS NULL OR seq > :after) "
-            f"ORDER BY seq {order} LIMIT :limit"
-        ),
-        {"account": account_id, "after": after, "limit": limit},
-    )
-    events = [_stored(row) for row in rows]
-    return events if after is not None else events[::-1]
-
-
-def _stored(row: Row[Any]) -> StoredEvent:
-    return StoredEvent(
-        seq=row.seq,
-        at=row.at,
-        account_id=row.account_id,
-        class_=row.class_,
-        action=AuditAction(row.action),
-        target_kind=TargetKind(row.target_kind),
-        target_id=row.target_id,
-        login=row.login,
-        client=row.client,
-        body=row.body,
-        leaf=bytes(row.leaf),
-    )

@@ -480,6 +480,28 @@ epoch = Table(
     schema="audit",
 )  # fmt: skip
 
+prune = Table(
+    "prune", metadata,
+    Column("id", Uuid, primary_key=True),
+    _req("state", Text),
+    _req("before", _TZ),
+    _req("first_kept", BigInteger),
+    _req("also", ARRAY(BigInteger)),
+    _req("sha256", Text),
+    _req("requested_by", Text),
+    _req("request_seq", BigInteger),
+    _req("request_at", _TZ),
+    _opt("approved_by", Text),
+    _opt("approval_seq", BigInteger),
+    _opt("approval_at", _TZ),
+    _opt("record_seq", BigInteger),
+    _opt("record_at", _TZ),
+    _opt("partitions", ARRAY(Text)),
+    schema="audit",
+)  # fmt: skip
+Index("prune_one_at_a_time", text("(true)"), unique=True, _table=prune,
+      postgresql_where=text("state IN ('requested', 'approved', 'recorded')"))  # fmt: skip
+
 _PARTITIONED = ("slots", "runs", "run_logs", "event")
 
 

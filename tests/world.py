@@ -28,7 +28,7 @@ from schemas.jobs import Job
 from schemas.records import StreamResult
 from schemas.runs import Claim, Run, RunKind, RunOptions
 from schemas.settings import Settings
-from storage import accounts, audit, claims, connections, logs, outputs, runs, sealing
+from storage import accounts, audit_tail, claims, connections, logs, outputs, runs, sealing
 from storage.claims import WorkerState
 from storage.engine import Process, open_engine, open_link, transaction
 from storage.keystore import Keystore
@@ -409,6 +409,6 @@ class World:
 
     def events(self, run_id: UUID | None = None) -> list[str]:
         with self.cli.transaction() as tx:
-            found = audit.tail(tx, after=0, limit=10_000)
+            found = audit_tail.newest(tx, audit_tail.Filters(), 10_000)
         wanted = str(run_id) if run_id else ""
-        return [str(e.action) for e in found if wanted in e.body]
+        return [e.action for e in found if wanted in e.body]

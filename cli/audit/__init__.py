@@ -1,8 +1,8 @@
 """`syncward audit`: one module a command, gathered here."""
 
-from cli.audit import erase, export, keys, prove, tail, verify
+from cli.audit import erase, export, keys, prove, prune, tail, verify
 from cli.audit.group import audit
 
-__all__ = ["commands", "erase", "export", "keys", "prove", "tail", "verify"]
+__all__ = ["commands", "erase", "export", "keys", "prove", "prune", "tail", "verify"]
 
 commands = {"audit": audit}

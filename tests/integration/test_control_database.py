@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from schemas.audit import AuditAction, AuditEvent, TargetKind
 from schemas.errors import ConfigError, TransientError
 from schemas.ids import new_id
-from storage import accounts, audit, migrate, tenancy
+from storage import accounts, audit, audit_tail, migrate, tenancy
 from storage.engine import open_engine, transaction
 from storage.roles import role_sql
 from storage.tables import metadata
@@ -153,7 +153,7 @@ def test_an_event_in_a_rolled_back_savepoint_does_not_count(control):
 def test_the_database_stamps_who_and_hashes_what(control):
     with transaction(control.engine("operator")) as tx:
         accounts.create(tx, "acme", company="", plan="standard", principal=OPERATOR)
-        event = audit.tail(tx)[-1]
+        event = audit_tail.newest(tx, audit_tail.Filters(), 1)[-1]
     assert (event.login, event.client) == ("dev", "127.0.0.1")
     at = control.one(
         "SELECT to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') "

@@ -20,7 +20,7 @@ from schemas.limits import LOG_MESSAGE_MAX, RAW_LINES_MAX
 from schemas.log_lines import Formatter, bind, unbind
 from schemas.redaction import MASK, REDACTOR
 from schemas.runs import RunKind, RunOptions, RunState
-from storage import audit, logs, resources, runs
+from storage import audit_tail, logs, resources, runs
 from storage.metrics import REDACTIONS
 from storage.runs import Subject
 from tests import leaks
@@ -364,5 +364,5 @@ def test_reading_a_runs_log_is_an_audit_event(odd, shell):
     run, _ = odd.sync()
     assert shell("run", "logs", str(run.run_id), "-A", "acme")[0] == 0
     with odd.cli.transaction() as tx:
-        actions = [str(e.action) for e in audit.tail(tx, after=0, limit=1_000)]
+        actions = [e.action for e in audit_tail.newest(tx, audit_tail.Filters(), 1_000)]
     assert "logs.read" in actions
