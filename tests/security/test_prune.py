@@ -345,7 +345,12 @@ def test_a_record_that_the_sealer_did_not_sign_drops_nothing(old, shell, second)
     with old.cli.transaction() as tx:
         audit.append(tx, AuditEvent(AuditAction.AUDIT_PRUNED, TargetKind.INSTANCE,
                                     audit.INSTANCE_ID, old.cli.principal,
-                                    detail={"request": request}))  # fmt: skip
+                                    detail={
+                                        "request": request, "before": "2024-03-01", "also": "",
+                                        "first_kept": 1, "size": 1, "root": "", "sha256": "",
+                                        "partitions": "", "approved_by": "a", "requested_by": "b",
+                                        "signature": "",
+                                    }))  # fmt: skip
     publish(old)
     old.control.act(
         "UPDATE audit.prune SET state = 'recorded', record_seq = e.seq, record_at = e.at "
