@@ -22,7 +22,7 @@ from uuid import UUID
 import click
 from sqlalchemy import text
 
-from cli import dev, leak_search
+from cli import demo_audit, dev, leak_search
 from cli.apply import make_so
 from cli.audit.tail import line_of
 from cli.context import Cli, command
@@ -281,6 +281,7 @@ def _story(
     _until(lambda: _settled(operator), "a run after the traffic")
     equal = _prove(story, world)
     clean = _search(story, instance, world, operator, supervisor)
+    caught = _rewrite_an_event(story, instance)
     story.show("Log of the run that was killed", operator.run_log(crashed))
     story.show("Its output", stream_table(operator.streams(crashed)))
     story.show("Its audit trail", operator.audit_tail(crashed))
@@ -288,7 +289,7 @@ def _story(
         "Try next",
         "make demo KEEP=1\nmake up\n./syncward apply -f examples/two-databases.yaml",
     )
-    return equal and clean
+    return equal and clean and caught
 
 
 def _until(look: Callable[[], T | None], what: str) -> T:
@@ -395,6 +396,25 @@ def _search(
         *(f"FOUND in {hit.place} as {hit.form}" for hit in leaks),
     )
     return not leaks and planted <= found
+
+
+def _rewrite_an_event(story: Story, instance: dev.Instance) -> bool:
+    """Let a superuser rewrite one event of the audit log, and ask whether anybody notices."""
+    sealed = _until(
+        lambda: size if (size := demo_audit.sealed_size(instance)) > demo_audit.INDEX else None,
+        "the sealer",
+    )
+    before = demo_audit.verify(instance.data_dir)
+    with demo_audit.rewritten(instance) as action:
+        during = demo_audit.verify(instance.data_dir)
+    after = demo_audit.verify(instance.data_dir)
+    story.claim(
+        f"A superuser rewrote event {demo_audit.INDEX} ({action}) with its hash: {during.said}",
+        f"audit verify: exit {before.exit_code} before, {during.exit_code} then, "
+        f"{after.exit_code} after it was put back; {sealed} events sealed",
+    )
+    found = f"TAMPERED at index {demo_audit.INDEX}" in during.said
+    return found and (before.exit_code, during.exit_code, after.exit_code) == (0, 10, 0)
 
 
 def _prove(story: Story, world: World) -> bool:
