@@ -58,7 +58,8 @@ class Report:
     anchored: int = 0  # checkpoints of anchors that agree
     keys: Sequence[str] = ()
     counts: dict[Level, int] = field(default_factory=dict)
-    first_bad: int | None = None
+    _exact: int | None = None  # the smallest index that is known to be bad
+    _range: tuple[int, int] | None = None  # the first range in which one is
     _found: list[Finding] = field(default_factory=list)
 
     def add(
@@ -67,13 +68,24 @@ class Report:
         """Keep a finding, or count it if there are many of its level."""
         count = self.counts[level] = self.counts.get(level, 0) + 1
         if level is Level.TAMPERED and index is not None:
-            self.first_bad = index if self.first_bad is None else min(index, self.first_bad)
+            if end is not None and end > index + 1:
+                self._range = min((index, end), self._range or (index, end))
+            else:
+                self._exact = index if self._exact is None else min(index, self._exact)
         if count <= SHOWN:
             self._found.append(Finding(level, text, index, end))
 
     def note(self, text: str) -> None:
         """Keep what a reader should know and what is no fault."""
         self.add(Level.NOTE, text)
+
+    @property
+    def first_bad(self) -> int | None:
+        """The first index that is bad, or at which a range begins that holds a bad one."""
+        if self._range is None or self._exact is None:
+            return self._exact if self._range is None else self._range[0]
+        begin, end = self._range
+        return self._exact if self._exact < end else begin
 
     @property
     def level(self) -> Level:
@@ -93,8 +105,7 @@ class Report:
     @property
     def findings(self) -> list[Finding]:
         """What was kept, the worst first, each level in the order of the log."""
-        last = float("inf")
-        return sorted(self._found, key=lambda f: (-f.level, last if f.index is None else f.index))
+        return sorted(self._found, key=_place)
 
     @property
     def lines(self) -> list[str]:
@@ -104,3 +115,11 @@ class Report:
             if count > SHOWN:
                 shown.append(f"… and {count - SHOWN} more: {_MEANS[level][2]}")
         return shown
+
+
+def _place(finding: Finding) -> tuple[int, float, float]:
+    """Sort a range behind what is known of an event in it."""
+    if finding.index is None:
+        return -finding.level, float("inf"), 0
+    end = finding.end or finding.index + 1
+    return -finding.level, end - 1, -finding.index

@@ -162,7 +162,7 @@ class Story:
         verdict = (
             "verified: source and destination are equal"
             if equal
-            else "NOT EQUAL: see the tables above"
+            else "NOT PROVEN: see the claims above"
         )
         self.cli.answer(
             {"equal": equal, "seconds": round(seconds, 1), "claims": self.lines},

@@ -182,8 +182,9 @@ def judge(log, points, epochs, anchored, size, gone, said, roots):
         if seen.setdefault((epoch, upto), root) == root and right:
             good.append(upto)
         else:
+            least = max(x for x in good if x < upto) if upto <= size else size
             say(BAD, f"an anchor holds another history of {upto} events: a fork, or cut off",
-                max(x for x in good if x < upto) if upto <= size else size)
+                min((i for level, i, _ in found if not level and least <= i < upto), default=least))
 
 options, anchored, known = argparse.ArgumentParser(description=__doc__), {}, False
 for word, more in {"--pubkey": {"required": True}, "--anchor": {"action": "append", "default": []}, "--proof": {},

@@ -136,6 +136,12 @@ def test_what_a_superuser_did_is_found_at_its_index(log, act):
     assert re.match(rf"TAMPERED (at index|between) {index}\b", report.lines[0])
 
 
+def test_an_anchor_adds_no_doubt_about_events_before_the_one_that_was_changed(log):
+    anchor = log.anchor()
+    log.tamper(EDIT, f"{LEAF} WHERE seq = :s0", at=AT, **rows_of(log, AT, AT + 1))
+    agree(log, Level.TAMPERED, AT, anchor)
+
+
 # ── the end cut off, another history ──────────────────────────────────────────────────────────
 
 CUT = (
