@@ -19,17 +19,21 @@ from typing import Any, BinaryIO
 
 from sqlalchemy import Connection
 
+from audit import ocsf
 from audit.checkpoint import Checkpoint
 from audit.evidence import BODY, Batch, EvidenceCut, Row
-from audit.exported import FIELDS, FORMAT, SUMS
+from audit.exported import FIELDS, FORMAT, NAMES, SUMS
 from audit.live import LiveEvidence
 from audit.tree import HASH_BYTES, TILE_WIDTH
 from schemas.errors import ConfigError, NotFound
+from storage import audit_names, audit_tail
 from storage.audit_log import batch_at, largest_batch
+from storage.audit_tail import Filters
 
 #: Events of one file.
 _PER_FILE = 100_000
 _TILES_AT_ONCE = 256
+OCSF = "ocsf.jsonl"
 _STANDALONE = Path(__file__).parent / "standalone" / "verify.py"
 
 
@@ -106,10 +110,19 @@ def directory(wanted: Path) -> Iterator[Path]:
         raise
 
 
-def write(tx: Connection, into: Path, *, first: int = 0, end: int | None = None) -> Exported:
+def write(
+    tx: Connection,
+    into: Path,
+    *,
+    first: int = 0,
+    end: int | None = None,
+    names: bool = False,
+    as_ocsf: bool = False,
+) -> Exported:
     """Write the events first <= index < end to an empty directory, whole batches of them.
 
-    `tx` is a snapshot of the log. NotFound if nothing is sealed there.
+    `tx` is a snapshot of the log. With the names of operators, and with the events once more as
+    OCSF, if wanted. NotFound if nothing is sealed there.
     """
     evidence = LiveEvidence(tx)
     facts = evidence.facts()
@@ -148,9 +161,28 @@ def write(tx: Connection, into: Path, *, first: int = 0, end: int | None = None)
     # of the newest state everything is written, also what should not be there
     all_ = max(size, evidence.tiled()) if size == facts.largest else size
     _hashes(evidence, writer, begin, all_)
+    if names:
+        with writer.file(NAMES) as file:
+            for one in audit_names.known(tx):
+                file.line(asdict(one) | {"salt": one.salt.hex()})
+    if as_ocsf:
+        _ocsf(tx, writer, begin, size, names=names)
     with writer.file("verify.py") as file:
         file.write(_STANDALONE.read_bytes())
     return Exported(begin, size, writer.finish())
+
+
+def _ocsf(tx: Connection, writer: _Writer, begin: int, size: int, *, names: bool) -> None:
+    """Write the events for programs that read OCSF; nothing proves this file."""
+    shown = audit_names.shown(tx) if names else {}
+    with writer.file(OCSF) as file:
+        more = True
+        while more and begin < size:
+            page = audit_tail.following(tx, Filters(), begin=begin, limit=_PER_FILE)
+            for event in page.events:
+                if event.index is not None and event.index < size:
+                    file.line(ocsf.document(event, shown))
+            begin, more = page.end, page.more
 
 
 def _log(evidence: LiveEvidence, writer: _Writer, begin: int, size: int) -> None:

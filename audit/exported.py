@@ -16,9 +16,11 @@ from audit.evidence import GROUP, Batch, Epoch, EvidenceCut, Facts, NotAnExport,
 from audit.findings import Level, Report
 from audit.frontier import Frontier
 from audit.tree import HASH_BYTES, TILE_WIDTH, split
+from storage.audit_names import Name
 
 FORMAT = "syncward-audit-export/1"
 SUMS = "SHA256SUMS"
+NAMES = "names.jsonl"
 #: The columns of an event's line, in the order of a row.
 FIELDS = (
     "index", "seq", "xid", "at", "account_id", "class", "action", "target_kind", "target_id",
@@ -244,8 +246,18 @@ class ExportEvidence:
 
     def look(self, report: Report, found: int | None) -> None:  # noqa: ARG002 - of live logs
         """Say what is wrong with the files."""
+        for said in self._lines(NAMES) if (self.directory / NAMES).is_file() else ():
+            if not _is_meant(said):
+                report.add(Level.TAMPERED, f"{NAMES} has a name that its id does not mean")
         for level, text, index in self._faults:
             report.add(level, text, index)
+
+
+def _is_meant(said: dict[str, Any] | None) -> bool:
+    try:
+        return said is not None and Name(**said | {"salt": bytes.fromhex(said["salt"])}).is_meant
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return False
 
 
 def _until(rows: Iterator[Row], held: Row | None, end: int) -> tuple[list[Row], Row | None]:

@@ -5,6 +5,7 @@ no other, is the one that the event meant; when both are erased, the event stays
 proven, but says nothing about a person.
 """
 
+from dataclasses import dataclass
 from hashlib import sha256
 
 from sqlalchemy import Connection, text
@@ -23,13 +24,38 @@ def principal_id(kind: str, name: str, salt: bytes) -> str:
     return sha256(b"".join(b"%d:%s," % (len(f), f) for f in fields)).hexdigest()[:32]
 
 
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A name and what proves that an id means it."""
+
+    id: str
+    kind: str
+    name: str
+    salt: bytes
+
+    @property
+    def is_meant(self) -> bool:
+        """Whether the id is the commitment to this name."""
+        return principal_id(self.kind, self.name, self.salt) == self.id
+
+
+def known(tx: Connection) -> list[Name]:
+    """Return the names that were not erased, right or wrong."""
+    return [
+        Name(row.id, row.kind, row.name, bytes(row.salt))
+        for row in tx.execute(_ALL)
+        if row.name is not None and row.salt is not None
+    ]
+
+
+def shown(tx: Connection) -> dict[str, str]:
+    """Return principal as it stands in events -> name."""
+    return {f"operator:{id_}": name for id_, name in names(tx).items()}
+
+
 def names(tx: Connection) -> dict[str, str]:
     """Return id -> name of all whose name was not erased and is the one that was meant."""
-    return {
-        row.id: row.name
-        for row in tx.execute(_ALL)
-        if row.name is not None and principal_id(row.kind, row.name, bytes(row.salt)) == row.id
-    }
+    return {one.id: one.name for one in known(tx) if one.is_meant}
 
 
 def mismatches(tx: Connection) -> list[str]:

@@ -15,15 +15,22 @@ from schemas.audit import AuditAction, AuditEvent, TargetKind
               help="Begin with the batch of this index.")  # fmt: skip
 @click.option("--end", type=click.IntRange(1), metavar="INDEX",
               help="End with the batch of the index before this one.")  # fmt: skip
-def export(cli: Cli, directory: Path, *, first: int, end: int | None) -> None:
-    """Write sealed events, tiles and checkpoints to a new directory, with a verifier beside."""
+@click.option("--names", is_flag=True, help="With the names of operators (docs/verify.md).")
+@click.option("--format", "format_", type=click.Choice(["jsonl", "ocsf"]), default="jsonl",
+              show_default=True, help="ocsf: the events once more in that form.")  # fmt: skip
+def export(
+    cli: Cli, directory: Path, *, first: int, end: int | None, names: bool, format_: str
+) -> None:
+    """Write sealed events, hashes and checkpoints to a new directory, with a verifier beside."""
     from audit import export as exports  # noqa: PLC0415 - `--help` must not wait for it
     from storage import audit as events  # noqa: PLC0415 - as above
     from storage.audit_log import snapshot  # noqa: PLC0415 - as above
 
     with exports.directory(directory) as partial:
         with snapshot(cli.audit_engine) as tx:
-            done = exports.write(tx, partial, first=first, end=end)
+            done = exports.write(
+                tx, partial, first=first, end=end, names=names, as_ocsf=format_ == "ocsf"
+            )
         with cli.auditing() as tx:  # before anybody has it
             events.append(
                 tx,
@@ -35,7 +42,7 @@ def export(cli: Cli, directory: Path, *, first: int, end: int | None) -> None:
                     detail={
                         "first": done.first,
                         "size": done.size,
-                        "format": "jsonl",
+                        "format": format_,
                         "sha256": done.sha256,
                     },
                 ),

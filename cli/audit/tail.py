@@ -70,7 +70,7 @@ def tail(
     if follow and until:
         raise click.UsageError("--until ends what -f follows; use one of them")
     with cli.auditing() as tx:
-        names = _names(tx)
+        names = audit_names.shown(tx)
         kind, id_ = _target(target)
         filters = Filters(
             account_id=_account(cli, tx),
@@ -207,11 +207,6 @@ def _account(cli: Cli, tx: Connection) -> UUID | None:
         except ValueError:
             raise NotFound(f"account {name} does not exist; of a deleted one give the id") from None
     return found
-
-
-def _names(tx: Connection) -> Names:
-    """Return the names of operators, whom the log knows by an id only."""
-    return {f"operator:{id_}": name for id_, name in audit_names.names(tx).items()}
 
 
 def _principals(wanted: str | None, names: Names) -> tuple[str, ...]:

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from audit import statement
+from audit import export, statement
 from audit.checkpoint import anchor_line
 from audit.findings import Level
 from crypto import signing
 from schemas.audit import AuditAction
-from storage import audit, sealing
+from storage import audit, audit_log, sealing
 from storage.engine import transaction
 from tests.sealed_log import SealedLog
 
@@ -598,3 +598,26 @@ def test_the_script_that_ships_is_short_and_knows_nothing_of_ours():
     }
     ours = {name.split(".")[0] for name in imported} - sys.stdlib_module_names
     assert ours == {"cryptography"}
+
+
+def test_an_export_names_operators_only_if_asked_and_another_name_is_found(log, tmp_path):
+    log.write(1)
+    log.seal()
+    assert not (log.export("plain") / "names.jsonl").exists()
+    with (
+        export.directory(tmp_path / "named") as partial,
+        audit_log.snapshot(log.control.engine("auditor")) as tx,
+    ):
+        export.write(tx, partial, names=True, as_ocsf=True)
+    named = tmp_path / "named"
+    assert log.offline(named).level is Level.NOTE
+    assert log.standalone(named)[0] == 0
+    events = [json.loads(line) for line in (named / "ocsf.jsonl").read_text().splitlines()]
+    assert [e["metadata"]["sequence"] for e in events] == list(range(len(events)))
+    assert "anna" in (named / "ocsf.jsonl").read_text()
+    path = named / "names.jsonl"
+    path.write_text(path.read_text().replace("anna", "otto"))
+    report = log.offline(named)
+    assert report.exit_code == 10
+    assert "a name that its id does not mean" in "\n".join(report.lines)
+    assert log.standalone(named)[0] == 10  # by its sum
