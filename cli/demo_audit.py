@@ -85,7 +85,9 @@ def _set_body(tx: Connection, part: str, body: str, where: dict[str, object]) ->
 
 @contextmanager
 def _superuser(instance: dev.Instance) -> Iterator[Connection]:
-    engine = create_engine(parse_url(dev.admin_url(instance.postgres, dev.DATABASE)))
+    engine = create_engine(
+        parse_url(dev.admin_url(instance.postgres, dev.DATABASE)), hide_parameters=True
+    )
     try:
         with engine.begin() as tx:
             yield tx

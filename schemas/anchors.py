@@ -88,7 +88,11 @@ AnchorUri = FileAnchor | SyslogAnchor | S3Anchor
 
 
 class _WrongError(Exception):
-    """Why one URI cannot be used."""
+    """Why one URI cannot be used, in our own words."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +116,7 @@ def parse(text: str) -> Parsed:
         try:
             anchors.append(_one(uri))
         except _WrongError as error:
-            reasons.append(f"anchor {number}: {error}")
+            reasons.append(f"anchor {number}: {error.why}")
         except ValueError:
             reasons.append(f"anchor {number}: not a URI; docs/anchors.md shows each kind")
     return Parsed(tuple(anchors), tuple(reasons))

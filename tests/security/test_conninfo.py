@@ -184,6 +184,7 @@ ENGINES = {
     "storage/engine.py": "the control database",
     "storage/migrate.py": "its migrations",
     "cli/dev.py": "the embedded cluster that `up --dev` made itself",
+    "cli/demo_audit.py": "the same, as the superuser who rewrites an event",
 }
 
 
