@@ -94,15 +94,38 @@ class LiveEvidence:
                 f"operator:{principal} is not the name that stands behind it in audit.principal: "
                 "somebody put another one there",
             )
-        total, unsealed, left_over = audit_log.counted(self._tx)
-        if left_over:
-            report.note("a restore left events that the sealer still has to seal")
-        elif found is not None and total - unsealed != found:
-            for seq, at in audit_log.strays(self._tx, SHOWN):
+        self._unsealed(report, found)
+
+    def _unsealed(self, report: Report, found: int | None) -> None:
+        """Judge what is in no checkpoint; `found` events of the log were verified, if all were."""
+        count, shown = audit_log.unsealed(self._tx, SHOWN, all_=False)
+        total = audit_log.total(self._tx) if found is not None else 0
+        if found is not None and total != found + count:
+            count, shown = audit_log.unsealed(self._tx, SHOWN, all_=True)
+        for one in shown:
+            event = f"event number {one.seq} of {one.at}"
+            if one.behind:
                 report.add(
                     Level.TAMPERED,
-                    f"event number {seq} of {at} is older than what is sealed and was never "
-                    "sealed: inserted afterwards",
+                    f"{event} is older than what is sealed and was never sealed: inserted "
+                    "afterwards",
                 )
-        if unsealed:
-            report.note(f"{unsealed} events are not sealed yet: nothing is proven about them")
+            elif one.never:
+                report.add(
+                    Level.TAMPERED,
+                    f"{event} is of a transaction that never was: inserted past the log",
+                )
+            elif one.old:
+                report.add(
+                    Level.INCOMPLETE,
+                    f"{event} is not sealed yet: a transaction has been "
+                    "open for long, a restore left it, or somebody inserted it",
+                )
+        if found is not None and total != found + count:
+            report.add(
+                Level.TAMPERED,
+                f"the database holds {total} events, {found} are sealed and {count} are not: some "
+                "stand there twice",
+            )
+        if count:
+            report.note(f"{count} events are not sealed yet: nothing is proven about them")

@@ -292,6 +292,7 @@ def _build(settings: Settings, accepted_loss: str | None) -> Process:
         principal=Principal("sealer", host),
         holder=f"{host}-{token_hex(3)}",
         accepted_loss=accepted_loss,
+        trusted=trusted,
     )
     return Process(engine, sealer, opening, trusted)
 

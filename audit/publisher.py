@@ -120,9 +120,10 @@ class Judge:
         """Say whether a later epoch says, signed by us, that what the anchor holds was lost."""
         action = AuditAction.AUDIT_EPOCH_STARTED
         return any(
-            held.epoch < int(one.detail.get("epoch") or 0) <= seen.epoch
-            and held.size <= int(one.detail.get("lost_size") or 0)
-            and statement.is_signed(seen.log_id, action, one.detail, self._known())
+            statement.is_signed(seen.log_id, action, one.detail, self._known())
+            and held.epoch < int(one.detail["epoch"] or 0) <= seen.epoch
+            and int(one.detail["size"] or 0) < held.size
+            and _is_within(held, one.detail)
             for one in seal_watch.losses(tx)
         )
 
@@ -135,6 +136,13 @@ class Judge:
     @property
     def _memory(self) -> Path:
         return memory.path_of(self._sealer.key_path)
+
+
+def _is_within(held: Checkpoint, loss: statement.Detail) -> bool:
+    """Say whether a checkpoint belongs to the history that a signed loss names."""
+    lost = int(loss.get("lost_size") or 0)
+    same = held.root.hex() == loss.get("lost_root")
+    return held.size < lost or (held.size == lost and same)
 
 
 class Lane:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import monotonic
-from uuid import UUID
 
 from sqlalchemy import Connection, Engine
 
@@ -18,7 +17,7 @@ from audit import memory, statement
 from audit.checkpoint import Checkpoint
 from audit.memory import LastSigned
 from audit.tree import Edge, ProofError
-from crypto.signing import Signer, signed_by
+from crypto.signing import PublicKey, Signer, signed_by
 from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
 from schemas.errors import ConfigError
 from storage import audit, sealing
@@ -64,6 +63,8 @@ class Sealer:
     holder: str
     #: The operator's reason why what was signed may be gone; None: it may not.
     accepted_loss: str | None = None
+    #: Keys that may have signed before us: of other sealers, or the ones before ours.
+    trusted: tuple[PublicKey, ...] = ()
     _edge: Edge | None = None
     _holds: bool = False
     #: How large the log was when it last grew, or we last wrote of our own accord, and when.
@@ -179,17 +180,28 @@ class Sealer:
             if last and Edge.load(last.size, fetch).root() != last.root:
                 raise LogWentBack(_not_what_was_signed(last.size))
             if signed and (last is None or last.size < seen.size):
-                self._catch_up(seen.log_id, signed)
+                self._catch_up(seen, signed)
         except (KeyError, ProofError, ValueError):
             raise LogWentBack(_not_what_was_signed(seen.size)) from None
         return found, None
 
-    def _catch_up(self, log_id: UUID, newest: Sealed) -> None:
-        """Remember what we signed ourselves before we were killed; ValueError if it is forged."""
+    def _catch_up(self, seen: LogState, newest: Sealed) -> None:
+        """Take as signed what we do not remember, if a key that we trust signed it.
+
+        So it is after a kill between the commit and the memory, and after another sealer's turn.
+        ValueError for a forged signature; LogWentBack where nobody signed that we know: whoever
+        owns the database could have written all of it.
+        """
+        log_id = seen.log_id
         text = Checkpoint(log_id, newest.size, newest.root, newest.epoch, newest.signed_at).text
-        if signed_by(text, newest.signatures, self.signer.public):
-            signed = LastSigned(log_id, newest.size, newest.root)
-            memory.remember(memory.path_of(self.key_path), signed)
+        if not signed_by(text, newest.signatures, (*self.signer.public, *self.trusted)):
+            raise LogWentBack(
+                f"audit: the newest checkpoint, of {newest.size} events, is signed by no key that "
+                "this sealer knows; nothing more is signed. If another key signed it, name its "
+                "public half in SYNCWARD_AUDIT_PUBLIC_KEY; else run: syncward audit verify"
+            )
+        signed = LastSigned(log_id, newest.size, newest.root)
+        memory.remember(memory.path_of(self.key_path), signed)
 
     def _accepted(self, seen: LogState, last: LastSigned) -> LastSigned:
         """Return what is gone if an operator said why; LogWentBack if nobody did."""

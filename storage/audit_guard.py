@@ -38,12 +38,15 @@ SELECT 'trigger ' || w.name || ' of ' || w.rel::regclass::text || CASE
     WHEN t.tgname IS NULL THEN ' is missing'
     WHEN t.tgenabled = 'D' THEN ' is disabled'
     WHEN position(t.tgenabled IN w.states) = 0 THEN ' is not ENABLE ALWAYS'
+    WHEN (t.tgqual IS NOT NULL) <> (w.name IN ('audited_state', 'audited_envelope'))
+      THEN ' has another condition'
     ELSE ' calls another function' END
 FROM wanted w
 LEFT JOIN pg_trigger t ON t.tgrelid = w.rel AND t.tgname = w.name AND NOT t.tgisinternal
 LEFT JOIN pg_proc p ON p.oid = t.tgfoid
 LEFT JOIN pg_namespace n ON n.oid = p.pronamespace
 WHERE t.tgname IS NULL OR position(t.tgenabled IN w.states) = 0
+  OR (t.tgqual IS NOT NULL) <> (w.name IN ('audited_state', 'audited_envelope'))
   OR n.nspname || '.' || p.proname <> w.function
 ORDER BY 1
 """
@@ -69,6 +72,47 @@ WHERE pg_has_role(o.oid, 'pg_write_all_data', 'MEMBER')
 ORDER BY 1
 """  # noqa: S608 - a constant
 
+_OTHERS = """
+WITH ours AS (
+  SELECT c.oid AS rel, c.relname, c.relkind FROM pg_class c
+  WHERE c.relnamespace = 'audit'::regnamespace AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+)
+SELECT 'trigger ' || t.tgname || ' of ' || o.rel::regclass::text || ' is none of ours'
+FROM ours o JOIN pg_trigger t ON t.tgrelid = o.rel AND NOT t.tgisinternal
+WHERE t.tgname NOT IN ('stamp', 'no_change', 'no_truncate', 'audited_erasure')
+UNION ALL
+SELECT 'rule ' || r.rulename || ' of ' || o.rel::regclass::text || ' is none of ours'
+FROM ours o JOIN pg_rewrite r ON r.ev_class = o.rel
+UNION ALL
+SELECT o.rel::regclass::text || ' is no table' FROM ours o WHERE o.relkind NOT IN ('r', 'p')
+UNION ALL
+SELECT o.rel::regclass::text || ' hides rows' FROM ours o JOIN pg_class c ON c.oid = o.rel
+WHERE c.relrowsecurity AND o.relname !~ '^event(_[0-9]{6}|_default)?$'
+ORDER BY 1
+"""
+
+#: Policies of audit.event, exactly: (roles, what they let pass).
+_POLICIES = {
+    "append": (
+        "{syncward_operator,syncward_scheduler,syncward_worker}", "INSERT", None,
+        ("(action <> ALL (ARRAY['signer.rotated'::text, 'audit.epoch_started'::text, "
+        "'audit.pruned'::text, 'sealer.started'::text, 'audit.heartbeat'::text]))"),
+    ),
+    "append_of_audit": (
+        "{syncward_auditor}", "INSERT", None,
+        ("(action = ANY (ARRAY['audit.read'::text, 'audit.verified'::text, "
+        "'audit.exported'::text]))"),
+    ),
+    "append_of_sealer": ("{syncward_sealer}", "INSERT", None, "true"),
+    "audit_reads": ("{syncward_auditor,syncward_sealer}", "SELECT", "true", None),
+    "operator_reads": ("{syncward_operator}", "SELECT", "true", None),
+}  # fmt: skip
+
+_ASKED_POLICIES = """
+SELECT policyname, roles::text, cmd, qual, with_check, permissive, tablename FROM pg_policies
+WHERE schemaname = 'audit'
+"""
+
 _READS = """
 SELECT c.oid::regclass::text || ' has no row security' FROM pg_class c
 WHERE NOT c.relrowsecurity AND (c.oid = 'audit.event'::regclass
@@ -84,5 +128,21 @@ def missing(tx: Connection) -> list[str]:
         *tx.execute(text(_TRIGGERS), {"guarded": guarded}).scalars(),
         *tx.execute(text(_GRANTS)).scalars(),
         *tx.execute(text(_READS)).scalars(),
+        *tx.execute(text(_OTHERS)).scalars(),
+        *_wrong_policies(tx),
     ]
     return [str(line) for line in found]
+
+
+def _wrong_policies(tx: Connection) -> list[str]:
+    """Return where a policy of the log is not what a migration made it."""
+    there = {}
+    for row in tx.execute(text(_ASKED_POLICIES)):
+        ours = (row.tablename, row.permissive) == ("event", "PERMISSIVE")
+        name = row.policyname if ours else f"{row.policyname} ({row.tablename}, {row.permissive})"
+        there[name] = (row.roles, row.cmd, row.qual, row.with_check)
+    return [
+        f"policy {name} of audit.event is not as it was made"
+        for name in sorted(there.keys() | _POLICIES.keys())
+        if there.get(name) != _POLICIES.get(name)
+    ]

@@ -204,38 +204,55 @@ def epochs(tx: Connection) -> list[EpochRow]:
     return [EpochRow(*row) for row in found]
 
 
-_UNSEALED = (
-    "e.seq > l.floor_seq AND (e.xid > l.last_xid OR (e.xid = l.last_xid AND e.seq > l.last_seq))"
-)
+@dataclass(frozen=True, slots=True)
+class Unsealed:
+    """An event that is in no checkpoint."""
+
+    seq: int
+    at: str
+    never: bool  # of a transaction that this server has not begun yet
+    behind: bool  # of one that is older than what is sealed in this epoch
+    old: bool  # written more than five minutes ago
 
 
-def counted(tx: Connection) -> tuple[int, int, bool]:
-    """Return how many events there are, how many of them are younger than what is sealed.
+#: Events of the last hour before the newest checkpoint are looked at one by one.
+_YOUNG = "(SELECT max(latest) - interval '1 hour' FROM audit.checkpoint)"
 
-    And whether a restore left older ones that are still to be sealed.
+
+def total(tx: Connection) -> int:
+    """Return how many events the database holds."""
+    return int(tx.execute(text("SELECT count(*) FROM audit.event")).scalar_one())
+
+
+def unsealed(tx: Connection, most: int, *, all_: bool) -> tuple[int, list[Unsealed]]:
+    """Return how many events are in no checkpoint, and up to `most` of them, the worst first.
+
+    Young ones, or all of them, which reads the whole log. What audit.log says is not asked: it is
+    a row like another, and nobody signs it.
     """
-    total, unsealed, left_over = tx.execute(
+    since = "'-infinity'::timestamptz" if all_ else f"coalesce({_YOUNG}, '-infinity')"
+    rows = tx.execute(
         text(
-            f"SELECT count(*), count(*) FILTER (WHERE {_UNSEALED}), "  # noqa: S608 - a constant
-            "coalesce(bool_or((to_jsonb(l) ->> 'left_over')::boolean), false) "
-            "FROM audit.event e CROSS JOIN audit.log l"
-        )
-    ).one()
-    return int(total), int(unsealed), bool(left_over)
-
-
-def strays(tx: Connection, most: int) -> list[tuple[int, str]]:
-    """Return (seq, at) of events older than what is sealed that are in no batch."""
-    found = tx.execute(
-        text(
-            "SELECT e.seq, e.at::text FROM audit.event e CROSS JOIN audit.log l "  # noqa: S608 - a constant
-            f"WHERE NOT ({_UNSEALED}) AND NOT EXISTS (SELECT FROM audit.checkpoint c, "
-            "unnest(c.seqs) AS s WHERE s = e.seq AND e.at BETWEEN c.earliest AND c.latest) "
-            "ORDER BY e.seq LIMIT :most"
+            "WITH newest AS (SELECT c.epoch, c.last_xid, c.last_seq, p.floor_seq "  # noqa: S608 - one of two constants
+            "FROM audit.checkpoint c JOIN audit.epoch p ON p.epoch = c.epoch "
+            "ORDER BY c.size DESC LIMIT 1), "
+            f"outside AS (SELECT e.* FROM audit.event e WHERE e.at >= {since} AND NOT EXISTS ("
+            "SELECT FROM (SELECT unnest(c.seqs) AS seq, c.earliest, c.latest "
+            f"FROM audit.checkpoint c WHERE c.latest >= {since}) AS s "
+            "WHERE s.seq = e.seq AND e.at BETWEEN s.earliest AND s.latest)) "
+            "SELECT o.seq, o.at::text, "
+            "o.xid >= pg_snapshot_xmax(pg_current_snapshot()) AS never, "
+            "coalesce(n.last_seq > 0 AND (o.seq > n.floor_seq OR n.epoch = 1) "
+            "AND (o.xid < n.last_xid "
+            "OR (o.xid = n.last_xid AND o.seq < n.last_seq)), false) AS behind, "
+            "o.at < clock_timestamp() - interval '5 minutes' AS old, count(*) OVER () "
+            "FROM outside o LEFT JOIN newest n ON true "
+            "ORDER BY never DESC, behind DESC, old DESC, o.seq LIMIT :most"
         ),
         {"most": most},
-    )
-    return [(int(seq), str(at)) for seq, at in found]
+    ).all()
+    found = [Unsealed(*row[:5]) for row in rows]
+    return (int(rows[0][5]) if rows else 0), found
 
 
 def index_of_leaf(tx: Connection, leaf: bytes) -> int | None:

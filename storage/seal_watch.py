@@ -1,6 +1,5 @@
 """What a sealer and its watchers ask beside sealing: how far behind it is, what it waits for."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -10,6 +9,7 @@ from sqlalchemy import Connection, text
 
 from schemas.audit import AuditAction
 from storage.audit import INSTANCE_ID
+from storage.audit_tail import said
 from storage.sealing import Position
 
 
@@ -98,7 +98,9 @@ def _said(tx: Connection, action: AuditAction, within: str) -> list[Said]:
         {"instance": INSTANCE_ID, "action": action, "within": within},
     )
     return [
-        Said(Position(xid, seq), json.loads(body).get("detail") or {}) for xid, seq, body in rows
+        Said(Position(xid, seq), detail)
+        for xid, seq, body in rows
+        if isinstance(detail := said(body).get("detail"), dict)
     ]
 
 

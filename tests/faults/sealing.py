@@ -43,7 +43,7 @@ WRITER = Principal("operator", "soak")
 def event(target: UUID) -> AuditEvent:
     """Return an event that says nothing but its target."""
     return AuditEvent(
-        AuditAction.AUDIT_HEARTBEAT, TargetKind.INSTANCE, target, WRITER, detail={"size": 0}
+        AuditAction.KEYS_FORGOTTEN, TargetKind.INSTANCE, target, WRITER, detail={"keys": 0}
     )
 
 
@@ -156,7 +156,7 @@ def prepared_one(control: "Control", stop: Event) -> set[UUID]:
         db.execute("BEGIN")
         db.execute(
             "INSERT INTO audit.event (class, action, target_kind, target_id, body) "
-            "VALUES ('B', 'audit.heartbeat', 'instance', %s, '{}')",
+            "VALUES ('A', 'instance.read', 'instance', %s, '{}')",
             (target,),
         )
         db.execute(f"PREPARE TRANSACTION '{name}'".encode())

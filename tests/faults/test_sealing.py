@@ -137,7 +137,7 @@ def write_out_of_order(control, count) -> None:
         write(control, count)  # the later one writes first
         db.execute(
             "INSERT INTO audit.event (class, action, target_kind, target_id, body) "
-            "SELECT 'B', 'audit.heartbeat', 'instance', gen_random_uuid(), '{}' "
+            "SELECT 'A', 'instance.read', 'instance', gen_random_uuid(), '{}' "
             f"FROM generate_series(1, {count})"
         )
         db.execute("COMMIT")

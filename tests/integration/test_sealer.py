@@ -87,7 +87,7 @@ def grow(control, months: int, events: int) -> None:
         )
         control.act(
             "INSERT INTO audit.event (at, class, action, target_kind, target_id, body) "
-            f"SELECT {first} + interval '1 hour', 'B', 'audit.heartbeat', 'instance', "
+            f"SELECT {first} + interval '1 hour', 'A', 'instance.read', 'instance', "
             f"gen_random_uuid(), '{{}}' FROM generate_series(1, {events})"
         )
 

@@ -18,6 +18,10 @@ VALUES = "'A', 'a', 'run', gen_random_uuid(), '{}'"
 EVENT = f"INSERT INTO audit.event ({COLUMNS}) VALUES ({VALUES})"
 
 
+def saying(action: str) -> str:
+    return EVENT.replace("'a'", f"'{action}'")
+
+
 def stamped(column: str, value: str) -> str:
     return f"INSERT INTO audit.event ({COLUMNS}, {column}) VALUES ({VALUES}, {value})"
 
@@ -91,9 +95,26 @@ def state_of(control, process: str, statement: str) -> str:
 
 @pytest.mark.parametrize("process", WRITERS)
 def test_a_writer_may_insert_an_event_and_nothing_else(control, process):
-    assert state_of(control, process, EVENT) == ""
+    event = saying("audit.read") if process == "auditor" else EVENT
+    assert state_of(control, process, event) == ""
     refused = {what: state_of(control, process, how) for what, how in FORBIDDEN.items()}
     assert refused == dict.fromkeys(FORBIDDEN, "42501")
+
+
+OF_THE_SEALER = (
+    "signer.rotated", "audit.epoch_started", "audit.pruned", "sealer.started", "audit.heartbeat",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("process", WRITERS)
+def test_only_the_sealer_speaks_of_itself_and_an_auditor_of_reading(control, process):
+    said = {
+        action: state_of(control, process, saying(action))
+        for action in (*OF_THE_SEALER, "audit.read", "account.deleted")
+    }
+    wanted = dict.fromkeys(OF_THE_SEALER, "" if process == "sealer" else "42501")
+    wanted |= {"audit.read": "", "account.deleted": "42501" if process == "auditor" else ""}
+    assert said == wanted
 
 
 @pytest.mark.parametrize("process", [p for p in WRITERS if p not in READERS])

@@ -342,9 +342,9 @@ def test_a_request_that_was_changed_after_its_approval_drops_nothing(old, shell,
 def test_a_record_that_the_sealer_did_not_sign_drops_nothing(old, shell, second):
     request = ask(old, shell)
     approve(second, request)
-    with old.cli.transaction() as tx:
+    with transaction(old.control.engine("sealer")) as tx:  # its login, without its key
         audit.append(tx, AuditEvent(AuditAction.AUDIT_PRUNED, TargetKind.INSTANCE,
-                                    audit.INSTANCE_ID, old.cli.principal,
+                                    audit.INSTANCE_ID, Principal("sealer", "s"),
                                     detail={
                                         "request": request, "before": "2024-03-01", "also": "",
                                         "first_kept": 1, "size": 1, "root": "", "sha256": "",
