@@ -43,17 +43,20 @@ def read(paths: Iterable[Path], report: Report) -> list[Anchored]:
         except OSError as error:
             report.add(Level.INCOMPLETE, f"anchor {path} cannot be read: {error.strerror}")
             continue
-        unreadable = 0
+        unreadable, held = 0, 0
         for line in lines:
             try:
                 for note in notes_in(line):
                     text, signatures = parse_note(note)
                     point = Checkpoint.parse(text)
+                    held += 1
                     found.setdefault(note, Anchored(path.name, point, text, signatures))
             except ValueError:  # of base64 and UTF-8, too
                 unreadable += 1
         if unreadable:
             report.note(f"{path.name} holds {unreadable} lines that are cut: not counted")
+        if not held:
+            report.add(Level.INCOMPLETE, f"{path.name} holds no checkpoint: it proves nothing")
     return list(found.values())
 
 

@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from audit.checkpoint import Checkpoint
 from audit.evidence import BODY
 from audit.export import event_line
+from audit.exported import FIELDS
 from audit.findings import Level, Report
 from audit.leaf import leaf
 from audit.live import LiveEvidence
@@ -89,6 +90,8 @@ def check(path: Path, keys: Sequence[PublicKey]) -> Report:
 
 def _check(said: dict[str, Any], keys: Sequence[PublicKey], report: Report) -> None:
     event, index = said["event"], said["index"]
+    if type(index) is not int or event.keys() != set(FIELDS):
+        raise ValueError(index)
     text, signatures = parse_note(said["note"])
     point = Checkpoint.parse(text)
     made = leaf(

@@ -88,7 +88,7 @@ def check_proof(said):
         while at == last and at and not at % 2:
             at, last = at // 2, last // 2
         at, last = at // 2, last // 2
-    (index >= 0 == last and hash_ == root) or say(BAD, "the event is not what was sealed", index)
+    (type(index) is int and 0 <= index < size and last == 0 and hash_ == root) or say(BAD, "the event is not what was sealed", index)
     signed(text, signatures) or say(CANNOT, "the checkpoint is signed by a key that is not trusted")
 
 def believe(log_id, pending, said):
@@ -190,14 +190,15 @@ options, anchored, known = argparse.ArgumentParser(description=__doc__), {}, Fal
 for word, more in {"--pubkey": {"required": True}, "--anchor": {"action": "append", "default": []}, "--proof": {},
                    "directory": {"nargs": "?", "default": Path(__file__).resolve().parent}}.items():
     options.add_argument(word, type=Path, **more)
-asked = options.parse_args()
-here = asked.directory
+here = (asked := options.parse_args()).directory
 try:
     [trust(x) for x in asked.pubkey.read_text("utf-8").splitlines() if x.strip() and not x.startswith("#")]
     log = json.loads((asked.proof or here / "log.json").read_bytes())
     known = log["format"] == ("syncward-audit-proof/1" if asked.proof else "syncward-audit-export/1")
     for path in asked.anchor:
-        for one in re.findall(r"syncward-checkpoint ([A-Za-z0-9+/]+={0,2})", path.read_text("utf-8", "replace")):
+        notes = re.findall(r"syncward-checkpoint ([A-Za-z0-9+/]+={0,2})", path.read_text("utf-8", "replace"))
+        notes or say(INCOMPLETE, f"{path.name} holds no checkpoint: it proves nothing")
+        for one in notes:
             try:
                 point = parse_note(base64.b64decode(one).decode())
                 anchored.setdefault(point[3], []).append(point)
@@ -219,8 +220,7 @@ except (OSError, *ERRORS):
     say(INCOMPLETE, "SHA256SUMS cannot be read")
 known or say(CANNOT, "no public key, or no known format")
 for level, index, text in sorted(found)[:40]:
-    at = "" if index == NEVER else f" at index {index}"
-    print(re.sub(r"[^ -~]", "?", f"{LEVELS[level]}{at}: {text}"))
+    print(re.sub(r"[^ -~]", "?", f"{LEVELS[level]}{'' if index == NEVER else f' at index {index}'}: {text}"))
 worst = min(found)[0] if found else 3
 print(f"{len(found)} findings: {'intact' if worst == 3 else LEVELS[worst].lower()}")
 sys.exit((10, 12, 11, 0)[worst])

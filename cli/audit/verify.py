@@ -12,7 +12,7 @@ import click
 from cli.audit.group import audit
 from cli.context import Cli, command
 from cli.show import plain
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, SyncwardError
 
 if TYPE_CHECKING:  # `--help` must not wait for SQLAlchemy and cryptography
     from audit.findings import Report
@@ -105,13 +105,23 @@ def _exported(
 def _live(cli: Cli, keys: Sequence["PublicKey"], anchors: Sequence[Path], start: int) -> "Report":
     from audit.live import LiveEvidence  # noqa: PLC0415 - as above
     from audit.verify import Verifier  # noqa: PLC0415 - as above
-    from schemas.audit import AuditAction, AuditEvent, TargetKind  # noqa: PLC0415 - as above
-    from storage import audit as events  # noqa: PLC0415 - as above
     from storage.audit_log import snapshot  # noqa: PLC0415 - as above
 
     with _bar() as progress, snapshot(cli.audit_engine) as tx:
         evidence = LiveEvidence(tx)
         report = Verifier(evidence, keys, anchors=anchors, start=start, progress=progress).run()
+    try:
+        _record(cli, report)
+    except SyncwardError as error:  # a read-only standby, or a log that takes no events
+        report.note(f"this verification could not be recorded: {error.public}")
+    return report
+
+
+def _record(cli: Cli, report: "Report") -> None:
+    """Leave an event of this verification."""
+    from schemas.audit import AuditAction, AuditEvent, TargetKind  # noqa: PLC0415 - as above
+    from storage import audit as events  # noqa: PLC0415 - as above
+
     with cli.auditing() as tx:
         events.append(
             tx,
@@ -127,7 +137,6 @@ def _live(cli: Cli, keys: Sequence["PublicKey"], anchors: Sequence[Path], start:
                 },
             ),
         )
-    return report
 
 
 @contextmanager
