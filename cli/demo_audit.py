@@ -13,7 +13,8 @@ from sqlalchemy import Connection, create_engine, text
 
 from cli import dev
 from schemas.errors import SyncwardError
-from storage import audit_log, sealing
+from storage import audit_tail, sealing
+from storage.audit_tail import Filters
 from storage.engine import parse_url, run_script
 
 #: The event that is rewritten.
@@ -52,7 +53,8 @@ def verify(data_dir: Path) -> Verdict:
 def rewritten(instance: dev.Instance) -> Iterator[str]:
     """While in the block the event says that nothing was done; yields who it was before."""
     with _superuser(instance) as tx:
-        found = dict(audit_log.events(tx, INDEX, INDEX + 1)).get(INDEX)
+        page = audit_tail.following(tx, Filters(), begin=INDEX, limit=1)
+        found = next((event for event in page.events if event.index == INDEX), None)
         if found is None:
             raise SyncwardError(f"demo: event {INDEX} is not sealed; is the sealer running?")
         where = {"at": found.at, "seq": found.seq}

@@ -142,7 +142,7 @@ def test_filters_let_pass_what_they_say(world):
     world.account()
     bob = Principal("operator", "bob")
     write(world, event(), event(principal=bob), event(AuditAction.INSTANCE_PAUSED, bob),
-          event(AuditAction.AUDIT_HEARTBEAT, Principal("sealer", "bob"), size=1))  # fmt: skip
+          event(AuditAction.PARTITIONS_CREATED, Principal("scheduler", "bob"), partitions="p"))  # fmt: skip
     world.seal_all()
     account = world.control.one("SELECT id FROM accounts")
     cases: list[tuple[dict[str, Any], list[str]]] = [
@@ -153,7 +153,7 @@ def test_filters_let_pass_what_they_say(world):
         ({"target_kind": "account"}, ["account.created"]),
         ({"target_id": account}, ["account.created"]),
         ({"account_id": account}, ["account.created"]),
-        ({"class_": "B"}, ["audit.heartbeat"]),
+        ({"class_": "B"}, ["partitions.created"]),
         ({"until": datetime.now(UTC) - timedelta(hours=1)}, []),
     ]  # fmt: skip
     for filters, actions in cases:

@@ -13,7 +13,7 @@ from audit.sealer import LogWentBack
 from audit.tree import Edge
 from crypto import signing
 from schemas.errors import ConfigError
-from storage import audit, audit_log, sealing
+from storage import audit, sealing
 from storage.engine import transaction
 from tests.faults.sealing import event, examine, seal_all, sealer
 
@@ -62,18 +62,6 @@ def test_nothing_is_signed_for_a_database_that_went_back(shop):
     )
     with pytest.raises(LogWentBack, match=f"{size} events of log"):
         shop.sealer().step()
-
-
-def test_sealed_events_are_read_in_the_order_of_their_indexes(shop):
-    shop.apply({"public.items": "{mode: replace}"})
-    size = shop.seal_all()
-    with transaction(shop.control.engine("auditor")) as tx:
-        found = list(audit_log.events(tx, 0, size))
-        assert list(audit_log.events(tx, 2, 4)) == found[2:4]
-    leaves = [bytes(leaf) for (leaf,) in shop.control.all(
-        "SELECT leaf FROM audit.event ORDER BY xid, seq")]  # fmt: skip
-    assert [index for index, _ in found] == list(range(size))
-    assert [event.leaf for _, event in found if event] == leaves
 
 
 def grow(control, months: int, events: int) -> None:
