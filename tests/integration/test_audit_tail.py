@@ -142,7 +142,8 @@ def test_filters_let_pass_what_they_say(world):
     world.account()
     bob = Principal("operator", "bob")
     write(world, event(), event(principal=bob), event(AuditAction.INSTANCE_PAUSED, bob),
-          event(AuditAction.PARTITIONS_CREATED, Principal("scheduler", "bob"), partitions="p"))  # fmt: skip
+          event(AuditAction.PARTITIONS_CREATED, Principal("scheduler", "bob"),
+                partitions="p"))  # fmt: skip
     world.seal_all()
     account = world.control.one("SELECT id FROM accounts")
     cases: list[tuple[dict[str, Any], list[str]]] = [
