@@ -113,7 +113,7 @@ class LiveEvidence:
             elif one.never:
                 report.add(
                     Level.TAMPERED,
-                    f"{event} is of a transaction that never was: inserted past the log",
+                    f"{event} is of a transaction or a time that has not come: inserted",
                 )
             elif one.old:
                 report.add(

@@ -169,7 +169,7 @@ class Unsealed:
 
     seq: int
     at: str
-    never: bool  # of a transaction that this server has not begun yet
+    never: bool  # of a transaction or a time that has not come yet
     behind: bool  # of one that is older than what is sealed in this epoch
     old: bool  # written more than five minutes ago
 
@@ -200,7 +200,8 @@ def unsealed(tx: Connection, most: int, *, all_: bool) -> tuple[int, list[Unseal
             f"FROM audit.checkpoint c WHERE c.latest >= {since}) AS s "
             "WHERE s.seq = e.seq AND e.at BETWEEN s.earliest AND s.latest)) "
             "SELECT o.seq, o.at::text, "
-            "o.xid >= pg_snapshot_xmax(pg_current_snapshot()) AS never, "
+            "o.xid >= pg_snapshot_xmax(pg_current_snapshot()) "
+            "OR o.at > clock_timestamp() + interval '1 minute' AS never, "
             "coalesce(n.last_seq > 0 AND (o.seq > n.floor_seq OR n.epoch = 1) "
             "AND (o.xid < n.last_xid "
             "OR (o.xid = n.last_xid AND o.seq < n.last_seq)), false) AS behind, "

@@ -25,6 +25,7 @@ def log(control, tmp_path):
 @pytest.mark.parametrize(("xid", "at", "code"), [
     ("'9000000000000'::xid8", "at", 10),  # parked where no sealer ever comes
     ("'9000000000000'::xid8", "at - interval '30 days'", 10),
+    ("(xid::text::bigint + 1)::text::xid8", "now() + interval '1 year'", 10),
     ("(xid::text::bigint - 1)::text::xid8", "at - interval '30 days'", 10),
     ("xid", "at - interval '30 days'", 11),
     ("(xid::text::bigint + 1)::text::xid8", "at - interval '30 days'", 11),
