@@ -246,6 +246,8 @@ def program(world):
             [sys.executable, "-m", "cli.main", "audit", "tail", *words],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
             cwd=Path(__file__).parents[2],
+            # a shell that started the tests in the background has Ctrl-C ignored for all below it
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
         )  # fmt: skip
         started.append(process)
         return process
@@ -322,16 +324,15 @@ def reads(world, work) -> int:
         "SELECT coalesce(sum(heap_blks_hit + heap_blks_read + idx_blks_hit + idx_blks_read), 0) "
         "FROM pg_statio_all_tables WHERE schemaname = 'audit'"
     )
-    with world.cli.auditing() as tx:
-        work(tx)
-        tx.execute(text("SELECT pg_stat_force_next_flush()"))
-    time.sleep(0.1)
-    before = world.control.one(counted)
-    with world.cli.auditing() as tx:
-        work(tx)
-        tx.execute(text("SELECT pg_stat_force_next_flush()"))
-    time.sleep(0.1)
-    return int(str(world.control.one(counted))) - int(str(before))
+    found = []
+    for _ in range(4):  # the first warms up; what others did before may be counted late
+        before = int(str(world.control.one(counted)))
+        with world.cli.auditing() as tx:
+            work(tx)
+            tx.execute(text("SELECT pg_stat_force_next_flush()"))
+        time.sleep(0.2)
+        found.append(int(str(world.control.one(counted))) - before)
+    return min(found[1:])
 
 
 def test_a_poll_with_nothing_new_reads_next_to_nothing(large):

@@ -578,7 +578,7 @@ def test_an_epoch_that_nobody_signed_explains_nothing(log):
         detail={"epoch": 2, "size": newest.size, "why": "x", "lost_size": 10_000,
                 "lost_root": "00" * 32, "signature": "— x AAAA\n"},
     )  # fmt: skip
-    with log.cli.transaction() as tx:
+    with transaction(log.control.engine("sealer")) as tx:  # its login, without its key
         audit.append(tx, forged)
     log.control.act("UPDATE audit.log SET epoch = 2")
     log.control.act(
