@@ -133,8 +133,26 @@ CREATE POLICY audit_reads ON audit.event FOR SELECT
   TO syncward_sealer, syncward_auditor USING (true);
 GRANT SELECT (id, name) ON accounts TO syncward_auditor;
 
--- The same stamp without the price of a definer on each event: it asks for no right, every name in
--- it is qualified, and `audit.leaf` was bound when it was made, whatever the caller's search_path.
+-- The same bytes in one call of format() whose plan a session keeps, a quarter of the price of ten
+-- functions in SQL; and the same stamp without the price of a definer. Neither asks for a right, and
+-- every name in them is qualified and no operator is used, whatever the caller's search_path.
+CREATE OR REPLACE FUNCTION audit.leaf(at timestamptz, account_id uuid, class text, action text,
+    target_kind text, target_id uuid, login text, client text, body text) RETURNS bytea
+  LANGUAGE plpgsql STABLE AS $$
+DECLARE
+  moment text := pg_catalog.to_char(pg_catalog.timezone('UTC', at), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"');
+  account text := coalesce(account_id::text, '');
+  target text := target_id::text;
+BEGIN
+  RETURN pg_catalog.sha256(pg_catalog.byteacat('\x00'::bytea, pg_catalog.convert_to(pg_catalog.format(
+    '17:syncward/audit/v1,%s:%s,%s:%s,%s:%s,%s:%s,%s:%s,%s:%s,%s:%s,%s:%s,%s:%s,',
+    pg_catalog.octet_length(moment), moment, pg_catalog.octet_length(account), account,
+    pg_catalog.octet_length(class), class, pg_catalog.octet_length(action), action,
+    pg_catalog.octet_length(target_kind), target_kind, pg_catalog.octet_length(target), target,
+    pg_catalog.octet_length(login), login, pg_catalog.octet_length(client), client,
+    pg_catalog.octet_length(body), body), 'UTF8')));
+END $$;
+
 CREATE OR REPLACE FUNCTION audit.stamp() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
   NEW.login := session_user;
