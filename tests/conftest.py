@@ -1,6 +1,9 @@
 """Real servers for the tests: embedded Postgres and Valkey, one pair per worker."""
 
+import os
 import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,10 +24,29 @@ from tests.world import Control, Pair, World
 TEST_PRINCIPAL = Principal("operator", "test")
 
 
+#: Where files live in memory on Linux, and how much of it must be free to use it.
+_MEMORY, _MEMORY_MIN = Path("/dev/shm"), 4 * 2**30  # noqa: S108 - a private directory below it
+#: Of each of the three servers that tests start side by side.
+_LITTLE_WAL = {"max_wal_size": "256MB"}
+
+
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    root = tmp_path_factory.mktemp("pg")
-    with Cluster(root / "postgres", durable=False, guard_parent=True) as started:
+def server_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the shared server keeps its data: memory, or a disk where there is too little of it.
+
+    A database is three hundred files, and each test that asks for a world makes and drops three.
+    """
+    if not os.access(_MEMORY, os.W_OK) or shutil.disk_usage(_MEMORY).free < _MEMORY_MIN:
+        yield tmp_path_factory.mktemp("pg")
+        return
+    with tempfile.TemporaryDirectory(prefix="syncward-tests-", dir=_MEMORY) as root:
+        yield Path(root)
+
+
+@pytest.fixture(scope="session")
+def cluster(server_root: Path) -> Iterator[Cluster]:
+    root = server_root / "postgres"
+    with Cluster(root, durable=False, settings=_LITTLE_WAL, guard_parent=True) as started:
         yield started
 
 
