@@ -111,8 +111,8 @@ def keep(
         return
     if not any(root.purpose == offer.purpose for root in roots(keys)):
         add_root(tx, keys, offer, principal)
-        if _put(keys, key, offer.purpose, month):
-            return
+    if _put(keys, key, offer.purpose, month):  # also if another host made the root known just now
+        return
     raise ConfigError(
         f"keyring: its {offer.purpose} root {key.root_id} is retired or of another installation; "
         "use the keyring that is in use now (see: syncward keys status)",

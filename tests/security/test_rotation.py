@@ -10,7 +10,7 @@ from datetime import timedelta
 import psycopg
 import pytest
 from psycopg import sql
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from cli import credentials, key_rotation
 from crypto import keyring as keyrings
@@ -196,6 +196,34 @@ def test_records_keys_are_wrapped_again_by_the_operator(workers_live):
         == done.root_id
     )
     until(lambda: world.deps.keyring.active_root("records") == done.root_id)
+
+
+def test_two_hosts_may_keep_the_first_key_of_a_root_at_the_same_moment(world):
+    records, account, engine = world.deps.keyring, new_id(), world.deps.engine
+
+    def keep(tx) -> None:
+        context = keyrings.WrapContext(account, "records", new_id())
+        wrapped = records.wrap("records", secrets.token_bytes(32), context)
+        offer = keystore.RootOffer(
+            wrapped.root_id, "records", "file", lambda: make_canary(records, "records")
+        )
+        key = keystore.StoredKey(context.dek_id, account, wrapped.root_id, wrapped.blob)
+        keystore.keep(tx, tx, key, offer, Principal("worker", "w1"))
+
+    asked: list[str] = []
+
+    def be_quicker(*said: object) -> None:
+        if "FROM keystore.root" in str(said[2]) and not asked:  # it was refused, and looks why
+            asked.append(str(said[2]))
+            with transaction(engine) as other:
+                keep(other)
+
+    event.listen(engine, "before_cursor_execute", be_quicker)
+    with transaction(engine) as tx:
+        keep(tx)
+    event.remove(engine, "before_cursor_execute", be_quicker)
+    assert asked
+    assert world.control.one("SELECT count(*) FROM keystore.dek WHERE purpose = 'records'") == 2
 
 
 def test_replaced_data_keys_seal_again_and_the_old_ones_wait_for_the_backups(stored):
