@@ -83,6 +83,7 @@ ACTIONS: Mapping[AuditAction, Mapping_] = {
     _A.JOB_REFUSED: _call(OTHER, MEDIUM),
     _A.CONNECTION_CREATED: _entity(CREATE),
     _A.CONNECTION_UPDATED: _entity(UPDATE),
+    _A.STREAM_SCHEMA_CHANGED: _entity(UPDATE),
     _A.CONNECTION_DELETED: _entity(DELETE, LOW),
     _A.CONNECTION_PAUSED: _entity(DISABLE),
     _A.CONNECTION_RESUMED: _entity(ENABLE),

@@ -2,14 +2,16 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from psycopg import sql
 
+from connectors import pg_drift
 from connectors.pg_catalog import Relation, find
+from connectors.pg_drift import Table
 from connectors.postgres import Connection, PostgresConfig
 from schemas.errors import ConfigError, SyncwardError
-from schemas.records import Batch, Column, LoadCounts, LoadRequest, StreamShape
+from schemas.records import Batch, Column, LoadCounts, LoadRequest, SchemaChange, StreamShape
 from schemas.streams import Mode
 
 #: Our column in every destination table: when this row version was loaded.
@@ -31,6 +33,10 @@ class Load:
     request: LoadRequest
     batch: Batch
     rewrite: bool  # the table's content becomes the batch, also for append
+    seen_shape: str | None = None  # `schema_hash` of what was loaded last
+    #: what of the batch the table takes, in its types; None: all as it is
+    carried: tuple[Column, ...] | None = None
+    changes: tuple[SchemaChange, ...] = ()  # what was done to the table for this batch
 
     @property
     def table(self) -> sql.Identifier:
@@ -46,7 +52,13 @@ class Load:
 
     @property
     def columns(self) -> Sequence[Column]:
-        return self.batch.shape.columns
+        """The columns that are written, in the target's types."""
+        return self.batch.shape.columns if self.carried is None else self.carried
+
+    @property
+    def through_staging(self) -> bool:
+        """Say whether rows do not go into the table as they come: this server reads them first."""
+        return tuple(self.columns) != self.shape.columns or any(c.as_text for c in self.columns)
 
 
 def run(load: Load) -> LoadCounts:
@@ -54,12 +66,16 @@ def run(load: Load) -> LoadCounts:
     target = find(load.conn, load.request.target_schema, load.request.stream.table_name)
     if target is None:
         return _into_new_table(load)
-    _check_columns(load, target)
+    load = _adapted(load, target)
+    return replace(_into_table(load, target), changes=load.changes)
+
+
+def _into_table(load: Load, target: Relation) -> LoadCounts:
     if load.request.stream.mode is Mode.APPEND and not load.rewrite:
         return _append(load)
     if load.request.stream.mode is Mode.MERGE:
         _check_key(load, target)
-    if _is_empty(load) and not _through_staging(load.columns):
+    if _is_empty(load) and not load.through_staging:
         return _append(load)
     staged, size = _stage(load)
     if load.request.stream.mode is Mode.MERGE:
@@ -72,23 +88,9 @@ def run(load: Load) -> LoadCounts:
 # ── first load ───────────────────────────────────────────────────────────────────────────────
 
 
-def ensure_schema(conn: Connection, schema: str) -> None:
-    """Make the target schema if it is missing, in a transaction of its own.
-
-    First loads of several connections may meet here: inside the load's transaction the second one
-    would wait for all the rows of the first, and then fail.
-    """
-    there = "SELECT FROM pg_namespace WHERE nspname = %s::text"
-    if conn.execute(there, (schema,)).fetchone() is not None:
-        return
-    with conn.transaction():
-        conn.execute("SELECT pg_advisory_xact_lock(hashtext('_syncward.schema'))")
-        conn.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema)))
-
-
 def _into_new_table(load: Load) -> LoadCounts:
     """Create the table with the source's exact types; its key comes after the rows."""
-    _check_types(load)
+    _check_types(load, load.columns)
     columns = sql.SQL(", ").join(_definition(column) for column in load.columns)
     load.conn.execute(
         sql.SQL("CREATE TABLE {} ({}, {} timestamptz NOT NULL DEFAULT now())").format(
@@ -111,9 +113,9 @@ def _definition(column: Column) -> sql.Composed:
     return sql.SQL("{} {}{}").format(sql.Identifier(column.name), type_, null)
 
 
-def _check_types(load: Load) -> None:
+def _check_types(load: Load, columns: Sequence[Column]) -> None:
     """Refuse types that this server does not have, by a parser that accepts one type name only."""
-    for column in load.columns:
+    for column in columns:
         if column.name.startswith("_syncward_"):
             raise ConfigError(f"{load.request.stream.name}: column {column.name} is a name of ours")
         row = load.conn.execute("SELECT to_regtype(%s) IS NOT NULL", (column.type,)).fetchone()
@@ -127,25 +129,30 @@ def _check_types(load: Load) -> None:
 # ── existing tables ──────────────────────────────────────────────────────────────────────────
 
 
-def _check_columns(load: Load, target: Relation) -> None:
-    """Refuse tables that are not ours and columns that differ; nothing is converted silently."""
-    there = {column.name: column.type for column in target.shape.columns}
-    if there.pop(SYNCED_AT, None) is None:
+def _adapted(load: Load, target: Relation) -> Load:
+    """Refuse a table that is not ours; let ours follow the source as the stream says."""
+    if SYNCED_AT not in {column.name for column in target.shape.columns}:
         raise ConfigError(
             f"{load.config.where}: table {load.name} exists and was not made by Syncward; choose "
             "another target schema, or move the table"
         )
-    here = {column.name: column.type for column in load.columns}
-    for name, type_ in here.items():
-        if name not in there:
-            raise ConfigError(
-                f"{load.name}: the source has a new column {name} {type_}; add it here first"
-            )
-        if there[name] != type_:
-            raise ConfigError(
-                f"{load.name}: column {name} is {type_} at the source and {there[name]} here; "
-                "change it here first"
-            )
+    spec, here, there = load.request.stream, load.shape.columns, _ours_apart(target)
+    _check_types(load, [c for c in here if c.name not in there or c.type != there[c.name].type])
+    key = {column for columns in target.keys for column in columns}
+    table = Table(load.conn, load.table, load.name, there, key, spec.drift)
+    every_row = load.batch.full or spec.mode is Mode.APPEND
+    done = pg_drift.adapt(
+        table, here, full=every_row, first=load.seen_shape != schema_hash(load.shape)
+    )
+    if done:
+        there = _ours_apart(find(load.conn, load.request.target_schema, spec.table_name))
+    return replace(load, carried=pg_drift.carried(there, here), changes=done)
+
+
+def _ours_apart(target: Relation | None) -> dict[str, Column]:
+    """Return a table's columns by name, without ours."""
+    columns = () if target is None else target.shape.columns
+    return {c.name: c for c in columns if not c.name.startswith("_syncward_")}
 
 
 def _check_key(load: Load, target: Relation) -> None:
@@ -169,12 +176,12 @@ def _is_empty(load: Load) -> bool:
 
 def _append(load: Load) -> LoadCounts:
     """Add the batch as it is."""
-    if _through_staging(load.columns):
+    if load.through_staging:
         _, size = _stage(load)
         columns = _names(load.columns)
         rows = load.conn.execute(
             sql.SQL("INSERT INTO {} ({}) SELECT {} FROM pg_temp.{} s").format(
-                load.table, columns, _typed(load.columns), sql.Identifier(_STAGING)
+                load.table, columns, _typed(load), sql.Identifier(_STAGING)
             )
         ).rowcount
         return LoadCounts(rows, 0, 0, bytes=size)
@@ -182,17 +189,12 @@ def _append(load: Load) -> LoadCounts:
     return LoadCounts(inserted=rows, updated=0, unchanged=0, bytes=size)
 
 
-def _through_staging(columns: Sequence[Column]) -> bool:
-    """Say whether some column travels as text and must be read as its type by this server."""
-    return any(column.as_text for column in columns)
-
-
 def _copy_into(load: Load, table: sql.Composable) -> tuple[int, int]:
     """Relay the batch into a table; return (rows by this server's count, bytes)."""
     size = 0
     cursor = load.conn.cursor()
     statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(
-        table, _names(load.columns)
+        table, _names(load.shape.columns)
     )
     with cursor.copy(statement) as copy:
         for chunk in load.batch.chunks:
@@ -210,7 +212,7 @@ def _stage(load: Load) -> tuple[int, int]:
             sql.Identifier(c.name),
             sql.SQL("text" if c.as_text else c.type),
         )
-        for c in load.columns
+        for c in load.shape.columns
     )
     load.conn.execute(sql.SQL("CREATE TEMP TABLE {} ({}) ON COMMIT DROP").format(staging, columns))
     rows, size = _copy_into(load, sql.SQL("pg_temp.{}").format(staging))
@@ -311,7 +313,7 @@ def _replace_by_content(load: Load, staged: int, size: int) -> LoadCounts:
         id=sql.SQL("ctid AS place"), columns=_names(load.columns), table=load.table
     )
     new = numbered.format(
-        id=sql.SQL("ctid AS place"), columns=_typed(load.columns, ""), table=parts["staging_table"]
+        id=sql.SQL("ctid AS place"), columns=_typed(load, ""), table=parts["staging_table"]
     )
     deleted = load.conn.execute(
         sql.SQL(
@@ -363,24 +365,23 @@ def _names(columns: Sequence[Column]) -> sql.Composed:
     return sql.SQL(", ").join(sql.Identifier(c.name) for c in columns)
 
 
-def _typed(columns: Sequence[Column], alias: str = "s.") -> sql.Composed:
-    """Name the staged columns as their types: those that came as text are read here."""
+def _typed(load: Load, alias: str = "s.") -> sql.Composed:
+    """Name the staged columns as the table's types: those that came otherwise are read here."""
+    came = {c.name: c.type for c in load.shape.columns if not c.as_text}
     return sql.SQL(", ").join(
-        sql.SQL("{}{}::{}").format(
+        sql.SQL("{}{}" if came.get(c.name) == c.type else "{}{}::{}").format(
             sql.SQL(alias),
             sql.Identifier(c.name),
-            sql.SQL(c.type),
+            *([] if came.get(c.name) == c.type else [sql.SQL(c.type)]),
         )
-        if c.as_text
-        else sql.SQL("{}{}").format(sql.SQL(alias), sql.Identifier(c.name))
-        for c in columns
+        for c in load.columns
     )
 
 
 def _parts(load: Load, key: Sequence[str]) -> dict[str, sql.Composable]:
     here = sql.SQL(", ").join(sql.SQL("t.{}").format(sql.Identifier(c.name)) for c in load.columns)
     same = sql.SQL(" AND ").join(sql.SQL("t.{0} = s.{0}").format(sql.Identifier(k)) for k in key)
-    typed = _typed(load.columns)
+    typed = _typed(load)
     return {
         "table": load.table,
         "staging": sql.Identifier(_STAGING),

@@ -42,7 +42,8 @@ CREATE TABLE _syncward.state (
 """
 #: The row lock waits out a zombie's commit, and holds until our fence is in place.
 _SEEN = """
-SELECT fence, claimed_by, cursor, reads, run_id, result, generation FROM _syncward.state
+SELECT fence, claimed_by, cursor, reads, run_id, result, generation, schema_hash
+FROM _syncward.state
 WHERE connection_id = %(connection)s AND stream = %(stream)s FOR UPDATE
 """
 _CLAIM = """
@@ -68,6 +69,7 @@ class StateRow:
     known: bool  # this connection has loaded this stream before
     fence: int  # the highest before this run's
     run_id: UUID | None  # the run that loaded it last
+    schema_hash: str | None = None  # of what was loaded last
 
 
 def ensure(conn: Connection, config: PostgresConfig) -> None:
@@ -115,7 +117,7 @@ def claim(conn: Connection, request: LoadRequest) -> StateRow:
             row = conn.execute(_SEEN, names).fetchone()
         if row is None:  # forgotten in this very moment
             raise TransientError(f"{request.stream.name}: its state was removed; try again")
-        fence, claimed_by, cursor, reads, run_id, result, generation = row
+        fence, claimed_by, cursor, reads, run_id, result, generation, schema_hash = row
         if fence > request.fence or (fence == request.fence and claimed_by != request.run_id):
             # A zombie's own finish is refused by its lease; the owner must not go on unseen.
             raise ahead(request.stream.name)
@@ -127,6 +129,7 @@ def claim(conn: Connection, request: LoadRequest) -> StateRow:
         known=generation > 0,
         fence=fence,
         run_id=run_id,
+        schema_hash=schema_hash,
     )
 
 
@@ -160,7 +163,7 @@ def commit(
             "run": request.run_id,
             "reads": definition(request),
             "schema_hash": result.schema_hash,
-            "result": Jsonb(result.model_dump()),
+            "result": Jsonb(result.model_dump(mode="json", exclude_defaults=True)),
             "upper": _jsonb(result.cursor_to),
             "expected": _jsonb(expected),
         },

@@ -50,6 +50,7 @@ class AuditAction(StrEnum):
     CONNECTION_DELETED = "connection.deleted"
     CONNECTION_PAUSED = "connection.paused"
     CONNECTION_RESUMED = "connection.resumed"
+    STREAM_SCHEMA_CHANGED = "stream.schema_changed"
     RUN_QUEUED = "run.queued"
     RUN_MERGED = "run.merged"
     RUN_DISPATCHED = "run.dispatched"
@@ -87,7 +88,9 @@ class AuditAction(StrEnum):
 
 
 _RUN_ACTIONS = frozenset(
-    a for a in AuditAction if a.startswith(("run.", "partitions.created", "audit.heartbeat"))
+    a
+    for a in AuditAction
+    if a.startswith(("run.", "stream.", "partitions.created", "audit.heartbeat"))
 )
 
 

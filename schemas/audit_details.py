@@ -124,6 +124,14 @@ class Started(OfRun):
     fence: Int
 
 
+class SchemaChanged(Detail):
+    stream: str
+    column: str
+    change: str
+    before: str | None
+    after: str | None
+
+
 class FenceRaised(OfRun):
     before: Int
     after: Int
@@ -253,6 +261,7 @@ DETAILS: dict[AuditAction, type[Detail]] = {
     _A.CONNECTION_DELETED: Named,
     _A.CONNECTION_PAUSED: Detail,
     _A.CONNECTION_RESUMED: Detail,
+    _A.STREAM_SCHEMA_CHANGED: SchemaChanged,
     _A.RUN_QUEUED: Queued,
     _A.RUN_MERGED: Merged,
     _A.RUN_DISPATCHED: Dispatched,

@@ -9,6 +9,7 @@ SyncwardError
 ├── GuardTripped         a person must approve what would happen to the data
 ├── NotFound             the thing named does not exist
 ├── Conflict             the thing named exists already, or is in the wrong state
+├── ReadAgain            a window is not enough; the stream is read from the beginning, now
 ├── LeaseLost            this worker no longer owns the run; it stops without a word
 ├── RunCancelled         somebody asked for the run to stop
 ├── Draining             the worker is going away; the run is handed back
@@ -90,6 +91,12 @@ class Conflict(SyncwardError):  # noqa: N818 - reads best where it is raised
     """The thing named exists already or is not in a state that allows this."""
 
     code = "conflict"
+
+
+class ReadAgain(SyncwardError):  # noqa: N818 - an event more than an error
+    """What a window holds is not enough for the target: read everything, in the same run."""
+
+    code = "read_again"
 
 
 class LeaseLost(SyncwardError):  # noqa: N818 - an event more than an error

@@ -33,6 +33,38 @@ class Column:
     as_text: bool = False  # travels as text: its binary form means nothing on another server
 
 
+class Change(StrEnum):
+    """How a column of the source differs from the target's."""
+
+    ADDED = "added"
+    REMOVED = "removed"
+    WIDENED = "widened"
+    NARROWED = "narrowed"
+    CHANGED = "changed"
+    NULLABLE = "nullable"
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaChange:
+    """One change of a table, with the types before and after; `str()` is a sentence's part."""
+
+    column: str
+    change: Change
+    before: str | None
+    after: str | None
+
+    def __str__(self) -> str:
+        match self.change:
+            case Change.ADDED:
+                return f"column {self.column} {self.after} is new"
+            case Change.REMOVED:
+                return f"column {self.column} {self.before} is gone"
+            case Change.NULLABLE:
+                return f"column {self.column} may be NULL now"
+            case _:
+                return f"column {self.column} was {self.before} and is {self.after}"
+
+
 @dataclass(frozen=True, slots=True)
 class StreamShape:
     """A table as the source describes it. `key` is () if it has none."""
@@ -70,6 +102,8 @@ class LoadCounts:
     deleted: int = 0
     rejected: int = 0
     bytes: int = 0
+    #: what was done to the table, for the output and an event each
+    changes: tuple[SchemaChange, ...] = ()
 
     @property
     def loaded(self) -> int:
@@ -96,6 +130,7 @@ class StreamResult(BaseModel):
     cursor_to: Cursor | None = None
     seconds: float = 0.0
     schema_hash: str | None = None
+    schema_changes: tuple[SchemaChange, ...] = ()
     attempt: int = 1
     error: str | None = None
 

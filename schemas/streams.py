@@ -40,6 +40,14 @@ class Mode(StrEnum):
     MERGE = "merge"
 
 
+class Drift(StrEnum):
+    """What happens to the target when the source's table changes."""
+
+    EVOLVE = "evolve"
+    FREEZE = "freeze"
+    IGNORE = "ignore"
+
+
 class StreamSpec(BaseModel):
     """One stream of a connection as its owner wrote it."""
 
@@ -50,6 +58,7 @@ class StreamSpec(BaseModel):
     key: tuple[str, ...] = ()
     cursor: str | None = None  # a column, or xmin
     overlap: Duration = timedelta(0)
+    drift: Drift = Drift.EVOLVE
     settle: Duration | None = None  # how far behind now, where open transactions are invisible
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 from sqlalchemy import Connection, text
 
-from schemas.audit import AuditAction, AuditEvent, Principal
+from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
 from schemas.errors import LeaseLost
 from schemas.failures import CREDENTIAL_FAILURES, PAUSING
 from schemas.jobs import Job
@@ -200,34 +200,46 @@ _STREAM = text(
     "fence = excluded.fence, updated_at = clock_timestamp()) "
     "INSERT INTO run_streams (run_id, stream, account_id, position, state, mode, rows_extracted, "
     "rows_loaded, rows_inserted, rows_updated, rows_unchanged, rows_deleted, rows_rejected, "
-    "bytes, cursor_from, cursor_to, seconds, schema_hash, attempt, error) SELECT "
+    "bytes, cursor_from, cursor_to, seconds, schema_hash, attempt, error, schema_changes) SELECT "
     "CAST(:run_id AS uuid), CAST(:stream AS text), CAST(:account_id AS uuid), :position, "
     "CAST(:state AS text), CAST(:mode AS text), :rows_extracted, :rows_loaded, :rows_inserted, "
     ":rows_updated, :rows_unchanged, :rows_deleted, :rows_rejected, :bytes, "
     "CAST(:cursor_from AS jsonb), CAST(:cursor_to AS jsonb), :seconds, "
-    "CAST(:schema_hash AS text), :attempt, CAST(:error AS text) FROM mine "
+    "CAST(:schema_hash AS text), :attempt, CAST(:error AS text), "
+    "CAST(:schema_changes AS jsonb) FROM mine "
     "ON CONFLICT (run_id, stream) DO UPDATE SET (state, mode, rows_extracted, rows_loaded, "
     "rows_inserted, rows_updated, rows_unchanged, rows_deleted, rows_rejected, bytes, "
-    "cursor_from, cursor_to, seconds, schema_hash, attempt, error, finished_at) = "
+    "cursor_from, cursor_to, seconds, schema_hash, attempt, error, schema_changes, finished_at) = "
     "(excluded.state, excluded.mode, excluded.rows_extracted, excluded.rows_loaded, "
     "excluded.rows_inserted, excluded.rows_updated, excluded.rows_unchanged, "
     "excluded.rows_deleted, excluded.rows_rejected, excluded.bytes, excluded.cursor_from, "
     "excluded.cursor_to, excluded.seconds, excluded.schema_hash, excluded.attempt, "
-    "excluded.error, clock_timestamp())"
+    "excluded.error, excluded.schema_changes, clock_timestamp())"
 )
 
 
-def record_stream(tx: Connection, held: Claim, result: StreamResult, position: int) -> None:
+def record_stream(
+    tx: Connection, held: Claim, result: StreamResult, position: int, principal: Principal
+) -> None:
     """Keep one stream's result and copy its cursor, fenced. Progress resets the attempt count."""
     tenancy.enter(tx, held.account_id)
-    _record(tx, held, result, position)
+    _record(tx, held, result, position, principal)
 
 
-def _record(tx: Connection, held: Claim, result: StreamResult, position: int) -> None:
+_RECORDED = text("SELECT FROM run_streams WHERE run_id = :run AND stream = :stream")
+
+
+def _record(
+    tx: Connection, held: Claim, result: StreamResult, position: int, principal: Principal
+) -> None:
+    if result.schema_changes:
+        stream = {"run": held.run_id, "stream": result.stream}
+        if tx.execute(_RECORDED, stream).first() is None:  # else an attempt before has told
+            audit.append(tx, *_schema_events(held, result, principal))
     recorded = tx.execute(
         _STREAM,
         {
-            **result.model_dump(exclude={"cursor_from", "cursor_to"}),
+            **result.model_dump(exclude={"cursor_from", "cursor_to", "schema_changes"}),
             "run_id": held.run_id,
             "token": held.token,
             "account_id": held.account_id,
@@ -236,10 +248,32 @@ def _record(tx: Connection, held: Claim, result: StreamResult, position: int) ->
             "progress": result.state == "succeeded",
             "cursor_from": Jsonb(result.cursor_from) if result.cursor_from else None,
             "cursor_to": Jsonb(result.cursor_to) if result.cursor_to else None,
+            "schema_changes": Jsonb(result.model_dump(mode="json")["schema_changes"]),
         },
     ).rowcount
     if not recorded:
         raise LeaseLost(f"run {held.run_id}: another worker owns it")
+
+
+def _schema_events(held: Claim, result: StreamResult, principal: Principal) -> list[AuditEvent]:
+    return [
+        AuditEvent(
+            AuditAction.STREAM_SCHEMA_CHANGED,
+            TargetKind.CONNECTION,
+            held.subject_id,
+            principal,
+            account_id=held.account_id,
+            run_id=held.run_id,
+            detail={
+                "stream": result.stream,
+                "column": change.column,
+                "change": change.change.value,
+                "before": change.before,
+                "after": change.after,
+            },
+        )
+        for change in result.schema_changes
+    ]
 
 
 _FINAL = {
@@ -279,7 +313,7 @@ def finish(
     tx.execute(_BEGIN_FINISH, {"subject": held.subject_id, "account": str(held.account_id)})
     logs.append_own(tx, lines)
     if outcome.streams:
-        _record(tx, held, outcome.streams[-1], len(outcome.streams) - 1)
+        _record(tx, held, outcome.streams[-1], len(outcome.streams) - 1, principal)
     if output is not None:
         _store_output(tx, held, output)
     elif outcome.document:

@@ -343,6 +343,7 @@ run_streams = Table(
     _opt("schema_hash", Text),
     _req("attempt", Integer),
     _opt("error", Text),
+    Column("schema_changes", JSONB, nullable=False, server_default=text("'[]'::jsonb")),
     Column("finished_at", _TZ, nullable=False, server_default=_CLOCK),
 )  # fmt: skip
 

@@ -27,7 +27,7 @@ from schemas.limits import (
     RETRY_FIRST,
     RETRY_LONGEST,
 )
-from schemas.records import StreamResult
+from schemas.records import Change, SchemaChange, StreamResult
 from schemas.redaction import REDACTOR
 from schemas.runs import Claim, Outcome, OutcomeKind
 from workers.causes import raw_texts
@@ -192,7 +192,23 @@ def joined(first: StreamResult, second: StreamResult) -> StreamResult:
         for name in StreamResult.model_fields
         if name.startswith("rows_") or name in {"bytes", "seconds"}
     }
-    return second.model_copy(update={**counts, "cursor_from": first.cursor_from})
+    changes = (*first.schema_changes, *second.schema_changes)
+    return second.model_copy(
+        update={**counts, "cursor_from": first.cursor_from, "schema_changes": changes}
+    )
+
+
+def told(changes: Sequence[SchemaChange]) -> list[str]:
+    """Describe what changed of a table for the run's log, and what looks like a rename."""
+    sentences = [f"schema: {change}" for change in changes]
+    gone = {c.before: c.column for c in changes if c.change is Change.REMOVED}
+    for change in changes:
+        if change.change is Change.ADDED and change.after in gone:
+            old = gone[change.after]
+            sentences.append(
+                f"schema: if {old} was renamed to {change.column}: older values stay in {old}, too"
+            )
+    return sentences
 
 
 def sentence(result: StreamResult) -> str:

@@ -10,13 +10,14 @@ from schemas.errors import (
     ConfigError,
     CredentialsError,
     LeaseLost,
+    ReadAgain,
     SyncwardError,
     TransientError,
 )
 from schemas.failures import OF_ONE_STREAM
 from schemas.jobs import Job
 from schemas.limits import GIVE_UP_AFTER_S
-from schemas.records import Destination, LoadRequest, Source, StreamResult
+from schemas.records import Cursor, Destination, LoadRequest, Source, StreamResult
 from schemas.runs import Claim, Outcome, OutcomeKind, RunKind
 from schemas.streams import Mode
 from storage import claims, work
@@ -142,7 +143,7 @@ def _sync(attempt: Attempt, subject: Work) -> Outcome:
             if len(results) < wanted:  # the last one is recorded with the outcome
                 with _timed("checkpoint"), transaction(attempt.deps.engine) as tx:
                     known = outcomes.masked_stream(result)
-                    claims.record_stream(tx, attempt.claim, known, position)
+                    claims.record_stream(tx, attempt.claim, known, position, attempt.deps.principal)
     if postponed:
         raise postponed[0]
     return outcomes.of_streams(results, wanted=wanted)
@@ -216,16 +217,34 @@ def _move(
         run_log.info(f"already loaded by attempt {known.result.attempt}; not read again", spec.name)
         return known.result
     cursor = None if attempt.claim.options.full_refresh else known.cursor
-    result: StreamResult | None = None
+    try:
+        result = _load(attempt, request, source, destination, cursor)
+    except ReadAgain as reason:
+        run_log.info(f"{reason.public}; everything is read", spec.name)
+        result = _load(attempt, request, source, destination, None)
+    for sentence in outcomes.told(result.schema_changes):
+        run_log.info(sentence, spec.name)
+    run_log.info(outcomes.sentence(result), spec.name)
+    return result
+
+
+def _load(
+    attempt: Attempt,
+    request: LoadRequest,
+    source: Source,
+    destination: Destination,
+    cursor: Cursor | None,
+) -> StreamResult:
+    """Read a stream from a cursor, or from its beginning, and load each batch of it."""
+    spec, result = request.stream, None
     with source.extract(spec, cursor) as batches:
         for batch in batches:
             for note in batch.notes:
-                run_log.info(note, spec.name)
+                attempt.run_log.info(note, spec.name)
             loaded = destination.load(request, attempt.control.watch(batch))
             result = loaded if result is None else outcomes.joined(result, loaded)
     if result is None:
         raise RuntimeError(f"{spec.name}: the source ended without a batch")
-    run_log.info(outcomes.sentence(result), spec.name)
     return result
 
 

@@ -94,7 +94,7 @@ class PostgresDestination:
         name, started = request.stream.name, monotonic()
         with translated(self._config, "destination"):
             if not self._states[name].known:
-                pg_load.ensure_schema(self._conn, request.target_schema)
+                ensure_schema(self._conn, request.target_schema)
         with translated(self._config, "destination"), self._conn.transaction():
             counts = pg_load.run(self._plan(request, batch))
             result = _result(request, batch, counts, seconds=monotonic() - started)
@@ -112,6 +112,7 @@ class PostgresDestination:
             request,
             batch,
             rewrite=request.rewrite or (append and batch.full and state.known),
+            seen_shape=state.schema_hash,
         )
         if append and not state.known:
             _refuse_rows_of_others(load)
@@ -166,5 +167,6 @@ def _result(
         cursor_to=batch.upper,
         seconds=seconds,
         schema_hash=pg_load.schema_hash(batch.shape),
+        schema_changes=counts.changes,
         attempt=request.attempt,
     )

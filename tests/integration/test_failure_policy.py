@@ -74,7 +74,7 @@ def test_a_stream_that_is_done_forgets_the_deferrals_before_it(shop):
     claim = claimed(shop)
     done = StreamResult(stream="public.t", state="succeeded", mode="merge")
     with transaction(shop.deps.engine) as tx:
-        claims.record_stream(tx, claim, done, 0)
+        claims.record_stream(tx, claim, done, 0, shop.deps.principal)
     assert shop.control.one("SELECT deferred_for FROM active_runs") == timedelta(0)
     assert DEFERRED_MAX > HOUR
 

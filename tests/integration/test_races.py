@@ -102,7 +102,7 @@ def finish(world: World, claim: Claim) -> None:
 
 def record(world: World, claim: Claim) -> None:
     with as_worker(world) as tx:
-        claims.record_stream(tx, claim, RESULT, 0)
+        claims.record_stream(tx, claim, RESULT, 0, world.deps.principal)
 
 
 def cancel(world: World, run_id: UUID) -> RunState:
@@ -218,7 +218,7 @@ def test_a_checkpoint_that_came_first_is_kept_and_its_lease_is_taken_after_it(sh
     shop.control.act("UPDATE active_runs SET lost_leases = 2")
     shop.expire_leases()
     with as_worker(shop) as tx:
-        claims.record_stream(tx, claim, RESULT, 0)
+        claims.record_stream(tx, claim, RESULT, 0, shop.deps.principal)
         reaping = Other(shop, lambda: ticks.reap_tick(shop.scheduler))
         reaping.waits()
     assert reaping.done() == 1

@@ -182,7 +182,7 @@ def test_a_lost_lease_goes_back_to_the_queue_and_the_zombie_cannot_write(shop):
         finish(shop, claim, Outcome(OutcomeKind.SUCCEEDED))
     result = StreamResult(stream="public.t", state="succeeded", mode="merge")
     with pytest.raises(LeaseLost), transaction(shop.deps.engine) as tx:
-        claims.record_stream(tx, claim, result, 0)
+        claims.record_stream(tx, claim, result, 0, shop.deps.principal)
     assert shop.control.one("SELECT count(*) FROM run_streams") == 0
 
 
@@ -246,7 +246,7 @@ def test_progress_resets_the_count_of_lost_leases(shop):
     shop.control.act("UPDATE active_runs SET lost_leases = 2, attempts_without_progress = 4")
     result = StreamResult(stream="public.t", state="succeeded", mode="merge")
     with transaction(shop.deps.engine) as tx:
-        claims.record_stream(tx, claim, result, 0)
+        claims.record_stream(tx, claim, result, 0, shop.deps.principal)
     assert shop.control.all("SELECT lost_leases, attempts_without_progress FROM active_runs") == [
         (0, 0)
     ]

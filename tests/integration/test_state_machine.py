@@ -244,7 +244,7 @@ class RunControlMachine(RuleBasedStateMachine):
         result = StreamResult(stream="public.t", state="succeeded", mode="merge")
         try:
             with transaction(self.world.deps.engine) as tx:
-                claims.record_stream(tx, one.claim, result, 0)
+                claims.record_stream(tx, one.claim, result, 0, self.world.deps.principal)
         except LeaseLost:
             assert one.lost or one.over
         else:

@@ -130,8 +130,8 @@ def at_the_second_stream(monkeypatch, then: Callable[[], None]) -> list[str]:
     done: list[str] = []
     honest = claims.record_stream
 
-    def hooked(tx, claim, result, position):
-        honest(tx, claim, result, position)
+    def hooked(tx, claim, result, position, principal):
+        honest(tx, claim, result, position, principal)
         if not done:
             done.append(result.stream)
             then()

@@ -1,0 +1,216 @@
+"""The source's table changes: the target follows, refuses or looks away, as the stream says."""
+
+import time
+
+import pytest
+
+from connectors.pg_drift import widens
+from schemas.records import Change
+from schemas.runs import RunState
+
+pytestmark = pytest.mark.integration
+
+BY_TIME = "{mode: merge, key: [id], cursor: at%s}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("smallint", "integer"), ("integer", "bigint"), ("smallint", "bigint"),
+        ("integer", "numeric"), ("integer", "numeric(12,2)"), ("bigint", "numeric(19,0)"),
+        ("real", "double precision"), ("numeric(5,2)", "numeric(6,3)"), ("numeric(5,2)", "numeric"),
+        ("character varying(5)", "character varying(6)"), ("character varying(5)", "text"),
+        ("character varying(5)", "character varying"), ("character varying", "text"),
+        ("timestamp(3) without time zone", "timestamp without time zone"),
+        ("time(0) with time zone", "time(3) with time zone"), ("integer[]", "bigint[]"),
+        ("bit varying(3)", "bit varying(4)"), ("numeric(3)", "numeric(5,2)"),
+    ],
+)  # fmt: skip
+def test_a_type_that_holds_every_value_of_another_is_wider(old, new):
+    assert widens(old, new)
+    assert not widens(new, old)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("integer", "integer"), ("integer", "numeric(9,0)"), ("bigint", "numeric(18,0)"),
+        ("numeric(5,2)", "numeric(5,3)"), ("numeric(5,2)", "numeric(6,1)"), ("numeric", "bigint"),
+        ("text", "character varying(5)"), ("text", "integer"), ("integer", "text"),
+        ("integer", "bigint[]"), ("integer[]", "bigint"), ("json", "jsonb"), ("date", "timestamp"),
+        ("timestamp without time zone", "timestamp with time zone"),
+        ("double precision", "numeric"),
+        ("character(3)", "character(4)"), ("bit(3)", "bit(4)"), ("interval", "interval(3)"),
+        ("public.mood", "text"), ("text", 'public."odd type"'), ("interval day to second(3)", "x"),
+    ],
+)  # fmt: skip
+def test_what_is_not_known_to_be_wider_is_not(old, new):
+    assert not widens(old, new)
+
+
+@pytest.fixture
+def shop(world):
+    world.pair.source(
+        "CREATE TABLE t (id int PRIMARY KEY, at timestamptz NOT NULL DEFAULT now(), "
+        "n int NOT NULL DEFAULT 7, s varchar(5))",
+        "INSERT INTO t (id) SELECT generate_series(1, 3)",
+    )
+    return world
+
+
+def synced(world, spec: str = BY_TIME, drift: str = ""):
+    world.apply({"public.t": spec % (f", drift: {drift}" if drift else "")})
+    time.sleep(0.15)  # rows of this very moment are the next run's
+    run, streams = world.sync()
+    return run, streams["t"]
+
+
+def said(result):
+    return [(c.column, c.change, c.before, c.after) for c in result.schema_changes]
+
+
+def test_a_column_with_a_default_reaches_rows_that_no_cursor_shows(shop):
+    synced(shop)
+    shop.pair.source("ALTER TABLE t ADD COLUMN extra text DEFAULT 'x'")
+    run, result = synced(shop)
+    assert run.state is RunState.SUCCEEDED
+    assert said(result) == [("extra", Change.ADDED, None, "text")]
+    assert (result.rows_extracted, result.rows_updated) == (3, 3)
+    assert shop.pair.same("t")
+    _, result = synced(shop)
+    assert (said(result), result.rows_extracted) == ([], 0)
+
+
+def test_wider_types_and_null_where_none_was_are_followed(shop):
+    synced(shop)
+    shop.pair.source(
+        "ALTER TABLE t ALTER COLUMN n TYPE bigint, ALTER COLUMN n DROP NOT NULL, "
+        "ALTER COLUMN s TYPE text",
+        "INSERT INTO t VALUES (4, now(), NULL, 'longer than before'), (5, now(), 5000000000, '')",
+    )
+    run, result = synced(shop)
+    assert run.state is RunState.SUCCEEDED
+    assert said(result) == [
+        ("n", Change.WIDENED, "integer", "bigint"),
+        ("n", Change.NULLABLE, "integer NOT NULL", "bigint"),
+        ("s", Change.WIDENED, "character varying(5)", "text"),
+    ]
+    assert shop.pair.same("t")
+
+
+def test_a_column_that_is_gone_stays_here_and_is_told_once(shop):
+    synced(shop)
+    shop.pair.source("ALTER TABLE t DROP COLUMN n", "INSERT INTO t (id) VALUES (4)")
+    run, result = synced(shop)
+    assert run.state is RunState.SUCCEEDED
+    assert said(result) == [("n", Change.REMOVED, "integer", None)]
+    kept = shop.pair.rows("destination", "SELECT id, n FROM acme.t ORDER BY id")
+    assert kept == [(1, 7), (2, 7), (3, 7), (4, None)]
+    shop.pair.source("INSERT INTO t (id) VALUES (5)")
+    _, result = synced(shop)
+    assert (said(result), result.rows_inserted) == ([], 1)
+
+
+def test_a_rename_is_called_what_it_may_be(shop):
+    synced(shop)
+    shop.pair.source("ALTER TABLE t RENAME COLUMN s TO title")
+    run, result = synced(shop)
+    assert {c.change for c in result.schema_changes} == {Change.ADDED, Change.REMOVED}
+    assert "if s was renamed to title" in shop.log(run.run_id)
+
+
+def test_each_change_is_an_event_once(shop):
+    synced(shop)
+    shop.pair.source("ALTER TABLE t ADD COLUMN extra numeric(9,2)")
+    run, _ = synced(shop)
+    found = shop.control.all(
+        "SELECT body::jsonb -> 'detail' FROM audit.event WHERE action = 'stream.schema_changed' "
+        "AND target_id = :target",
+        target=run.subject_id,
+    )
+    assert found == [
+        (
+            {
+                "stream": "public.t", "column": "extra", "change": "added", "before": None,
+                "after": "numeric(9,2)",
+            },
+        )
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ADD COLUMN extra text",
+        "ALTER COLUMN n TYPE bigint",
+        "ALTER COLUMN n DROP NOT NULL",
+        "DROP COLUMN n",
+    ],
+)
+def test_frozen_the_stream_fails_and_nothing_changes(shop, change):
+    synced(shop, drift="freeze")
+    shape = (
+        "SELECT attname, atttypid, attnotnull FROM pg_attribute WHERE attrelid = 'acme.t'::regclass"
+    )
+    before = shop.pair.rows("destination", shape), shop.pair.content("destination", "t")
+    shop.pair.source(f"ALTER TABLE t {change}", "UPDATE t SET at = now()")
+    run, result = synced(shop, drift="freeze")
+    assert run.state is RunState.FAILED
+    assert "drift: freeze" in (result.error or "")
+    columns = "id, at, n, s"
+    now = shop.pair.rows("destination", shape), shop.pair.content("destination", "t", columns)
+    assert now == before
+    run, _ = synced(shop, drift="evolve")
+    assert run.state is RunState.SUCCEEDED
+
+
+def test_ignored_columns_are_left_out_and_values_that_do_not_fit_fail(shop):
+    synced(shop, drift="ignore")
+    shop.pair.source(
+        "ALTER TABLE t ADD COLUMN extra text DEFAULT 'x', ALTER COLUMN n TYPE bigint",
+        "INSERT INTO t VALUES (4, now(), 8, 'new', 'y')",
+    )
+    run, _ = synced(shop, drift="ignore")
+    assert run.state is RunState.SUCCEEDED
+    assert shop.pair.content("destination", "t", "id, at, n, s") == shop.pair.content(
+        "source", "t", "id, at, n, s"
+    )
+    shop.pair.source("INSERT INTO t VALUES (5, now(), 5000000000)")
+    run, result = synced(shop, drift="ignore")
+    assert run.state is RunState.FAILED
+    assert "5000000000" not in (result.error or "")
+
+
+@pytest.mark.parametrize("policy", ["evolve", "freeze", "ignore"])
+def test_a_type_that_is_another_one_is_refused_with_what_to_do(shop, policy):
+    synced(shop, drift=policy)
+    shop.pair.source("ALTER TABLE t ALTER COLUMN s TYPE int USING 1")
+    run, result = synced(shop, drift=policy)
+    assert run.state is RunState.FAILED
+    assert "column s is integer at the source and character varying(5) here" in (result.error or "")
+
+
+def test_a_view_on_the_column_is_named_as_what_keeps_its_type(shop):
+    synced(shop)
+    shop.pair.session("destination").execute("CREATE VIEW acme.v AS SELECT n FROM acme.t")
+    shop.pair.source("ALTER TABLE t ALTER COLUMN n TYPE bigint")
+    run, result = synced(shop)
+    assert run.state is RunState.FAILED
+    assert "a view, rule, trigger or policy here depends on that column" in (result.error or "")
+
+
+@pytest.mark.parametrize("spec", ["{mode: replace%s}", "{mode: append, cursor: xmin%s}"])
+def test_other_modes_follow_too(shop, spec):
+    synced(shop, spec)
+    shop.pair.source(
+        "ALTER TABLE t ADD COLUMN extra int DEFAULT 1, DROP COLUMN s",
+        "INSERT INTO t (id) VALUES (4)",
+    )
+    run, result = synced(shop, spec)
+    assert run.state is RunState.SUCCEEDED
+    assert said(result) == [
+        ("extra", Change.ADDED, None, "integer"),
+        ("s", Change.REMOVED, "character varying(5)", None),
+    ]
+    newest = shop.pair.rows("destination", "SELECT n, extra, s FROM acme.t WHERE id = 4")
+    assert newest == [(7, 1, None)]
