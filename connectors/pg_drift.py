@@ -133,7 +133,7 @@ def adapt(
     """Make the table take the source's rows, as the stream's policy says; return what changed.
 
     `full`: the batch holds every row, or older rows do not matter. `first`: this shape of the
-    source is loaded for the first time, so that what asks for nothing is told, too.
+    source is loaded for the first time. Later a NOT NULL here is somebody's own, and stays.
 
     ReadAgain if older rows must be read for it: a column that was added with a default has values
     in rows that no cursor shows as changed. ConfigError names the change and the next step.
@@ -143,7 +143,7 @@ def adapt(
         _refuse(table, change)
     if table.policy is Drift.IGNORE:
         return found if first else ()
-    done = tuple(c for c in found if first or not _settled(table, c))
+    done = tuple(c for c in found if first or c.change in {Change.ADDED, Change.WIDENED})
     if done and table.policy is Drift.FREEZE:
         raise ConfigError(
             f"{table.name}: the source's table changed and the stream says drift: freeze: "
@@ -162,7 +162,7 @@ def adapt(
 def _settled(table: Table, change: SchemaChange) -> bool:
     """Say whether the table takes the source's rows as it is."""
     if change.change is Change.NARROWED:
-        return True  # the table keeps its wider type
+        return True  # it keeps its wider type
     return change.change is Change.REMOVED and table.columns[change.column].nullable
 
 
@@ -188,6 +188,12 @@ def _carry_out(table: Table, change: SchemaChange) -> None:
             act = sql.SQL("ALTER COLUMN {} DROP NOT NULL").format(column)
     try:
         table.conn.execute(sql.SQL("ALTER TABLE {} {}").format(table.identifier, act))
+    except psycopg.errors.InsufficientPrivilege:
+        raise ConfigError(
+            f"{table.name}: {change}; only the table's owner may change it here; make the login "
+            "its owner, or change it yourself",
+            code="schema_drift",
+        ) from None
     except psycopg.errors.FeatureNotSupported:
         raise ConfigError(
             f"{table.name}: {change}; a view, rule, trigger or policy here depends on that column "

@@ -214,3 +214,25 @@ def test_other_modes_follow_too(shop, spec):
     ]
     newest = shop.pair.rows("destination", "SELECT n, extra, s FROM acme.t WHERE id = 4")
     assert newest == [(7, 1, None)]
+
+
+def test_a_not_null_that_somebody_set_here_stays(shop):
+    shop.pair.source("ALTER TABLE t ALTER COLUMN s SET DEFAULT 'x'", "UPDATE t SET s = 'x'")
+    synced(shop)
+    lake = shop.pair.session("destination")
+    lake.execute("ALTER TABLE acme.t ALTER COLUMN s SET NOT NULL")
+    shop.pair.source("INSERT INTO t (id, s) VALUES (4, NULL)")
+    run, result = synced(shop)
+    assert run.state is RunState.FAILED
+    assert "acme.t.s would be NULL" in (result.error or "")
+
+
+def test_a_table_of_somebody_else_is_changed_by_its_owner_only(shop):
+    synced(shop)
+    lake = shop.pair.session("destination")
+    lake.execute("ALTER TABLE acme.t OWNER TO postgres")
+    lake.execute("GRANT ALL ON acme.t TO writer")
+    shop.pair.source("ALTER TABLE t ADD COLUMN extra int")
+    run, result = synced(shop)
+    assert run.state is RunState.FAILED
+    assert "only the table's owner may change it here" in (result.error or "")
