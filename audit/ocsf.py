@@ -108,6 +108,7 @@ ACTIONS: Mapping[AuditAction, Mapping_] = {
     _A.AUDIT_VERIFIED: _call(READ),
     _A.AUDIT_PRUNE_REQUESTED: _call(DELETE, MEDIUM),
     _A.AUDIT_PRUNE_APPROVED: _call(DELETE, MEDIUM),
+    _A.AUDIT_PRUNE_WITHDRAWN: _call(UPDATE, LOW),
     _A.AUDIT_PRUNED: _call(DELETE, HIGH),
     _A.SEALER_STARTED: Mapping_(6002, 3),
     _A.SIGNER_ROTATED: _entity(UPDATE, MEDIUM),

@@ -18,10 +18,10 @@ from sqlalchemy import Connection, Engine
 
 from audit import statement
 from audit.leaf import leaf
-from crypto.signing import Signer
+from crypto.signing import PublicKey, Signer
 from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
 from schemas.errors import ConfigError, SyncwardError
-from storage import audit, audit_tail, prune, sealing
+from storage import audit, audit_tail, prune, seal_watch, sealing
 from storage.audit_tail import Filters, StoredEvent
 from storage.engine import transaction
 from storage.prune import Plan, Request
@@ -214,6 +214,8 @@ def _authorised(tx: Connection, asked: Request) -> bool:
         or [told.get("outcome"), agreed.get("outcome")] != ["success", "success"]
     ):
         raise PruneRefused(_forged(asked, "its events say something else"))
+    if prune.is_withdrawn(tx, asked):
+        raise PruneRefused(_forged(asked, "an event takes it back"))
     if request.login == approval.login:
         raise PruneRefused(_forged(asked, f"{request.login} asked and approved"))
     if [request.login, approval.login] != [asked.requested_by, asked.approved_by]:
@@ -258,9 +260,16 @@ def _carry_out(tx: Connection, asked: Request, signer: Signer, principal: Princi
         told is None
         or not isinstance(detail, dict)
         or detail.get("request") != str(asked.id)
-        or not statement.is_signed(state.log_id, AuditAction.AUDIT_PRUNED, detail, signer.public)
+        or not statement.is_signed(
+            state.log_id, AuditAction.AUDIT_PRUNED, detail, _ours(tx, signer)
+        )
     ):
-        raise PruneRefused(_forged(asked, "its record is not ours"))
+        raise PruneRefused(
+            _forged(asked, "its record is not ours")
+            + f"; nothing was dropped, take it back: syncward audit prune --withdraw {asked.id}"
+        )
+    if not statement.is_signed(state.log_id, AuditAction.AUDIT_PRUNED, detail, signer.public):
+        return _record(tx, asked, signer, principal)  # the key that signed it was retired since
     if told.index is None or told.index >= state.published_size:
         return False
     if not _authorised(tx, asked):
@@ -270,6 +279,17 @@ def _carry_out(tx: Connection, asked: Request, signer: Signer, principal: Princi
     audit.append(tx, _event(AuditAction.PARTITIONS_DROPPED, principal, gone))
     logger.warning("audit_pruned", extra={"request": str(asked.id), "partitions": dropped})
     return True
+
+
+def _ours(tx: Connection, signer: Signer) -> list[PublicKey]:
+    """Return the keys that sign, and those that they replaced, as the last month's events say."""
+    log_id, keys = sealing.state(tx).log_id, list(signer.public)
+    for said in reversed(seal_watch.rotations(tx)):
+        if said.detail.get("after") in {key.line for key in keys} and statement.is_signed(
+            log_id, AuditAction.SIGNER_ROTATED, said.detail, keys
+        ):
+            keys.append(PublicKey.parse(str(said.detail.get("before"))))
+    return keys
 
 
 def _event(action: AuditAction, principal: Principal, detail: statement.Detail) -> AuditEvent:

@@ -72,6 +72,7 @@ class AuditAction(StrEnum):
     AUDIT_VERIFIED = "audit.verified"
     AUDIT_PRUNE_REQUESTED = "audit.prune_requested"
     AUDIT_PRUNE_APPROVED = "audit.prune_approved"
+    AUDIT_PRUNE_WITHDRAWN = "audit.prune_withdrawn"
     AUDIT_PRUNED = "audit.pruned"
     SEALER_STARTED = "sealer.started"
     SIGNER_ROTATED = "signer.rotated"

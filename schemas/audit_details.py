@@ -172,6 +172,10 @@ class PruneApproved(Detail):
     request: str
 
 
+class PruneWithdrawn(Detail):
+    request: str
+
+
 class Pruned(Detail):
     request: str
     before: str
@@ -283,6 +287,7 @@ DETAILS: dict[AuditAction, type[Detail]] = {
     _A.AUDIT_VERIFIED: Verified,
     _A.AUDIT_PRUNE_REQUESTED: PruneRequested,
     _A.AUDIT_PRUNE_APPROVED: PruneApproved,
+    _A.AUDIT_PRUNE_WITHDRAWN: PruneWithdrawn,
     _A.AUDIT_PRUNED: Pruned,
     _A.SEALER_STARTED: SealerStarted,
     _A.SIGNER_ROTATED: SignerRotated,

@@ -42,6 +42,7 @@ class Request:
     record_seq: int | None
     record_at: datetime | None
     partitions: Sequence[str] | None
+    withdrawn_by: str | None
 
 
 def plan(tx: Connection, before: datetime) -> Plan | None:
@@ -97,7 +98,8 @@ def _unsealed(tx: Connection, before: datetime) -> bool:
 
 _REQUESTS = (
     "SELECT id, state, before, first_kept, also, sha256, requested_by, request_seq, request_at, "
-    "approved_by, approval_seq, approval_at, record_seq, record_at, partitions FROM audit.prune "
+    "approved_by, approval_seq, approval_at, record_seq, record_at, partitions, withdrawn_by "
+    "FROM audit.prune "
 )
 
 
@@ -133,8 +135,8 @@ def request(tx: Connection, request_id: UUID, before: datetime, wanted: Plan, sh
     )
 
 
-class ApprovalDenied(Exception):  # noqa: N818 - it undoes the transaction
-    """The database does not let this login approve: unknown, not_open or same_login."""
+class StepDenied(Exception):  # noqa: N818 - it undoes the transaction
+    """The database does not let this login do it: unknown, not_open or same_login."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -142,12 +144,34 @@ class ApprovalDenied(Exception):  # noqa: N818 - it undoes the transaction
 
 
 def approve(tx: Connection, request_id: UUID) -> None:
-    """Approve a request, after its event; ApprovalDenied if the database refuses."""
-    reason = tx.execute(
-        text("SELECT audit.approve_prune(:id)"), {"id": request_id}
-    ).scalar_one_or_none()
+    """Approve a request, after its event; StepDenied if the database refuses."""
+    _ask(tx, "SELECT audit.approve_prune(:id)", request_id)
+
+
+def withdraw(tx: Connection, request_id: UUID) -> None:
+    """Take a request back, after the event; StepDenied if it is not open."""
+    _ask(tx, "SELECT audit.withdraw_prune(:id)", request_id)
+
+
+def _ask(tx: Connection, function: str, request_id: UUID) -> None:
+    reason = tx.execute(text(function), {"id": request_id}).scalar_one_or_none()
     if reason is not None:
-        raise ApprovalDenied(reason)
+        raise StepDenied(reason)
+
+
+def is_withdrawn(tx: Connection, asked: Request) -> bool:
+    """Say whether an event takes it back, whatever the row says."""
+    return bool(
+        tx.execute(
+            text(
+                "SELECT EXISTS (SELECT FROM audit.event WHERE at >= :since "
+                "AND action = 'audit.prune_withdrawn' "
+                "AND body::jsonb #>> '{detail,request}' = :id "
+                "AND body::jsonb ->> 'outcome' = 'success')"
+            ),
+            {"since": asked.request_at, "id": str(asked.id)},
+        ).scalar_one()
+    )
 
 
 def record(tx: Connection, request_id: UUID) -> None:

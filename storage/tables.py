@@ -498,6 +498,9 @@ prune = Table(
     _opt("record_seq", BigInteger),
     _opt("record_at", _TZ),
     _opt("partitions", ARRAY(Text)),
+    _opt("withdrawn_by", Text),
+    _opt("withdrawal_seq", BigInteger),
+    _opt("withdrawal_at", _TZ),
     schema="audit",
 )  # fmt: skip
 Index("prune_one_at_a_time", text("(true)"), unique=True, _table=prune,

@@ -1,10 +1,12 @@
-"""`syncward audit prune`: ask that old months go, agree to it, see what was asked."""
+"""`syncward audit prune`: ask that old months go, agree to it, take it back, see what was asked."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from uuid import UUID, uuid4
 
 import click
+from sqlalchemy import Connection
 
 from audit import prune as rules
 from audit.prune import PruneRefused
@@ -14,12 +16,12 @@ from cli.show import table
 from schemas.audit import AuditAction, AuditEvent, TargetKind
 from storage import audit as events
 from storage import prune as requests
-from storage.prune import ApprovalDenied
+from storage.prune import StepDenied
 
-#: Why the database does not let somebody approve, and what to do.
+#: Why the database does not let somebody approve or withdraw, and what to do.
 _WHY = {
     "unknown": "there is no such request; see: syncward audit prune --list",
-    "not_open": "it does not wait for approval (any more); see: syncward audit prune --list",
+    "not_open": "it is not open for that (any more); see: syncward audit prune --list",
     "same_login": "the login that asked may not approve; somebody else must, by a login of theirs",
 }
 #: Days that nobody can drop.
@@ -32,19 +34,28 @@ _FLOOR_DAYS = 31
               type=click.Path(path_type=Path, file_okay=False),
               help="With --before: an export that holds all of it.")  # fmt: skip
 @click.option("--approve", type=click.UUID, metavar="ID", help="Agree to what somebody else asked.")
+@click.option("--withdraw", type=click.UUID, metavar="ID", help="Take back what was asked for.")
 @click.option("--list", "list_", is_flag=True, help="Show what was asked for.")
 def prune(
-    cli: Cli, *, before: str | None, directory: Path | None, approve: UUID | None, list_: bool
+    cli: Cli,
+    *,
+    before: str | None,
+    directory: Path | None,
+    approve: UUID | None,
+    withdraw: UUID | None,
+    list_: bool,
 ) -> None:
     """Drop old months of the audit log: one person asks, another agrees, the sealer does it."""
-    if sum([before is not None, approve is not None, list_]) != 1:
-        raise click.UsageError("one of --before, --approve, --list")
+    if sum([before is not None, approve is not None, withdraw is not None, list_]) != 1:
+        raise click.UsageError("one of --before, --approve, --withdraw, --list")
     if (before is None) != (directory is None):
         raise click.UsageError("--before and --export belong together")
     if before is not None and directory is not None:
         _ask(cli, before, directory)
     elif approve is not None:
         _approve(cli, approve)
+    elif withdraw is not None:
+        _withdraw(cli, withdraw)
     else:
         _list(cli)
 
@@ -59,8 +70,8 @@ def _ask(cli: Cli, before: str, directory: Path) -> None:
             )
         if any(r.state in {"approved", "recorded"} for r in requests.requests(tx)):
             raise PruneRefused(
-                "audit: an approved request is not carried out yet; wait for the sealer: "
-                "syncward audit prune --list"
+                "audit: an approved request is not carried out yet; wait for the sealer "
+                "(syncward audit prune --list), or take it back: syncward audit prune --withdraw ID"
             )
         wanted = requests.plan(tx, moment)
         if wanted is None:
@@ -99,15 +110,7 @@ def _ask(cli: Cli, before: str, directory: Path) -> None:
 
 
 def _approve(cli: Cli, request_id: UUID) -> None:
-    told = _event(cli, AuditAction.AUDIT_PRUNE_APPROVED, request=str(request_id))
-    try:
-        with cli.transaction() as tx:
-            events.append(tx, told)
-            requests.approve(tx, request_id)
-    except ApprovalDenied as denied:  # what was said above is undone with it
-        with cli.transaction() as tx:
-            events.append(tx, replace(told, outcome="denied", reason=denied.reason))
-        raise PruneRefused(f"audit: prune {request_id}: {_WHY[denied.reason]}") from None
+    _take(cli, AuditAction.AUDIT_PRUNE_APPROVED, requests.approve, request_id)
     cli.answer(
         {"request": request_id, "state": "approved"},
         lambda: (
@@ -115,6 +118,29 @@ def _approve(cli: Cli, request_id: UUID) -> None:
             "hold the record; see: syncward audit prune --list"
         ),
     )
+
+
+def _withdraw(cli: Cli, request_id: UUID) -> None:
+    _take(cli, AuditAction.AUDIT_PRUNE_WITHDRAWN, requests.withdraw, request_id)
+    cli.answer(
+        {"request": request_id, "state": "withdrawn"},
+        lambda: f"withdrawn: {request_id}\nnothing was dropped",
+    )
+
+
+def _take(
+    cli: Cli, action: AuditAction, step: Callable[[Connection, UUID], None], request_id: UUID
+) -> None:
+    """Say it and do it; if the database refuses, say that it was denied."""
+    told = _event(cli, action, request=str(request_id))
+    try:
+        with cli.transaction() as tx:
+            events.append(tx, told)
+            step(tx, request_id)
+    except StepDenied as denied:  # what was said above is undone with it
+        with cli.transaction() as tx:
+            events.append(tx, replace(told, outcome="denied", reason=denied.reason))
+        raise PruneRefused(f"audit: prune {request_id}: {_WHY[denied.reason]}") from None
 
 
 def _list(cli: Cli) -> None:

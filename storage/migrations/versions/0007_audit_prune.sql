@@ -3,7 +3,8 @@
 
 CREATE TABLE audit.prune (
   id uuid PRIMARY KEY,
-  state text NOT NULL CHECK (state IN ('requested', 'replaced', 'approved', 'recorded', 'done')),
+  state text NOT NULL CHECK (state IN
+    ('requested', 'replaced', 'approved', 'recorded', 'done', 'withdrawn')),
   before timestamptz NOT NULL,     -- the first moment that is kept: a month begins
   first_kept bigint NOT NULL CHECK (first_kept >= 0),
   also bigint[] NOT NULL CHECK (cardinality(also) <= 10000),
@@ -17,7 +18,11 @@ CREATE TABLE audit.prune (
   record_seq bigint,
   record_at timestamptz,
   partitions text[],
-  CHECK (state IN ('requested', 'replaced') OR approval_seq IS NOT NULL AND approved_by IS NOT NULL),
+  withdrawn_by text,
+  withdrawal_seq bigint,
+  withdrawal_at timestamptz,
+  CHECK (state <> 'withdrawn' OR withdrawal_seq IS NOT NULL AND withdrawn_by IS NOT NULL),
+  CHECK (state IN ('requested', 'replaced', 'withdrawn') OR approval_seq IS NOT NULL AND approved_by IS NOT NULL),
   CHECK (state NOT IN ('recorded', 'done') OR record_seq IS NOT NULL)
 );
 CREATE UNIQUE INDEX prune_one_at_a_time ON audit.prune ((true))
@@ -73,12 +78,29 @@ BEGIN
   RETURN NULL;
 END $$;
 
+-- NULL if the request is withdrawn now; else why not: unknown, not_open. Any operator may: nothing goes.
+CREATE FUNCTION audit.withdraw_prune(request uuid) RETURNS text
+  LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+DECLARE
+  asked audit.prune;
+  told audit.event;
+BEGIN
+  SELECT * INTO asked FROM audit.prune WHERE id = request FOR UPDATE;
+  IF asked.id IS NULL THEN RETURN 'unknown'; END IF;
+  IF asked.state NOT IN ('requested', 'approved', 'recorded') THEN RETURN 'not_open'; END IF;
+  told := audit.prune_event('audit.prune_withdrawn', request);
+  UPDATE audit.prune SET state = 'withdrawn', withdrawn_by = session_user,
+    withdrawal_seq = told.seq, withdrawal_at = told.at WHERE id = request;
+  RETURN NULL;
+END $$;
+
+-- A second time if the key that signed the first record was retired before anything was dropped.
 CREATE FUNCTION audit.record_prune(request uuid) RETURNS void
   LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
 DECLARE told audit.event := audit.prune_event('audit.pruned', request);
 BEGIN
   UPDATE audit.prune SET state = 'recorded', record_seq = told.seq, record_at = told.at
-  WHERE id = request AND state = 'approved' AND approved_by <> requested_by;
+  WHERE id = request AND state IN ('approved', 'recorded') AND approved_by <> requested_by;
   IF NOT FOUND THEN
     RAISE EXCEPTION 'prune % is not approved', request USING ERRCODE = '42501';
   END IF;
@@ -135,6 +157,13 @@ BEGIN
   ) THEN
     RAISE EXCEPTION 'prune % was not approved by another login', request USING ERRCODE = '42501';
   END IF;
+  IF EXISTS (
+    SELECT FROM audit.event e WHERE e.at >= asked.request_at AND e.action = 'audit.prune_withdrawn'
+      AND e.body::jsonb #>> '{detail,request}' = request::text
+      AND e.body::jsonb ->> 'outcome' = 'success'
+  ) THEN
+    RAISE EXCEPTION 'prune % was withdrawn', request USING ERRCODE = '42501';
+  END IF;
   FOR part IN
     SELECT c.relname, c.oid::regclass AS name, pg_get_expr(c.relpartbound, c.oid) AS bound
     FROM pg_class c JOIN pg_inherits i ON i.inhrelid = c.oid
@@ -156,9 +185,9 @@ END $$;
 
 REVOKE ALL ON FUNCTION audit.prune_event(text, uuid),
   audit.request_prune(uuid, timestamptz, bigint, bigint[], text), audit.approve_prune(uuid),
-  audit.record_prune(uuid), audit.sealed_within(bigint, timestamptz, bigint),
+  audit.withdraw_prune(uuid), audit.record_prune(uuid), audit.sealed_within(bigint, timestamptz, bigint),
   audit.carry_out_prune(uuid) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION audit.request_prune(uuid, timestamptz, bigint, bigint[], text),
-  audit.approve_prune(uuid) TO syncward_operator;
+  audit.approve_prune(uuid), audit.withdraw_prune(uuid) TO syncward_operator;
 GRANT EXECUTE ON FUNCTION audit.record_prune(uuid), audit.carry_out_prune(uuid) TO syncward_sealer;
 GRANT SELECT ON audit.prune TO syncward_operator, syncward_auditor, syncward_sealer;
