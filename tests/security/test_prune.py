@@ -1,86 +1,66 @@
 """T41: months of the audit log go with proof, by two logins, and what is left says so."""
 
 import json
-from contextlib import redirect_stdout
 from datetime import UTC, datetime
 from hashlib import sha256
-from io import StringIO
 from pathlib import Path
+from shutil import copytree
 from uuid import uuid4
 
-import psycopg
 import pytest
 from sqlalchemy.exc import DBAPIError
 
 from audit import prune as rules
 from audit import statement
 from audit.prune import PruneRefused
-from cli.audit import prune as prune_command
-from cli.context import Cli
+from crypto import signing
 from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
+from schemas.errors import SyncwardError
 from storage import audit, audit_tail, prune, sealing
 from storage.audit_tail import Filters
-from storage.engine import open_engine, transaction
-from storage.roles import create_login
+from storage.engine import transaction
+from tests import old_months
+from tests.old_months import ALL, approve, partitions
+from tests.sealed_log import SealedLog
+from tests.world import Pair
 
 pytestmark = pytest.mark.integration
 
 SEALER = Principal("sealer", "test")
-MONTHS = ("2024-01", "2024-02", "2024-03")
-BODY = r'{"detail":{"n"\:%d},"outcome":"success","principal":"operator\:old","v"\:1}'
+
+
+@pytest.fixture(scope="module")
+def months(cluster, admin, template, tmp_path_factory):
+    """The log that each test gets a copy of."""
+    files = tmp_path_factory.mktemp("sealer") / "audit"
+    with old_months.made(cluster, admin, template, files) as made:
+        yield made
 
 
 @pytest.fixture
-def old(world):
-    """Events of three old months in partitions of their own, sealed, and some of today."""
-    steps: list[str] = []
-    for month in MONTHS:
-        year, number = map(int, month.split("-"))
-        name = f"audit.event_{year}{number:02}"
-        begin, end = f"{month}-01 00\\:00+00", f"{year}-{number + 1:02}-01 00\\:00+00"
-        values = f"FOR VALUES FROM ('{begin}') TO ('{end}')"
-        steps += (
-            f"CREATE TABLE {name} PARTITION OF audit.event {values}",
-            f"ALTER TABLE {name} OWNER TO syncward_owner",
-            f"SELECT audit.seal_partition('{name}')",
-        )
-    for n in range(12):  # a late one of January stands behind the first of March
-        month = "2024-01" if n == 10 else MONTHS[n // 4]
-        steps.append(
-            "INSERT INTO audit.event (at, class, action, target_kind, target_id, body) VALUES "
-            f"('{month}-10 00\\:00\\:{n:02}+00', 'A', 'instance.read', 'instance', "
-            f"'{audit.INSTANCE_ID}', '{BODY % n}')"
-        )
-    # what the installation said would be sealed first
-    for (part,) in world.control.all("SELECT DISTINCT tableoid::regclass::text FROM audit.event"):
-        world.control.act_plainly(
-            f"ALTER TABLE {part} DISABLE TRIGGER no_change; DELETE FROM {part}; "
-            f"ALTER TABLE {part} ENABLE ALWAYS TRIGGER no_change"
-        )
-    for step in steps:
-        world.control.act_plainly(step)
-    world.seal_all()
+def control(months, admin):
+    with months.copied(admin) as copy:
+        yield copy
+
+
+@pytest.fixture
+def pair(cluster):
+    """No test here syncs anything."""
+    return Pair(cluster, "none", "none", {})
+
+
+@pytest.fixture
+def old(world, months):
+    """Events of three old months in partitions of their own, sealed."""
+    months.key_to(world.directory)
     return world
 
 
 @pytest.fixture
-def second(old, cluster, admin):
+def second(old, months):
     """The command line of another operator."""
-    login = f"second_{uuid4().hex[:8]}"
-    password = uuid4().hex
-    with old.control.admin_engine().begin() as tx:
-        create_login(tx, login, password=password, roles=("operator",))
-    url = f"postgresql://{login}:{password}@{cluster.host}:{cluster.port}/{old.control.database}"
-    cli = Cli()
-    cli.__dict__["settings"] = old.cli.settings
-    cli.__dict__["engine"] = open_engine(url, "operator", pool_size=1)
-    cli.__dict__["audit_engine"] = open_engine(url, "auditor", pool_size=1)
-    yield cli
-    cli.close()
-    admin.execute(f"REASSIGN OWNED BY {login} TO {cluster.superuser}")
-    with psycopg.connect(old.control.admin_url, autocommit=True) as own:
-        own.execute(f"DROP OWNED BY {login}")
-    admin.execute(f"DROP ROLE {login}")
+    with months.other_operator(old.control, old.cli.settings) as cli:
+        yield cli
 
 
 def export(world, directory: Path) -> Path:
@@ -129,11 +109,6 @@ def ask(world, shell, before="2024-03-01", name="export"):
     return json.loads(out)["request"]
 
 
-def approve(cli, request):
-    with redirect_stdout(StringIO()):  # `shell` reads what it wrote itself
-        prune_command._approve(cli, request)
-
-
 def step(world):
     return rules.step(world.control.engine("sealer"), world.sealer().signer, SEALER)
 
@@ -144,22 +119,11 @@ def publish(world):
         sealing.published(tx, size)
 
 
-def partitions(world):
-    return {
-        name for (name,) in world.control.all(
-            "SELECT relname FROM pg_class JOIN pg_inherits ON inhrelid = oid "
-            "WHERE inhparent = 'audit.event'::regclass AND relname LIKE 'event_2024%'")
-    }  # fmt: skip
-
-
 def told(world, action):
     found = world.control.all(
         "SELECT body FROM audit.event WHERE action = :action ORDER BY seq", action=action
     )
     return [json.loads(body) for (body,) in found]
-
-
-ALL = {"event_202401", "event_202402", "event_202403"}
 
 
 def test_two_logins_and_a_published_record_drop_months_and_nothing_else(old, shell, second):
@@ -172,10 +136,10 @@ def test_two_logins_and_a_published_record_drop_months_and_nothing_else(old, she
     assert step(old) is False  # the record is not sealed
     size = old.seal_all()
     assert step(old) is False  # nor published
-    assert partitions(old) == ALL
+    assert partitions(old.control) == ALL
     publish(old)
     assert step(old) is True
-    assert partitions(old) == {"event_202403"}
+    assert partitions(old.control) == {"event_202403"}
     assert step(old) is False
 
     (record,) = told(old, "audit.pruned")
@@ -205,7 +169,7 @@ def test_a_later_prune_needs_no_export_of_what_is_gone(old, shell, second):
         assert step(old)
         publish(old)
         assert step(old)
-    assert partitions(old) == set()
+    assert partitions(old.control) == set()
     assert [r["detail"]["partitions"] for r in told(old, "audit.pruned")] == [
         "event_202401", "event_202402, event_202403",
     ]  # fmt: skip
@@ -219,7 +183,7 @@ def test_the_login_that_asked_may_not_approve_and_that_is_told(old, shell):
     assert (denied["outcome"], denied["reason"]) == ("denied", "same_login")
     publish(old)
     assert step(old) is False
-    assert partitions(old) == ALL
+    assert partitions(old.control) == ALL
 
 
 def test_nobody_approves_what_was_not_asked_or_was_asked_anew(old, shell, second):
@@ -231,10 +195,10 @@ def test_nobody_approves_what_was_not_asked_or_was_asked_anew(old, shell, second
         assert told(old, "audit.prune_approved")[-1]["reason"] == reason
 
 
-@pytest.mark.parametrize("before", ["2024-03-02", "2024-3", "soon"])
-def test_only_whole_months_are_asked_for(old, shell, before):
-    code, _, err = shell("audit", "prune", "--before", before, "--export", str(old.directory))
-    assert (code, "--before" in err) == (1, True)
+def test_only_whole_months_are_asked_for(old, shell):
+    for before in ("2024-03-02", "2024-3", "soon"):
+        code, _, err = shell("audit", "prune", "--before", before, "--export", str(old.directory))
+        assert (code, "--before" in err) == (1, True), before
 
 
 def test_young_months_stay(old, shell):
@@ -272,17 +236,23 @@ def damaged(directory: Path, how: str) -> None:  # noqa: C901 - one branch for e
             file.write(f"{'0' * 64}  x/../../../etc/passwd\n")
 
 
-@pytest.mark.parametrize("how", [
+DAMAGES = (
     "a line is missing", "a late one is missing", "a body was changed",
     "a leaf fits a changed body", "of another log", "not what the sums say", "without sums",
     "a file is not named", "a file is gone", "names a file outside",
-])  # fmt: skip
-def test_an_export_that_does_not_hold_it_all_is_refused(old, shell, how):
-    directory = export(old, old.directory / "export")
-    damaged(directory, how)
-    code, _, err = shell("audit", "prune", "--before", "2024-03-01", "--export", str(directory))
-    assert (code, err.startswith("syncward: audit: ")) == (1, True), err
+)  # fmt: skip
+
+
+def test_an_export_that_does_not_hold_it_all_is_refused(old, shell):
+    export(old, old.directory / "whole")
+    for how in DAMAGES:
+        directory = old.directory / how.replace(" ", "_")
+        copytree(old.directory / "whole", directory)
+        damaged(directory, how)
+        code, _, err = shell("audit", "prune", "--before", "2024-03-01", "--export", str(directory))
+        assert (code, err.startswith("syncward: audit: ")) == (1, True), (how, err)
     assert told(old, "audit.prune_requested") == []
+    ask(old, shell, name="whole")  # and it was the damage
 
 
 def test_a_log_that_was_changed_is_not_pruned(old, shell):
@@ -308,7 +278,7 @@ def test_a_row_that_says_approved_without_an_event_drops_nothing(old, shell):
     )
     with pytest.raises(PruneRefused, match="no event says so"):
         step(old)
-    assert partitions(old) == ALL
+    assert partitions(old.control) == ALL
 
 
 def test_an_approval_of_the_same_login_that_is_renamed_in_the_row_drops_nothing(old, shell):
@@ -327,17 +297,26 @@ def test_an_approval_of_the_same_login_that_is_renamed_in_the_row_drops_nothing(
         step(old)
 
 
-@pytest.mark.parametrize("change", [
-    "first_kept = 11", "sha256 = repeat('0', 64)", "before = '2024-04-01 00\\:00+00'",
-    "also = '{}'", "also = '{9}'",
-])  # fmt: skip
-def test_a_request_that_was_changed_after_its_approval_drops_nothing(old, shell, second, change):
+def test_a_request_that_was_changed_after_its_approval_drops_nothing(old, shell, second):
     approve(second, ask(old, shell))
     publish(old)
-    old.control.act(f"UPDATE audit.prune SET {change}")
-    with pytest.raises(PruneRefused):
-        step(old)
-    assert partitions(old) == ALL
+    (row,) = old.control.all("SELECT first_kept, sha256, before, also FROM audit.prune")
+    for change, why in (
+        ("first_kept = 11", "its events say something else"),
+        ("sha256 = repeat('0', 64)", "its events say something else"),
+        ("before = '2024-04-01 00\\:00+00'", "its events say something else"),
+        ("also = '{}'", "its events say something else"),
+        ("also = '{9}'", "would not drop what was asked for"),
+    ):
+        old.control.act(f"UPDATE audit.prune SET {change}")
+        with pytest.raises(PruneRefused, match=why):
+            step(old)
+        old.control.act(
+            "UPDATE audit.prune SET first_kept = :first, sha256 = :sha, before = :before, "
+            "also = :also", first=row[0], sha=row[1], before=row[2], also=row[3],
+        )  # fmt: skip
+    assert partitions(old.control) == ALL
+    assert step(old)  # and it was the changes
 
 
 def test_a_record_that_the_sealer_did_not_sign_drops_nothing(old, shell, second):
@@ -359,18 +338,25 @@ def test_a_record_that_the_sealer_did_not_sign_drops_nothing(old, shell, second)
     )
     with pytest.raises(PruneRefused, match="its record is not ours"):
         step(old)
-    assert partitions(old) == ALL
+    assert partitions(old.control) == ALL
 
 
-@pytest.mark.parametrize("process", ["operator", "scheduler", "worker", "auditor", "sealer"])
-@pytest.mark.parametrize("statement_", [
+PROCESSES = ("operator", "scheduler", "worker", "auditor", "sealer")
+FORBIDDEN = (
     "UPDATE audit.prune SET state = 'approved'", "DELETE FROM audit.prune",
     "INSERT INTO audit.prune (id) VALUES (gen_random_uuid())", "DROP TABLE audit.event_202401",
-])  # fmt: skip
-def test_no_process_changes_requests_or_drops_months_itself(old, process, statement_):
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_no_process_changes_requests_or_drops_months_itself(old, process):
     engine = old.control.engine(process)
-    with pytest.raises(DBAPIError, match=r"permission denied|must be owner"), engine.begin() as tx:
-        tx.exec_driver_sql(statement_)
+    for forbidden in FORBIDDEN:
+        with (
+            pytest.raises(DBAPIError, match=r"permission denied|must be owner"),
+            engine.begin() as tx,
+        ):
+            tx.exec_driver_sql(forbidden)
 
 
 def test_the_database_itself_asks_for_record_publication_and_another_login(old, shell, second):
@@ -390,7 +376,7 @@ def test_the_database_itself_asks_for_record_publication_and_another_login(old, 
     old.control.act("UPDATE audit.prune SET request_seq = 1")
     with pytest.raises(DBAPIError, match="not approved by another login"), engine.begin() as tx:
         prune.carry_out(tx, request)
-    assert partitions(old) == ALL
+    assert partitions(old.control) == ALL
 
 
 def test_a_request_or_an_approval_without_its_event_is_refused(old, shell, second):
@@ -406,18 +392,258 @@ def test_a_request_or_an_approval_without_its_event_is_refused(old, shell, secon
 
 
 def test_a_partition_that_is_not_the_month_of_its_name_is_not_dropped(old, shell, second):
-    approve(second, ask(old, shell))
+    request = ask(old, shell)
+    approve(second, request)
     publish(old)
-    step(old)
+    assert step(old)
     publish(old)
     old.control.act_plainly(
         "ALTER TABLE audit.event_202403 RENAME TO event_202399; "
         "ALTER TABLE audit.event_202401 RENAME TO event_202403; "
         "ALTER TABLE audit.event_202399 RENAME TO event_202401"
     )
-    with pytest.raises(Exception, match=r"does not hold the month|control database"):
+    bounds = months_of(old)
+    with (
+        pytest.raises(DBAPIError, match=r"audit\.event_202401 does not hold the month of its name"),
+        old.control.engine("sealer").begin() as tx,
+    ):
+        prune.carry_out(tx, request)
+    with pytest.raises(SyncwardError):  # the sealer's step goes the same way
         step(old)
-    assert len(partitions(old)) == 3
+    assert months_of(old) == bounds
+    assert [asked.state for asked in requests(old)] == ["recorded"]
+    assert told(old, "partitions.dropped") == []
+
+
+def months_of(world):
+    return world.control.all(
+        "SELECT relname, pg_get_expr(relpartbound, oid) FROM pg_class "
+        "WHERE relname LIKE 'event_2024%' AND relispartition ORDER BY relname"
+    )
+
+
+def requests(world):
+    with world.cli.transaction() as tx:
+        return prune.requests(tx)
+
+
+# ── taken back, and a key that was retired ────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("state", ["requested", "approved", "recorded"])
+def test_what_is_taken_back_is_not_dropped_and_another_may_be_asked_for(old, shell, second, state):
+    request = ask(old, shell)
+    if state != "requested":
+        approve(second, request)
+        publish(old)
+    if state == "recorded":
+        assert step(old)
+        publish(old)
+    assert [asked.state for asked in requests(old)] == [state]
+    code, out, err = shell("audit", "prune", "--withdraw", request)
+    assert (code, out.splitlines()) == (0, [f"withdrawn: {request}", "nothing was dropped"]), err
+    (asked,) = requests(old)
+    assert (asked.state, asked.withdrawn_by) == ("withdrawn", "dev")
+    (event,) = told(old, "audit.prune_withdrawn")
+    assert (event["outcome"], event["detail"]) == ("success", {"request": request})
+    publish(old)
+    assert step(old) is False
+    assert partitions(old.control) == ALL
+    code, _, err = shell("audit", "prune", "--withdraw", request)
+    assert (code, "is not open for that" in err) == (1, True)
+    assert told(old, "audit.prune_withdrawn")[-1]["reason"] == "not_open"
+    code, _, err = shell("audit", "prune", "--withdraw", str(uuid4()))
+    assert (code, "there is no such request" in err) == (1, True)
+
+    carry_all_out(old, second, ask(old, shell, name="anew"))
+    assert partitions(old.control) == {"event_202403"}
+    report = live(old)
+    assert (report.exit_code, report.first_bad) == (0, None), report.lines
+
+
+def test_a_row_that_forgets_that_it_was_taken_back_drops_nothing(old, shell, second):
+    request = ask(old, shell)
+    approve(second, request)
+    assert shell("audit", "prune", "--withdraw", request)[0] == 0
+    publish(old)
+    old.control.act("UPDATE audit.prune SET state = 'approved'")
+    with pytest.raises(PruneRefused, match="an event takes it back"):
+        step(old)
+    assert partitions(old.control) == ALL
+
+
+def test_the_database_itself_drops_nothing_that_was_taken_back(old, shell, second):
+    request = ask(old, shell)
+    approve(second, request)
+    publish(old)
+    assert step(old)
+    publish(old)
+    assert shell("audit", "prune", "--withdraw", request)[0] == 0
+    old.control.act("UPDATE audit.prune SET state = 'recorded'")
+    engine = old.control.engine("sealer")
+    with pytest.raises(DBAPIError, match="was withdrawn"), engine.begin() as tx:
+        prune.carry_out(tx, request)
+    assert partitions(old.control) == ALL
+
+
+def test_a_withdrawal_needs_its_event_and_an_operator(old, shell, second):
+    request = ask(old, shell)
+    with pytest.raises(DBAPIError, match="unaudited"), second.engine.begin() as tx:
+        prune.withdraw(tx, request)
+    for process in ("scheduler", "worker", "auditor", "sealer"):
+        engine = old.control.engine(process)
+        with pytest.raises(DBAPIError, match="permission denied"), engine.begin() as tx:
+            prune.withdraw(tx, request)
+    assert [asked.state for asked in requests(old)] == ["requested"]
+
+
+def rotate(world, *, told_so=True):
+    """Give the sealer another key and retire the one before, with the event or without."""
+    sealer = world.sealer()  # of the key before
+    old_line = sealer.signer.public[0].line
+    signing.rotate(sealer.key_path)
+    if told_so:
+        signer = world.sealer().signer
+        with transaction(world.control.engine("sealer")) as tx:
+            detail = statement.signed(
+                signer, sealing.state(tx).log_id, AuditAction.SIGNER_ROTATED,
+                {"before": old_line, "after": signer.public[0].line},
+            )  # fmt: skip
+            audit.append(tx, AuditEvent(AuditAction.SIGNER_ROTATED, TargetKind.INSTANCE,
+                                        audit.INSTANCE_ID, SEALER, detail=detail))  # fmt: skip
+        publish(world)
+    signing.retire(sealer.key_path)
+
+
+def test_a_record_whose_key_was_retired_before_the_drop_is_signed_again(old, shell, second):
+    log = SealedLog(old.control, old.directory)
+    log.pubkey.read_text()  # an auditor keeps the first key
+    request = ask(old, shell)
+    approve(second, request)
+    publish(old)
+    assert step(old)
+    publish(old)
+    first = told(old, "audit.pruned")
+    rotate(old)
+    assert step(old)  # signs it again, drops nothing yet
+    assert partitions(old.control) == ALL
+    records = told(old, "audit.pruned")
+    assert len(records) == 2
+    with transaction(old.control.engine("sealer")) as tx:
+        log_id = sealing.state(tx).log_id
+    keys = old.sealer().signer.public
+    assert [statement.is_signed(log_id, "audit.pruned", r["detail"], keys) for r in records] == [
+        False, True,
+    ]  # fmt: skip
+    same = ("request", "before", "first_kept", "also", "sha256", "partitions", "approved_by")
+    assert [first[0]["detail"][x] for x in same] == [records[1]["detail"][x] for x in same]
+    assert step(old) is False  # it is not published
+    publish(old)
+    assert step(old)
+    assert partitions(old.control) == {"event_202403"}
+    publish(old)
+    report = log.live()
+    assert (report.exit_code, report.first_bad) == (0, None), report.lines
+
+
+def test_a_record_of_a_key_that_nothing_introduces_is_taken_back_by_an_operator(old, shell, second):
+    request = ask(old, shell)
+    approve(second, request)
+    publish(old)
+    assert step(old)
+    publish(old)
+    rotate(old, told_so=False)
+    with pytest.raises(PruneRefused, match=f"not ours.*--withdraw {request}"):
+        step(old)
+    directory = export(old, old.directory / "anew")
+    words = ("audit", "prune", "--before", "2024-03-01", "--export", str(directory))
+    code, _, err = shell(*words)
+    assert (code, "--withdraw" in err) == (1, True)
+    assert shell("audit", "prune", "--withdraw", request)[0] == 0
+    assert shell(*words)[0] == 0
+    assert partitions(old.control) == ALL
+
+
+# ── what is left verifies ────────────────────────────────────────────────────────────────────────
+
+
+def live(world, *anchors):
+    return SealedLog(world.control, world.directory).live(*anchors)
+
+
+def carry_all_out(world, second, request):
+    approve(second, request)
+    publish(world)
+    assert step(world)
+    publish(world)
+    assert step(world)
+    publish(world)
+
+
+def verify(shell, monkeypatch, log, *words):
+    monkeypatch.setenv("SYNCWARD_AUDIT_PUBLIC_KEY", str(log.pubkey))
+    code, out, err = shell("audit", "verify", *map(str, words), "--json")
+    return code, json.loads(out) if out else err
+
+
+def test_after_a_prune_the_rest_verifies_the_export_too_and_together_they_are_all(
+    old, shell, second, monkeypatch
+):
+    log = SealedLog(old.control, old.directory)
+    before, then = log.export("export"), log.anchor("then.anchor")
+    exported = json.loads((before / "log.json").read_text())["size"]
+    log.write(2)
+    publish(old)
+    ended = log.export("ended", end=exported)  # it says itself that the log was longer
+    carry_all_out(old, second, ask(old, shell))
+    anchor = log.anchor()
+    code, said = verify(shell, monkeypatch, log, "--anchor", anchor)
+    assert (code, said["result"]) == (0, "intact"), said
+    for directory, held in ((before, then), (ended, then), (ended, anchor)):
+        words = ("--export", directory, "--pubkey", log.pubkey, "--anchor", held)
+        code, out, err = shell("audit", "verify", *map(str, words))
+        assert (code, out.startswith("intact")) == (0, True), (out, err)
+        assert log.standalone(directory, held)[0] == 0
+    # one that was all of its day looks cut off beside what anchors hold since (docs say so)
+    assert log.offline(before, anchor).exit_code == log.standalone(before, anchor)[0] == 10
+    after = log.export("after")
+    assert (log.offline(after, anchor).exit_code, log.standalone(after, anchor)[0]) == (0, 0)
+    was, now = hashes(before), hashes(after)
+    assert set(was) == set(range(exported))
+    assert set(was) - set(now) == {*range(8), 10}
+    size = json.loads((after / "log.json").read_text())["size"]
+    assert set(was) | set(now) == set(range(size))
+    assert all(was[index] == now[index] for index in set(was) & set(now))
+    point = log.checkpoint(size)
+    assert root_of([(was | now)[index] for index in range(size)]) == point.root
+
+
+def test_a_further_month_that_somebody_drops_by_hand_is_found(old, shell, second, monkeypatch):
+    log = SealedLog(old.control, old.directory)
+    carry_all_out(old, second, ask(old, shell))
+    assert verify(shell, monkeypatch, log)[0] == 0
+    old.control.act_plainly("DROP TABLE audit.event_202403")
+    code, said = verify(shell, monkeypatch, log)
+    assert (code, said["result"], said["first_bad"]) == (10, "tampered", 8), said
+    assert said["counts"]["tampered"] == 3  # 8, 9 and 11
+
+
+def hashes(directory: Path) -> dict[int, bytes]:
+    """Return the leaf hash of each event of an export, by index, made again from its line."""
+    lines = [
+        json.loads(line)
+        for path in sorted(directory.glob("events/*.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
+    return {said["index"]: rules._hash(said) for said in lines if "leaf" in said}
+
+
+def root_of(leaves: list[bytes]) -> bytes:
+    """Return the root of RFC 6962 over leaf hashes, as its definition says it."""
+    if len(leaves) == 1:
+        return leaves[0]
+    split = 1 << (len(leaves) - 1).bit_length() - 1
+    return sha256(b"\x01" + root_of(leaves[:split]) + root_of(leaves[split:])).digest()
 
 
 # ── killed at each step ──────────────────────────────────────────────────────────────────────────
@@ -449,12 +675,12 @@ def test_killed_within_a_step_it_goes_on(  # noqa: PLR0917 - fixtures
     with pytest.raises(Killed):
         step(old)
     monkeypatch.undo()
-    assert partitions(old) == ALL
-    while partitions(old) == ALL:
+    assert partitions(old.control) == ALL
+    while partitions(old.control) == ALL:
         step(old)
         publish(old)
     assert len(told(old, "audit.pruned")) == 1
-    assert partitions(old) == {"event_202403"}
+    assert partitions(old.control) == {"event_202403"}
 
 
 def test_it_is_listed(old, shell, second):
