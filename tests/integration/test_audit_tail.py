@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import secrets
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from sqlalchemy import text
 from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
 from storage import audit, audit_tail
 from storage.audit_tail import Filters
+from tests.world import Control, Pair, World
 
 pytestmark = pytest.mark.integration
 
@@ -304,9 +306,15 @@ def test_without_a_sealer_it_says_so_once(world, program):
 # ── cost ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.fixture
-def large(world):
-    """12,000 sealed events (the leaf of each is that of the table, the tree is not needed)."""
+@pytest.fixture(scope="module")
+def large(cluster, admin, template, valkey, tmp_path_factory):
+    """12,000 sealed events that tests only read."""
+    name = f"large_{secrets.token_hex(4)}"
+    admin.execute(f"CREATE DATABASE {name} TEMPLATE {template.database}")
+    control = Control(cluster, name, template.password)
+    world = World.build(
+        control, Pair(cluster, "none", "none", {}), valkey, tmp_path_factory.mktemp("large")
+    )
     world.control.act_plainly(
         "INSERT INTO audit.event (class, action, target_kind, target_id, body) SELECT 'B', "
         "'run.started', 'run', gen_random_uuid(), "
@@ -315,7 +323,10 @@ def large(world):
     )
     world.seal_all()
     world.control.act_plainly("ANALYZE audit.event; ANALYZE audit.checkpoint")
-    return world
+    yield world
+    world.close()
+    control.dispose()
+    admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def reads(world, work) -> int:

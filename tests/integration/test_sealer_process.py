@@ -81,7 +81,10 @@ def metrics(port: int) -> str:
         return answer.read().decode()
 
 
-def test_two_of_them_one_seals_and_the_other_takes_over_from_one_that_is_killed(world, place):
+@pytest.mark.parametrize("lease", ["cut short", pytest.param("in full", marks=pytest.mark.full)])
+def test_two_of_them_one_seals_and_the_other_takes_over_from_one_that_is_killed(
+    world, place, lease
+):
     with sealer(world, place, "first") as first, sealer(world, place, "second") as second:
         first.wait_for("sealer_ready")
         second.wait_for("sealer_ready")
@@ -92,6 +95,10 @@ def test_two_of_them_one_seals_and_the_other_takes_over_from_one_that_is_killed(
             assert not other.said("sealer_started")
             holder.kill()
             killed = time.monotonic()
+            if lease == "cut short":  # the rest of it is only waiting
+                time.sleep(1)
+                assert not other.said("sealer_started")
+                world.control.act("UPDATE audit.log SET held_until = clock_timestamp()")
             other.wait_for("sealer_started", TAKEOVER_S)
             assert time.monotonic() - killed < TAKEOVER_S
         until(lambda: settled(world), about="sealing by the second")
@@ -278,13 +285,20 @@ def test_all_reasons_against_a_start_are_told_at_once(world, tmp_path):
         assert part in why
 
 
-def test_who_delays_sealing_is_named_and_counted(world, place):
+@pytest.mark.parametrize("waits", ["already", pytest.param("from now", marks=pytest.mark.full)])
+def test_who_delays_sealing_is_named_and_counted(world, place, waits):
     with sealer(world, place) as one:
         one.wait_for("sealer_started")
         with world.control.admin_engine().connect() as connection:
             pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
             connection.exec_driver_sql("SELECT pg_current_xact_id()")
             world.account("another")
+            if waits == "already":
+                world.control.act_plainly(
+                    "INSERT INTO audit.event (at, class, action, target_kind, target_id, body) "
+                    "SELECT now() - interval '10 s', class, action, target_kind, target_id, body "
+                    "FROM audit.event ORDER BY seq DESC LIMIT 1"
+                )
             found = one.wait_for("sealing_delayed", 20)
             assert (found["pid"], found["database"]) == (pid, world.control.database)
             assert found["seconds"] >= 5
