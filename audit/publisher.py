@@ -131,7 +131,8 @@ class Judge:
         """Remember what the anchor holds as signed here: the next epoch then says it is lost."""
         last = memory.recall(self._memory)
         if last is None or last.log_id != held.log_id or last.size < held.size:
-            memory.remember(self._memory, LastSigned(held.log_id, held.size, held.root))
+            keys = tuple(key.line for key in self._sealer.signer.public)
+            memory.remember(self._memory, LastSigned(held.log_id, held.size, held.root, keys))
 
     @property
     def _memory(self) -> Path:
