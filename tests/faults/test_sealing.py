@@ -1,7 +1,7 @@
 """T40: whatever dies while events are sealed, the sealed set is the committed set, once each."""
 
-import random
 import json
+import random
 import secrets
 import subprocess
 import time
@@ -212,7 +212,8 @@ def test_a_log_restored_into_another_server_goes_on_without_a_gap(
         (2, sealed, None)
     ]
     begun, ended = (json.loads(body)["detail"] for (body,) in other.all(
-        "SELECT body FROM audit.event WHERE action = 'audit.epoch_started' ORDER BY seq"))  # fmt: skip
+        "SELECT body FROM audit.event WHERE action = 'audit.epoch_started' ORDER BY seq"
+    ))  # fmt: skip
     for one in (begun, ended):
         one.pop("signature")
     oldest = other.one(
