@@ -315,7 +315,7 @@ def begin_epoch(
         "left_at = '-infinity', left_seq = 0"
     )
     tx.execute(
-        text("UPDATE audit.log SET epoch = :epoch" + (behind if before.elsewhere else "")),
+        text("UPDATE audit.log SET epoch = :epoch" + (behind if before.elsewhere else "")),  # noqa: S608 - two constants
         values,
     )
     return before.epoch + 1
