@@ -109,7 +109,7 @@ def test_the_event_that_the_command_writes_is_the_measure_of_these(control):
 def test_an_operator_does_not_erase_a_name_under_that_name(control):
     ada = act(control, ADA)
     said = json.dumps({"detail": {"principal": ada}, "principal": f"operator:{ada}"})
-    with (
+    with (  # noqa: PT012 - one transaction
         pytest.raises(ConfigError, match="unaudited erasure"),
         transaction(control.engine("operator")) as tx,
     ):
