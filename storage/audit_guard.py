@@ -167,7 +167,7 @@ FUNCTIONS = {
     "audit.guard_table": "a9f6bd8e6ee91553",
     "audit.keep_as_written": "e1fc866f306f631f",
     "audit.lag": "ac672d4a87f9fe4e",
-    "audit.leaf": "22f54d51aa44765b",
+    "audit.leaf": "8161d3dfc0522065",
     "audit.only_erase": "9eb777e415c0aa75",
     "audit.only_forward": "c1bbc9f217523329",
     "audit.principal_id": "1231d6720a892f68",
