@@ -44,7 +44,7 @@ _OF_TABLE = {
     "audit.checkpoint": _KEPT,
     "audit.epoch": {
         **_KEPT,
-        "audited": _Trigger(
+        "audited_epoch": _Trigger(
             "audit.require_epoch_event", _ROW | _INSERT, when=_NOT_OWNER, deferred=True
         ),
     },

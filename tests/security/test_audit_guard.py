@@ -87,10 +87,10 @@ CHANGED = {
     "at once": (again("audited", "accounts", AUDITED.replace("INITIALLY DEFERRED", "")),
                 "audited of accounts is not deferred as it was"),
     "for the owner only": (
-        again("audited", "audit.epoch", "CONSTRAINT TRIGGER {name} AFTER INSERT ON {table} "
+        again("audited_epoch", "audit.epoch", "CONSTRAINT TRIGGER {name} AFTER INSERT ON {table} "
               "DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION "
               "audit.require_epoch_event()"),
-        "audited of audit.epoch has another condition"),
+        "audited_epoch of audit.epoch has another condition"),
     "gone from the position": ("DROP TRIGGER only_forward ON audit.log",
                                "only_forward of audit.log is missing"),
     "only for replicas": ("ALTER TABLE accounts ENABLE REPLICA TRIGGER audited",

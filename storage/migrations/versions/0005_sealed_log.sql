@@ -149,7 +149,7 @@ BEGIN
   END IF;
   RETURN NULL;
 END $$;
-CREATE CONSTRAINT TRIGGER audited AFTER INSERT ON audit.epoch
+CREATE CONSTRAINT TRIGGER audited_epoch AFTER INSERT ON audit.epoch
   DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
   WHEN (NOT pg_has_role(current_user, 'syncward_owner', 'MEMBER'))
   EXECUTE FUNCTION audit.require_epoch_event();
