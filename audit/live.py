@@ -88,12 +88,8 @@ class LiveEvidence:
         """Protections, names, events that are in no batch, and how many wait to be sealed."""
         for line in audit_guard.missing(self._tx):
             report.add(Level.TAMPERED, f"the log is not protected: {line}")
-        for principal in audit_names.mismatches(self._tx):
-            report.add(
-                Level.TAMPERED,
-                f"operator:{principal} is not the name that stands behind it in audit.principal: "
-                "somebody put another one there",
-            )
+        for line in audit_names.findings(self._tx):
+            report.add(Level.TAMPERED, line)
         self._unsealed(report, found)
 
     def _unsealed(self, report: Report, found: int | None) -> None:

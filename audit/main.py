@@ -15,7 +15,7 @@ from audit import memory, metrics, prune, statement
 from audit.anchors import loading
 from audit.anchors.loading import Opening
 from audit.prune import PruneRefused
-from audit.publisher import Judge, Lane, Publisher
+from audit.publisher import AnchorsNotCompared, Judge, Lane, Publisher
 from audit.sealer import BATCH, LEASE, LogWentBack, Sealer
 from crypto import signing
 from crypto.errors import KeyringError
@@ -51,7 +51,8 @@ _REASON_MAX = 200
 def run(settings: Settings, accepted_loss: str | None = None) -> None:
     """Seal until SIGTERM or SIGINT. A step that fails is logged and comes again.
 
-    Only a database that is not what was signed ends the process (exit code 78).
+    Only a database that is not, or cannot be shown to be, what was signed ends the process (exit
+    code 78).
     """
     process = _build(settings, accepted_loss)
     admission.ask(process.engine, settings, "sealer")
@@ -85,7 +86,8 @@ class Process:
     def turn(self) -> float:
         """Seal, publish, look around; return after how many seconds to come again.
 
-        LogWentBack if the database is not what was signed.
+        LogWentBack if the database is not what was signed; AnchorsNotCompared if that cannot be
+        told.
         """
         try:
             if self._publisher is None:
@@ -95,7 +97,7 @@ class Process:
                 self._take_new_key()
                 self._measure()
                 self._prune()
-        except LogWentBack:
+        except (LogWentBack, AnchorsNotCompared):
             raise
         except SyncwardError as error:
             self._failed("look", error)
@@ -136,7 +138,9 @@ class Process:
                 )
             ],
         )
-        publisher.compare()
+        # what we remember, or an operator, vouches for the database where an anchor cannot
+        knows_nothing = memory.recall(memory.path_of(self.sealer.key_path)) is None
+        publisher.compare(first=knows_nothing and self.sealer.accepted_loss is None)
         publisher.start()
         return publisher
 

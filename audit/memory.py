@@ -18,6 +18,9 @@ class LastSigned:
     log_id: UUID
     size: int
     root: bytes
+    #: Lines of the keys that sign here, and of those that did before: they sign no more.
+    keys: tuple[str, ...] = ()
+    retired: tuple[str, ...] = ()
 
 
 def path_of(key: Path) -> Path:
@@ -29,7 +32,10 @@ def recall(path: Path) -> LastSigned | None:
     """Return what was signed last; None if nothing ever was."""
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
-        return LastSigned(UUID(said["log"]), int(said["size"]), bytes.fromhex(said["root"]))
+        return LastSigned(
+            UUID(said["log"]), int(said["size"]), bytes.fromhex(said["root"]),
+            *(tuple(map(str, said.get(name, []))) for name in ("keys", "retired")),
+        )  # fmt: skip
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -40,8 +46,19 @@ def recall(path: Path) -> LastSigned | None:
 
 
 def remember(path: Path, signed: LastSigned) -> None:
-    """Replace the file at once, durably; ConfigError if it cannot be written."""
-    said = {"log": str(signed.log_id), "size": signed.size, "root": signed.root.hex()}
+    """Replace the file at once, durably; ConfigError if it cannot be written.
+
+    A key that signed beside one of `signed.keys` before, and is none of them now, is retired. (One
+    that was replaced without a rotation, because it was lost, is not.)
+    """
+    before = recall(path)
+    retired: set[str] = set(before.retired) if before else set()
+    if before and not set(signed.keys).isdisjoint(before.keys):
+        retired |= set(before.keys)
+    said = {
+        "log": str(signed.log_id), "size": signed.size, "root": signed.root.hex(),
+        "keys": signed.keys, "retired": sorted(retired - set(signed.keys)),
+    }  # fmt: skip
     # a name of its own: another sealer of this host may be writing, too
     fresh = path.with_name(f".{path.name}.{token_hex(8)}")
     try:

@@ -25,6 +25,11 @@ LOG_SIZE = Gauge("syncward_audit_log_size", "Audit events that are sealed.")
 ANCHOR_FAILURES = Counter(
     "syncward_audit_anchor_failures", "Attempts that an anchor did not accept.", ["anchor"]
 )
+ANCHOR_FOREIGN = Counter(
+    "syncward_audit_anchor_foreign_notes",
+    "Notes that an anchor held after our newest and that none of our keys signed.",
+    ["anchor"],
+)
 ANCHOR_LAG = Gauge(
     "syncward_audit_anchor_lag_seconds",
     "How long the oldest checkpoint has waited that an anchor does not hold.",
@@ -33,6 +38,7 @@ ANCHOR_LAG = Gauge(
 
 for _anchor in ANCHORS:
     ANCHOR_FAILURES.labels(_anchor)
+    ANCHOR_FOREIGN.labels(_anchor)
     ANCHOR_LAG.labels(_anchor)
 for _step in ("seal", "publish", "look"):
     STEPS_FAILED.labels(_step)

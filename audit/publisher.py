@@ -57,6 +57,20 @@ def offer_of(log_id: UUID, sealed: Sealed) -> Offer:
     return Offer(note(made.text, sealed.signatures), made)
 
 
+class AnchorsNotCompared(ConfigError):  # noqa: N818 - reads best where it is raised
+    """A sealer that remembers nothing cannot tell whether this is what was signed: it stops."""
+
+    code = "anchors_not_compared"
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The newest checkpoint of ours that an anchor holds, and how many notes are not ours."""
+
+    checkpoint: Checkpoint | None
+    foreign: int
+
+
 class Judge:
     """Compares what anchors hold with the database."""
 
@@ -67,21 +81,24 @@ class Judge:
         self._sealer = sealer
         self._known = known
 
-    def read(self, anchor: Anchor) -> Checkpoint | None:
-        """Return what an anchor took last, if one of our keys signed it."""
-        held = anchor.newest()
-        if held is None:
-            return None
+    def read(self, anchor: Anchor) -> "Held":
+        """Return the newest that an anchor took of what one of our keys signed."""
+        foreign = 0
+        for group in anchor.notes():
+            ours = [found for note_ in group if (found := self._ours(note_)) is not None]
+            foreign += len(group) - len(ours)
+            if ours:
+                return Held(max(ours, key=lambda one: (one.epoch, one.size)), foreign)
+        return Held(None, foreign)
+
+    def _ours(self, note_: str) -> Checkpoint | None:
+        """Return the checkpoint that a note of an anchor is, if one of our keys signed it."""
         try:
-            text, signatures = parse_note(held)
-            if not signed_by(text, signatures, self._known()):
-                raise AnchorFailed(
-                    "its newest checkpoint was signed by none of our keys; if the key was replaced "
-                    "without a rotation, add the old public key to SYNCWARD_AUDIT_PUBLIC_KEY"
-                )
-            return Checkpoint.parse(text)
+            text, signatures = parse_note(note_)
+            signed = signed_by(text, signatures, self._known())
+            return Checkpoint.parse(text) if signed else None
         except ValueError:
-            raise AnchorFailed("its newest checkpoint is none, or is forged") from None
+            return None
 
     def judge(self, name: str, held: Checkpoint | None) -> None:
         """Raise LogWentBack if the database is not what the anchor holds."""
@@ -131,7 +148,8 @@ class Judge:
         """Remember what the anchor holds as signed here: the next epoch then says it is lost."""
         last = memory.recall(self._memory)
         if last is None or last.log_id != held.log_id or last.size < held.size:
-            memory.remember(self._memory, LastSigned(held.log_id, held.size, held.root))
+            keys = tuple(key.line for key in self._sealer.signer.public)
+            memory.remember(self._memory, LastSigned(held.log_id, held.size, held.root, keys))
 
     @property
     def _memory(self) -> Path:
@@ -197,12 +215,33 @@ class Lane:
             if self._fatal is not None:
                 raise self._fatal
 
-    def compare(self) -> None:
-        """Look at what the anchor holds."""
+    def compare(self, *, first: bool = False) -> None:
+        """Look at what the anchor holds.
+
+        What nobody of us signed is no evidence, and no reason to publish no more: it is told.
+        AnchorFailed if that is all there is where this is the `first` that is ever heard of it.
+        """
         if self._anchor.readable:
-            self._judge.judge(self.name, self._judge.read(self._anchor))
+            held = self._judge.read(self._anchor)
+            if held.foreign:
+                metrics.ANCHOR_FOREIGN.labels(str(self.number)).inc(held.foreign)
+                about = {"anchor": self.name, "notes": held.foreign}
+                logger.warning("anchor_foreign_notes", extra=about)
+            if first and held.foreign and held.checkpoint is None:
+                raise AnchorFailed(
+                    f"{self.name}: none of its newest {held.foreign} notes was signed by one of "
+                    "our keys; if the key was replaced without a rotation, add the old public key "
+                    "to SYNCWARD_AUDIT_PUBLIC_KEY"
+                )
+            self._judge.judge(self.name, held.checkpoint)
         with self._changed:
             self._compared = True
+
+    @property
+    def compared(self) -> bool:
+        """Whether what it holds is in the database."""
+        with self._changed:
+            return self._compared
 
     def failed(self, error: SyncwardError) -> None:
         """Count and say a failure."""
@@ -256,17 +295,17 @@ class Publisher:
         self._offered_at = self._looked_at = float("-inf")
         self._held = False
 
-    def compare(self, patience: float = COMPARE_S) -> None:
+    def compare(self, patience: float = COMPARE_S, *, first: bool = False) -> None:
         """Compare every anchor with the database, before anything is sealed.
 
         LogWentBack if one holds more. One that does not answer is compared before it is published
-        to.
+        to; AnchorsNotCompared if this is the `first` comparison of a sealer that knows nothing.
         """
         found: list[tuple[Lane, SyncwardError]] = []
 
         def look(lane: Lane) -> None:
             try:
-                lane.compare()
+                lane.compare(first=first)
             except SyncwardError as error:
                 found.append((lane, error))
 
@@ -282,6 +321,19 @@ class Publisher:
             if not isinstance(error, AnchorFailed):
                 raise error  # the database does not answer
             lane.failed(error)
+        if first:
+            self._require_compared({lane.name: error.public for lane, error in found})
+
+    def _require_compared(self, why: dict[str, str]) -> None:
+        open_ = [lane.name for lane in self._lanes if not lane.compared]
+        if open_:
+            reasons = "; ".join(f"{name}: {why.get(name, 'it does not answer')}" for name in open_)
+            raise AnchorsNotCompared(
+                f"audit: this sealer remembers nothing that was signed ({reasons}), so nothing "
+                "shows that the database is what was; bring back the anchor or signer.json.last, "
+                "or, if you know that all is well, start once with: syncward sealer --accept-loss "
+                "REASON"
+            )
 
     def start(self) -> None:
         """Start the anchors' threads."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import monotonic
+from uuid import UUID
 
 from sqlalchemy import Connection, Engine
 
@@ -20,16 +21,20 @@ from audit.tree import Edge, ProofError
 from crypto.signing import PublicKey, Signer, signed_by
 from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
 from schemas.errors import ConfigError
-from storage import audit, sealing
+from storage import audit, seal_watch, sealing
 from storage.engine import transaction
 from storage.sealing import LogState, Sealed, Window
 
 logger = logging.getLogger(__name__)
 
-#: Events of one checkpoint at most.
+#: Events of one checkpoint; while there are more than fit, the next one is twice as large, because
+#: finding the next events of a large transaction sorts all of them.
 BATCH = 1024
-#: After a restore, of those that were left: finding them reads the whole log.
-LEFT = 64 * BATCH
+BATCH_MAX = 16 * BATCH
+#: After a restore every event is looked at for those that were left: so many at once, in one step
+#: for so long, which leaves most of the lease.
+LOOKED = 16 * BATCH
+LOOK_S = 3.0
 #: How long a silent sealer keeps its right to seal.
 LEASE = timedelta(seconds=10)
 #: After so long without an event the sealer writes one: then silence means that it is not there.
@@ -67,6 +72,7 @@ class Sealer:
     trusted: tuple[PublicKey, ...] = ()
     _edge: Edge | None = None
     _holds: bool = False
+    _most: int = BATCH
     #: How large the log was when it last grew, or we last wrote of our own accord, and when.
     _seen_size: int = -1
     _quiet_since: float = 0.0
@@ -82,6 +88,8 @@ class Sealer:
             done = self._within(tx, edge)
         if done.signed is not None:
             memory.remember(memory.path_of(self.key_path), done.signed)
+        full = done.sealed is not None and len(done.sealed.seqs) >= self._most
+        self._most = min(2 * self._most, BATCH_MAX) if full else BATCH
         if done.began:
             self.accepted_loss = None
         self._edge = done.edge
@@ -94,24 +102,76 @@ class Sealer:
             return _Done(edge)  # another one seals
         edge, lost = self._verified_edge(tx, seen, edge)
         begins = lost is not None or seen.elsewhere
-        found = None if begins else sealing.window(tx, seen, LEFT if seen.left_over else BATCH)
-        if found is None and not (begins or seen.left_over) and self._fresh(seen):
+        busy = begins or seen.left_over
+        found = None if busy else sealing.window(tx, seen, self._most)
+        if found is None and not busy and self._fresh(seen):
             return _Done(edge)
         self._holds = sealing.hold(tx, self.holder, seen, lease=LEASE)
         if not self._holds:
             return _Done(edge)
         if begins:
             self._begin_epoch(tx, seen, lost)
-            return _Done(edge, signed=LastSigned(seen.log_id, seen.size, edge.root()), began=True)
+            return _Done(edge, signed=self._signed(seen.log_id, seen.size, edge.root()), began=True)
+        if seen.left_over:
+            found = self._look_for_left_over(tx, seen)
         if found is not None:
             sealed = self._seal(tx, seen, found, edge)
-            return _Done(edge, sealed, LastSigned(seen.log_id, sealed.size, sealed.root))
-        if seen.left_over:
-            sealing.nothing_left(tx)
-        elif self._is_quiet(seen):
+            return _Done(edge, sealed, self._signed(seen.log_id, sealed.size, sealed.root))
+        if not busy and self._is_quiet(seen):
             audit.append(tx, self._event(AuditAction.AUDIT_HEARTBEAT, size=seen.size))
             self._quiet_since = monotonic()
         return _Done(edge)
+
+    def _signed(self, log_id: UUID, size: int, root: bytes) -> LastSigned:
+        return LastSigned(log_id, size, root, tuple(key.line for key in self.signer.public))
+
+    def _look_for_left_over(self, tx: Connection, seen: LogState) -> Window | None:
+        """Return some of what epochs before left unsealed; the next step goes on behind it.
+
+        None after a while without any: the log remembers how far it was looked at.
+        """
+        until = monotonic() + LOOK_S
+        while True:
+            look = sealing.left_over(tx, seen, LOOKED)
+            if look.found is not None:
+                return look.found
+            if look.ended:
+                self._end_left_over(tx, seen)
+                return None
+            if monotonic() > until:
+                return None
+
+    def _end_left_over(self, tx: Connection, seen: LogState) -> None:
+        """Let the window count again, and say of the epoch what it took in."""
+        taken = sealing.nothing_left(tx, seen)
+        if not taken.count:
+            return
+        about = {"epoch": seen.epoch, "events": taken.count, "oldest": taken.oldest}
+        logger.warning("audit_left_over_sealed", extra=about)
+        said = self._said_of_epoch(tx, seen)
+        if said is None:
+            logger.error("audit_epoch_not_ours", extra={"epoch": seen.epoch})
+            return
+        said |= {"left_over": taken.count, "oldest": taken.oldest}
+        action = AuditAction.AUDIT_EPOCH_STARTED
+        audit.append(
+            tx, self._event(action, **statement.signed(self.signer, seen.log_id, action, said))
+        )
+
+    def _said_of_epoch(
+        self, tx: Connection, seen: LogState
+    ) -> dict[str, str | int | bool | None] | None:
+        """Return what was said when this epoch began, if a key that we know signed it.
+
+        The rows of the database are no source: what was lost could be anything there.
+        """
+        action, keys = AuditAction.AUDIT_EPOCH_STARTED, self._accepted_keys(tx, seen)
+        for one in seal_watch.losses(tx):
+            if one.detail.get("epoch") == seen.epoch and statement.is_signed(
+                seen.log_id, action, one.detail, keys
+            ):
+                return {name: said for name, said in one.detail.items() if name != "signature"}
+        return {"epoch": 1, "size": 0, "why": "installed"} if seen.epoch == 1 else None
 
     def _seal(self, tx: Connection, seen: LogState, found: Window, edge: Edge) -> Sealed:
         tiles = [*edge.append(found.leaves), *edge.partial(since=seen.size)]
@@ -180,12 +240,12 @@ class Sealer:
             if last and Edge.load(last.size, fetch).root() != last.root:
                 raise LogWentBack(_not_what_was_signed(last.size))
             if signed and (last is None or last.size < seen.size):
-                self._catch_up(seen, signed)
+                self._catch_up(tx, seen, signed)
         except (KeyError, ProofError, ValueError):
             raise LogWentBack(_not_what_was_signed(seen.size)) from None
         return found, None
 
-    def _catch_up(self, seen: LogState, newest: Sealed) -> None:
+    def _catch_up(self, tx: Connection, seen: LogState, newest: Sealed) -> None:
         """Take as signed what we do not remember, if a key that we trust signed it.
 
         So it is after a kill between the commit and the memory, and after another sealer's turn.
@@ -194,14 +254,41 @@ class Sealer:
         """
         log_id = seen.log_id
         text = Checkpoint(log_id, newest.size, newest.root, newest.epoch, newest.signed_at).text
-        if not signed_by(text, newest.signatures, (*self.signer.public, *self.trusted)):
+        ours = signed_by(text, newest.signatures, self.signer.public)
+        if not ours and not signed_by(text, newest.signatures, self._accepted_keys(tx, seen)):
             raise LogWentBack(
                 f"audit: the newest checkpoint, of {newest.size} events, is signed by no key that "
-                "this sealer knows; nothing more is signed. If another key signed it, name its "
-                "public half in SYNCWARD_AUDIT_PUBLIC_KEY; else run: syncward audit verify"
+                "this sealer knows, or only by one that was rotated away; nothing more is signed. "
+                "If a sealer still has the old key, copy the new file to it; if another key signed "
+                "it, name its public half in SYNCWARD_AUDIT_PUBLIC_KEY; else run: syncward audit "
+                "verify"
             )
-        signed = LastSigned(log_id, newest.size, newest.root)
-        memory.remember(memory.path_of(self.key_path), signed)
+        memory.remember(
+            memory.path_of(self.key_path), self._signed(log_id, newest.size, newest.root)
+        )
+
+    def _accepted_keys(self, tx: Connection, seen: LogState) -> list[PublicKey]:
+        """Return the keys that may sign now: ours and those we trust, but none that was replaced.
+
+        What we remember tells, and the log, where the key itself said that another one follows.
+        """
+        ours, last = self.signer.public, memory.recall(memory.path_of(self.key_path))
+        retired = set(last.retired) if last else set()
+        for key in self.trusted:
+            if key not in ours and self._is_rotated(tx, seen.log_id, key):
+                retired.add(key.line)
+        return [key for key in (*ours, *self.trusted) if key in ours or key.line not in retired]
+
+    def _is_rotated(self, tx: Connection, log_id: UUID, key: PublicKey) -> bool:
+        action = AuditAction.SIGNER_ROTATED
+        return any(
+            one.detail.get("before") == key.line
+            and statement.is_signed(log_id, action, one.detail, [key])
+            and statement.is_signed(
+                log_id, action, one.detail, (*self.signer.public, *self.trusted)
+            )
+            for one in seal_watch.rotations(tx, "100 years")
+        )
 
     def _accepted(self, seen: LogState, last: LastSigned) -> LastSigned:
         """Return what is gone if an operator said why; LogWentBack if nobody did."""

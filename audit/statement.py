@@ -39,5 +39,5 @@ def is_signed(log_id: UUID, action: str, detail: Detail, keys: Iterable[PublicKe
     signature = detail.get("signature")
     try:
         return bool(signed_by(text(log_id, action, detail), str(signature or ""), keys))
-    except ValueError:
+    except (ValueError, RecursionError):
         return False

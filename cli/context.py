@@ -85,7 +85,15 @@ class Cli:
     @cached_property
     def principal(self) -> Principal:
         """Return who gives this command; its events carry one id of the request."""
-        return Principal("operator", getpass.getuser(), request=str(new_id()))
+        from schemas.audit_body import NAME_MAX, escaped  # noqa: PLC0415 - as above
+
+        name = getpass.getuser()
+        if len(escaped(name).encode()) > NAME_MAX:
+            raise ConfigError(
+                f"operator: the name in LOGNAME or USER is longer than {NAME_MAX:,} bytes, more "
+                "than the audit log takes; set LOGNAME to your login's name"
+            )
+        return Principal("operator", name, request=str(new_id()))
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:

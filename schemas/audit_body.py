@@ -17,6 +17,8 @@ VERSION: Final = 2
 
 #: What the database takes (a CHECK of audit.event).
 BODY_MAX = 65_536
+#: Bytes of an operator's name (a CHECK of audit.principal).
+NAME_MAX = 1_024
 #: Characters of a reason; what a person typed may be longer and is cut.
 REASON_MAX = 2_000
 

@@ -215,6 +215,8 @@ class EpochStarted(Detail):
     why: str
     lost_size: Int | None = None
     lost_root: str | None = None
+    left_over: Int | None = None
+    oldest: str | None = None
     signature: str | None = None
 
 

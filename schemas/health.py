@@ -100,5 +100,5 @@ class AuditHealth:
     published_size: int
     seal_lag_s: float
     publish_lag_s: float
-    weak_triggers: tuple[str, ...]
+    unprotected: tuple[str, ...]  # a line for each protection that is not as it was made
     idle: tuple[IdleTransaction, ...]

@@ -104,7 +104,8 @@ def _writable() -> Iterator[None]:
         if state in _UNWRITABLE or state[:2] in _UNWRITABLE_CLASSES:
             raise AuditUnavailable(
                 f"audit log: it cannot be written (SQLSTATE {state}), so nothing was done; free "
-                "space for the control database or end what locks audit.event, then try again"
+                "space for the control database or end what locks audit.event or audit.principal, "
+                "then try again"
             ) from error
         raise
 

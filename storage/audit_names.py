@@ -5,13 +5,14 @@ no other, is the one that the event meant; when both are erased, the event stays
 proven, but says nothing about a person.
 """
 
+import json
 from dataclasses import dataclass
 from hashlib import sha256
 
 from sqlalchemy import Connection, text
 
 from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
-from schemas.audit_body import escaped
+from schemas.audit_body import canonical, escaped
 from schemas.errors import Conflict, NotFound
 from storage import audit
 
@@ -68,27 +69,89 @@ def mismatches(tx: Connection) -> list[str]:
     ]
 
 
+#: An erasure and its event are of one transaction. What was pruned since can have no event.
+_ERASED = text(
+    "SELECT p.id, e.body FROM audit.principal p LEFT JOIN audit.event e "
+    "ON e.target_id = :instance AND e.action = 'subject.erased' AND e.class = 'A' AND e.at "
+    "BETWEEN p.erased_at - interval '10 minutes' AND p.erased_at + interval '10 minutes' "
+    "WHERE p.name IS NULL AND greatest(p.first_seen, p.erased_at) >= coalesce("
+    "(SELECT max(before) FROM audit.prune WHERE state = 'done'), '-infinity') "
+    "ORDER BY p.id"
+)
+
+
+def unsaid(tx: Connection) -> list[str]:
+    """Return the ids whose name is gone although no event of ours says so.
+
+    One that another principal of the log caused, with a reason, in the bytes that we write. Whoever
+    may become an operator and writes exactly these by hand is not told from one.
+    """
+    ids = {row.id for row in tx.execute(_ALL)}
+    erased: dict[str, bool] = {}
+    for row in tx.execute(_ERASED, {"instance": audit.INSTANCE_ID}):
+        erased[row.id] = erased.get(row.id, False) or _says(row.body, row.id, ids)
+    return [one for one, is_said in erased.items() if not is_said]
+
+
+def _says(body: str | None, erased: str, ids: set[str]) -> bool:
+    try:
+        said = json.loads(body or "")
+        kind, _, by = str(said["principal"]).partition(":")
+        return (
+            canonical(said) == str(body).encode()
+            and said["detail"] == {"principal": erased}
+            and said["outcome"] == "success"
+            and bool(said["reason"])
+            and kind == "operator"
+            and by in ids
+            and by != erased
+        )
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def findings(tx: Connection) -> list[str]:
+    """Return what is wrong with names, a sentence each."""
+    return [
+        *(
+            f"operator:{one} is not the name that stands behind it in audit.principal: somebody "
+            "put another one there"
+            for one in mismatches(tx)
+        ),
+        *(
+            f"operator:{one} has no name any more, and no event of an erasure says why"
+            for one in unsaid(tx)
+        ),
+    ]
+
+
 def erase(tx: Connection, name: str, *, reason: str, principal: Principal) -> str:
     """Erase an operator's name and salt, and say so in the log; return the id that stays.
 
-    Nobody erases their own: this command would name them again.
+    Two commands that began at once may have named the operator twice: then all of them, with commas
+    between. Nobody erases their own: this command would name them again.
     """
     if escaped(name) == escaped(principal.name):
         raise Conflict(
             f"operator {name}: this command would be an event of yours; "
             "let another operator erase the name"
         )
-    found: str | None = tx.execute(
-        text("SELECT audit.erase_name('operator', :name)"), {"name": escaped(name)}
-    ).scalar()
-    if found is None:
+    found = sorted(
+        tx.execute(
+            text("SELECT audit.erase_name('operator', :name)"), {"name": escaped(name)}
+        ).scalars()
+    )
+    if not found:
         raise NotFound(
             f"operator {name}: no such name behind the audit log; it is written as the "
             "operating system gave it, or it was erased before"
         )
-    event = AuditEvent(
-        AuditAction.SUBJECT_ERASED, TargetKind.INSTANCE, audit.INSTANCE_ID, principal,
-        reason=reason, detail={"principal": found},
-    )  # fmt: skip
-    audit.append(tx, event)
-    return found
+    events = [
+        AuditEvent(
+            AuditAction.SUBJECT_ERASED, TargetKind.INSTANCE, audit.INSTANCE_ID, principal,
+            reason=reason, detail={"principal": one},
+        )
+        for one in found
+    ]  # fmt: skip
+    audit.append(tx, *events)
+    return ",".join(found)

@@ -64,11 +64,11 @@ def said(body: str) -> dict[str, Any]:
     """
     try:
         found = json.loads(body, parse_float=str, parse_constant=str)
+        if isinstance(found, dict):
+            return {_whole(str(key)): _whole(value) for key, value in found.items()}
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        return {"unreadable": body}
-    return {_whole(str(key)): _whole(value) for key, value in found.items()}
+        pass
+    return {"unreadable": body}
 
 
 def _whole(value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds

@@ -14,7 +14,7 @@ from schemas.health import (
     SecretsHealth,
 )
 from schemas.limits import WORKER_SILENT_AFTER
-from storage import gauges, instance, keystore, migrate, seal_watch
+from storage import audit_guard, gauges, instance, keystore, migrate, seal_watch
 
 _PINGS = 3
 
@@ -176,19 +176,6 @@ def data_directory(tx: Connection) -> str | None:
 def audit(tx: Connection) -> AuditHealth:
     """Return whether the audit log is sealed, published and protected."""
     held, lag = seal_watch.holder(tx), seal_watch.lag(tx)
-    weak = tx.execute(
-        text(
-            "WITH kept AS (SELECT inhrelid AS rel FROM pg_inherits "
-            "WHERE inhparent = 'audit.event'::regclass UNION ALL "
-            "SELECT unnest(ARRAY['audit.checkpoint', 'audit.epoch']::regclass[])), "
-            "wanted AS (SELECT rel, name FROM kept, "
-            "(VALUES ('no_change'), ('no_truncate')) AS n (name) "
-            "UNION ALL SELECT 'audit.event'::regclass, 'stamp') "
-            "SELECT w.rel::regclass::text || '.' || w.name FROM wanted w LEFT JOIN pg_trigger t "
-            "ON t.tgrelid = w.rel AND t.tgname = w.name "
-            "WHERE t.tgenabled IS DISTINCT FROM 'A' ORDER BY 1"
-        )
-    ).scalars()
     idle = tx.execute(
         text(
             "SELECT pid, coalesce(usename::text, ''), coalesce(datname::text, ''), "
@@ -205,6 +192,6 @@ def audit(tx: Connection) -> AuditHealth:
         published_size=lag.published_size,
         seal_lag_s=lag.seal,
         publish_lag_s=lag.publish,
-        weak_triggers=tuple(weak),
+        unprotected=tuple(audit_guard.missing(tx)),
         idle=tuple(IdleTransaction(*row) for row in idle),
     )

@@ -83,9 +83,9 @@ def losses(tx: Connection) -> list[Said]:
     return _said(tx, AuditAction.AUDIT_EPOCH_STARTED, "100 years")
 
 
-def rotations(tx: Connection) -> list[Said]:
-    """Return what the last month's events say about rotations of the signing key."""
-    return _said(tx, AuditAction.SIGNER_ROTATED, "31 days")
+def rotations(tx: Connection, within: str = "31 days") -> list[Said]:
+    """Return what events, of the last month if nothing else is said, say about rotated keys."""
+    return _said(tx, AuditAction.SIGNER_ROTATED, within)
 
 
 def _said(tx: Connection, action: AuditAction, within: str) -> list[Said]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import Connection, TextClause, text
+from sqlalchemy import Connection, text
 
 from schemas.errors import ConfigError
 from storage.rowset import rowset
@@ -108,33 +108,27 @@ def state(tx: Connection) -> LogState:
     )
 
 
-def _window(source: str) -> TextClause:
-    return text(
-        f"WITH found AS MATERIALIZED ({source} ORDER BY e.xid, e.seq LIMIT :most) "  # noqa: S608 - one of the two below
-        "SELECT string_agg(leaf, ''::bytea ORDER BY xid, seq) AS leaves, "
-        "array_agg(seq ORDER BY xid, seq) AS seqs, max(xid)::text::bigint AS last_xid, "
-        "min(at) AS earliest, max(at) AS latest FROM found"
-    )
-
-
-_FINAL = _window(
-    "SELECT e.xid, e.seq, e.leaf, e.at FROM audit.event e WHERE e.xid >= CAST(:xid AS xid8) "
-    "AND (e.xid > CAST(:xid AS xid8) OR e.seq > :seq) AND e.seq > :floor "
-    "AND e.xid < pg_snapshot_xmin(pg_current_snapshot())"
-)
-#: Reads the whole log: once, after a restore.
-_LEFT_OVER = _window(
-    "SELECT e.xid, e.seq, e.leaf, e.at FROM audit.event e WHERE e.seq <= :floor AND NOT EXISTS "
-    "(SELECT FROM (SELECT unnest(c.seqs) AS seq FROM audit.checkpoint c) s WHERE s.seq = e.seq)"
+_FINAL = text(
+    "WITH found AS MATERIALIZED (SELECT e.xid, e.seq, e.leaf, e.at FROM audit.event e "
+    "WHERE e.xid >= CAST(:xid AS xid8) AND (e.xid > CAST(:xid AS xid8) OR e.seq > :seq) "
+    "AND e.seq > :floor AND e.xid < pg_snapshot_xmin(pg_current_snapshot()) "
+    "ORDER BY e.xid, e.seq LIMIT :most) "
+    "SELECT string_agg(leaf, ''::bytea ORDER BY xid, seq) AS leaves, "
+    "array_agg(seq ORDER BY xid, seq) AS seqs, max(xid)::text::bigint AS last_xid, "
+    "min(at) AS earliest, max(at) AS latest FROM found"
 )
 
 
 def window(tx: Connection, after: LogState, most: int) -> Window | None:
     """Return up to `most` final events after what is sealed; None if there are none."""
-    known = {"xid": str(after.last.xid), "seq": after.last.seq}
     row = tx.execute(
-        _LEFT_OVER if after.left_over else _FINAL,
-        {"floor": after.floor_seq, "most": most, **({} if after.left_over else known)},
+        _FINAL,
+        {
+            "xid": str(after.last.xid),
+            "seq": after.last.seq,
+            "floor": after.floor_seq,
+            "most": most,
+        },
     ).one()
     if row.leaves is None:
         return None
@@ -142,15 +136,85 @@ def window(tx: Connection, after: LogState, most: int) -> Window | None:
     return Window(
         leaves=[joined[at : at + 32] for at in range(0, len(joined), 32)],
         seqs=row.seqs,
-        last=after.last if after.left_over else Position(row.last_xid, row.seqs[-1]),
+        last=Position(row.last_xid, row.seqs[-1]),
         earliest=row.earliest,
         latest=row.latest,
     )
 
 
-def nothing_left(tx: Connection) -> None:
+#: The next events by their time, sealed or not, after those that were looked at before.
+_PAGE = text(
+    "WITH page AS MATERIALIZED (SELECT e.xid, e.seq, e.leaf, e.at FROM audit.event e "
+    "WHERE e.at >= (SELECT left_at FROM audit.log) AND (e.at, e.seq) > "
+    "((SELECT left_at FROM audit.log), (SELECT left_seq FROM audit.log)) "
+    "ORDER BY e.at, e.seq LIMIT :most), "
+    "moved AS (UPDATE audit.log SET left_at = p.at, left_seq = p.seq "
+    "FROM (SELECT at, seq FROM page ORDER BY at DESC, seq DESC LIMIT 1) AS p) "
+    "SELECT (SELECT count(*) FROM page) AS looked, "
+    "string_agg(leaf, ''::bytea ORDER BY xid, seq) AS leaves, "
+    "array_agg(seq ORDER BY xid, seq) AS seqs, array_agg(at ORDER BY xid, seq) AS times, "
+    "min(at)::text AS first, max(at)::text AS last FROM page WHERE seq <= :floor"
+)
+#: Of the checkpoints whose events are of that time.
+_SEALED = text(
+    "SELECT unnest(c.seqs) FROM audit.checkpoint c WHERE tstzrange(c.earliest, c.latest, '[]') "
+    "&& tstzrange(CAST(:first AS timestamptz), CAST(:last AS timestamptz), '[]')"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOver:
+    """What one look found: events that no checkpoint holds, and whether it was the last look."""
+
+    found: Window | None
+    ended: bool
+
+
+def left_over(tx: Connection, after: LogState, most: int) -> LeftOver:
+    """Look at the next `most` events for those up to the cut that no checkpoint holds.
+
+    The log remembers how far it was looked at, so that each event is looked at once, whatever the
+    size of the log, whoever goes on. Only for who holds it.
+    """
+    row = tx.execute(_PAGE, {"most": most, "floor": after.floor_seq}).one()
+    ended = row.looked < most
+    if row.seqs is None:
+        return LeftOver(None, ended)
+    sealed = set(tx.execute(_SEALED, {"first": row.first, "last": row.last}).scalars())
+    left = [place for place, seq in enumerate(row.seqs) if seq not in sealed]
+    if not left:
+        return LeftOver(None, ended)
+    joined, times = bytes(row.leaves), [row.times[place] for place in left]
+    found = Window(
+        leaves=[joined[place * 32 : place * 32 + 32] for place in left],
+        seqs=[row.seqs[place] for place in left],
+        last=after.last,
+        earliest=min(times),
+        latest=max(times),
+    )
+    return LeftOver(found, ended)
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What an epoch took in of what the ones before had left."""
+
+    count: int
+    oldest: str | None  # of their times, as docs/audit.md writes times
+
+
+def nothing_left(tx: Connection, seen: LogState) -> Taken:
     """Note that every event up to the cut is sealed: from now on, the window counts."""
     tx.execute(text("UPDATE audit.log SET left_over = false"))
+    row = tx.execute(
+        text(
+            "SELECT coalesce(sum(cardinality(seqs)), 0)::bigint AS events, "
+            "to_char(min(earliest) AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') "
+            "AS oldest FROM audit.checkpoint WHERE epoch = :epoch AND last_seq = 0"
+        ),
+        {"epoch": seen.epoch},
+    ).one()
+    return Taken(row.events, row.oldest)
 
 
 def hold(tx: Connection, holder: str, seen: LogState, *, lease: timedelta) -> bool:
@@ -246,15 +310,14 @@ def begin_epoch(
         ),
         values,
     )
-    tx.execute(text("UPDATE audit.log SET epoch = :epoch"), values)
-    if before.elsewhere:
-        tx.execute(
-            text(
-                "UPDATE audit.log SET floor_seq = :floor, last_xid = CAST(:xid AS xid8), "
-                "last_seq = 0, left_over = true"
-            ),
-            values,
-        )
+    behind = (
+        ", floor_seq = :floor, last_xid = CAST(:xid AS xid8), last_seq = 0, left_over = true, "
+        "left_at = '-infinity', left_seq = 0"
+    )
+    tx.execute(
+        text("UPDATE audit.log SET epoch = :epoch" + (behind if before.elsewhere else "")),  # noqa: S608 - two constants
+        values,
+    )
     return before.epoch + 1
 
 

@@ -436,6 +436,8 @@ log = Table(
     Column("last_seq", BigInteger, nullable=False, server_default="0"),
     Column("floor_seq", BigInteger, nullable=False, server_default="0"),
     Column("left_over", Boolean, nullable=False, server_default="false"),
+    Column("left_at", _TZ, nullable=False, server_default=text("'-infinity'")),
+    Column("left_seq", BigInteger, nullable=False, server_default="0"),
     Column("sealed_at", _TZ, nullable=False, server_default=_CLOCK),
     Column("published_size", BigInteger, nullable=False, server_default="0"),
     Column("published_at", _TZ, nullable=False, server_default=_CLOCK),
@@ -459,6 +461,11 @@ checkpoint = Table(
     schema="audit",
 )  # fmt: skip
 Index("checkpoint_by_position", checkpoint.c.epoch, checkpoint.c.last_xid, checkpoint.c.last_seq)
+Index(
+    "checkpoint_by_time",
+    func.tstzrange(checkpoint.c.earliest, checkpoint.c.latest, text("'[]'")),
+    postgresql_using="gist",
+)
 
 tile = Table(
     "tile", metadata,
@@ -529,9 +536,10 @@ principal = Table(
     _opt("name", Text),
     _opt("salt", LargeBinary),
     Column("first_seen", _TZ, nullable=False, server_default=_CLOCK),
-    UniqueConstraint("kind", "name"),
+    _opt("erased_at", _TZ),
     schema="audit",
 )  # fmt: skip
+Index("principal_by_name", principal.c.kind, principal.c.name)
 
 commitment_key = Table(
     "commitment_key", metadata,

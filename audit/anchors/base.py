@@ -1,5 +1,6 @@
 """What an anchor is."""
 
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from audit.checkpoint import Checkpoint
@@ -25,8 +26,12 @@ class Anchor(Protocol):
     def publish(self, signed_note: str, checkpoint: Checkpoint) -> None:
         """Return once the anchor has accepted the checkpoint; the same one twice is no harm."""
 
-    def newest(self) -> str | None:
-        """Return the signed note that it took last; None if it holds none or is not readable."""
+    def notes(self) -> Iterator[Sequence[str]]:
+        """Yield what it holds, in groups: the newest group first, in a group in no order.
+
+        Nothing if it holds none or is not readable. It may end before the oldest: somebody else
+        can have written any number. What is no signed note stands there as it is.
+        """
 
     def close(self) -> None:
         """Let go of what is open."""

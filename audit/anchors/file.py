@@ -3,7 +3,7 @@
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +12,10 @@ from time import monotonic, sleep
 from audit.anchors.base import TIMEOUT_S, AnchorFailed
 from audit.checkpoint import Checkpoint, anchor_line, notes_in
 
-#: Read back from the end: far more than one line takes.
-_TAIL = 64 * 1024
+#: Read back from the end, a block after the other, each far longer than one line, to this many.
+_BLOCK = 64 * 1024
+_BLOCKS = 256
+_NOT_MOUNTED = "its directory does not exist (is it mounted?)"
 #: No symbolic link, and no pipe that somebody put there is waited for.
 _ALWAYS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
@@ -47,20 +49,35 @@ class File:
                     os.fchmod(descriptor, 0o640)
                 self._settle()
 
-    def newest(self) -> str | None:
-        """Return the note of the last line that is whole."""
+    def notes(self) -> Iterator[Sequence[str]]:
+        """Yield the notes of lines that are whole, a block at a time."""
+        size = end = self._read_at(0, 0)[0]
+        carried = b""  # a line's end, whose beginning is in the block before
+        for _ in range(_BLOCKS):
+            if end == 0:
+                return
+            begin = max(0, end - _BLOCK)
+            content = self._read_at(begin, end - begin)[1]
+            if end == size:
+                content = content[: content.rfind(b"\n") + 1]
+            content += carried
+            cut = content.find(b"\n") + 1 if begin else 0
+            if begin and cut == 0:  # one line is longer than this: none of ours
+                carried = content if len(content) <= _BLOCK else b""
+            else:
+                carried = content[:cut]
+                yield _notes_of(content[cut:])
+            end = begin
+
+    def _read_at(self, offset: int, length: int) -> tuple[int, bytes]:
+        """Return (how long the file is, a part of it)."""
         try:
             with self._open(os.O_RDONLY) as descriptor:
-                size = os.fstat(descriptor).st_size
-                content = os.pread(descriptor, _TAIL, max(0, size - _TAIL))
+                return os.fstat(descriptor).st_size, os.pread(descriptor, length, offset)
         except FileNotFoundError:
-            return None
-        text = content[: content.rfind(b"\n") + 1].decode("ascii", errors="replace")
-        for line in reversed(text.splitlines()):
-            with suppress(ValueError):
-                if found := notes_in(line):
-                    return found[-1]
-        return None
+            if self.path.parent.is_dir():
+                return 0, b""
+            raise AnchorFailed(f"{self.path}: {_NOT_MOUNTED}") from None
 
     def close(self) -> None:
         """Nothing stays open."""
@@ -78,9 +95,7 @@ class File:
                 os.close(descriptor)  # and with it the lock
         except FileNotFoundError:
             if flags & os.O_CREAT:
-                raise AnchorFailed(
-                    f"{self.path}: its directory does not exist (is it mounted?)"
-                ) from None
+                raise AnchorFailed(f"{self.path}: {_NOT_MOUNTED}") from None
             raise
         except OSError as error:
             raise AnchorFailed(f"{self.path}: {error.strerror}") from None
@@ -92,6 +107,16 @@ class File:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+def _notes_of(content: bytes) -> list[str]:
+    found: list[str] = []
+    for line in content.decode("ascii", errors="replace").splitlines():
+        try:
+            found += notes_in(line)
+        except ValueError:
+            found.append(line)
+    return found
 
 
 def _lock(descriptor: int, path: Path, *, shared: bool) -> None:

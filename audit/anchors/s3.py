@@ -3,7 +3,7 @@
 import configparser
 import re
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -25,8 +25,9 @@ from schemas.errors import ConfigError
 #: Keys count downwards, so that a listing, which counts upwards, begins with the newest.
 _EPOCH_TOP, _SIZE_TOP = 10**10 - 1, 10**19 - 1
 _KEY = re.compile(r"(?:.*/)?\d{10}-\d{19}/(?P<epoch>\d+)-(?P<size>\d+)")
-#: So many entries are looked at for one of ours.
+#: So many entries are listed at once, and so many lists are looked at for one of ours.
 _LISTED = 100
+_LISTS = 10
 _NOTE_MAX = 64 * 1024
 _CREDENTIALS_NEEDED = ("aws_access_key_id", "aws_secret_access_key")
 
@@ -97,22 +98,32 @@ class S3:
             if not self._locks:
                 self._require_lock(client, key)
 
-    def newest(self) -> str | None:
-        """Return the newest note, also one that was hidden behind a delete marker since."""
-        with self._said() as client:
-            answer = client.list_object_versions(
-                Bucket=self.target.bucket, Prefix=self._prefix, MaxKeys=_LISTED
-            )
+    def notes(self) -> Iterator[Sequence[str]]:
+        """Yield notes, the newest first, also those hidden behind a delete marker since.
+
+        The first version of an object is ours: we never write over another. What is not the
+        checkpoint that its key names is nobody's note; the key stands for it.
+        """
+        after: dict[str, str] = {}
+        for _ in range(_LISTS):
+            with self._said() as client:
+                answer = client.list_object_versions(
+                    Bucket=self.target.bucket, Prefix=self._prefix, MaxKeys=_LISTED, **after
+                )
             versions = answer.get("Versions", [])
             for key in dict.fromkeys(one["Key"] for one in versions):
-                # the first version is ours: we never write over another
                 first = [one["VersionId"] for one in versions if one["Key"] == key][-1]
-                note = self._read(client, key, first)
-                if _is_of(key, note):
-                    return note
-        if versions:
-            raise AnchorFailed(f"s3 {self.target.bucket}: what it lists are no checkpoints")
-        return None
+                note = ""
+                if _KEY.fullmatch(key):
+                    with self._said() as client:
+                        note = self._read(client, key, first)
+                yield [note if _is_of(key, note) else key]
+            if not answer.get("IsTruncated"):
+                return
+            after = {
+                "KeyMarker": answer["NextKeyMarker"],
+                "VersionIdMarker": answer.get("NextVersionIdMarker", ""),
+            }
 
     def close(self) -> None:
         """Close what the client keeps open."""

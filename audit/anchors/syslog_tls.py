@@ -11,6 +11,7 @@ import socket
 import ssl
 import struct
 import termios
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -57,9 +58,9 @@ class Syslog:
             self.close()
             raise AnchorFailed(f"syslog {self._name}: it hung up on the message")
 
-    def newest(self) -> str | None:
+    def notes(self) -> Iterator[Sequence[str]]:
         """Nothing can be read back from a collector."""
-        return None
+        return iter(())
 
     def close(self) -> None:
         """Hang up."""

@@ -86,7 +86,7 @@ def _anchors_note(log: Log) -> str | None:
 
 
 def _triggers(log: Log) -> str | None:
-    return said([f"{name} is not ENABLE ALWAYS" for name in log.stored.weak_triggers])
+    return said(list(log.stored.unprotected))
 
 
 def _blockers(log: Log) -> str | None:
@@ -138,8 +138,8 @@ AUDIT = Area(
         ),
         Check(
             "triggers",
-            "a session with session_replication_role = replica could change events",
-            "find out who changed them; then ALTER TABLE … ENABLE ALWAYS TRIGGER …",
+            "events, or what must leave one, could be changed without a trace",
+            "find out who changed them, run audit verify; then make them as the migrations do",
             _triggers,
         ),
         Check(

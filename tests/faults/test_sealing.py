@@ -1,5 +1,6 @@
 """T40: whatever dies while events are sealed, the sealed set is the committed set, once each."""
 
+import json
 import random
 import secrets
 import subprocess
@@ -201,15 +202,26 @@ def test_a_log_restored_into_another_server_goes_on_without_a_gap(
         assert next_xid(other) > last
     write(other, 3)
     there = sealer(other.engine("sealer"), key)
-    assert seal_all(there) == sealed + 14 + 3 + 3 + 1  # and the event of the epoch
+    assert seal_all(there) == sealed + 14 + 3 + 3 + 2  # and the events of the epoch
     write(other, 2)
     seal_all(there)
     found = examine(other, key)
     assert found.clean, found
-    assert (found.epoch, found.size) == (2, sealed + 23)
+    assert (found.epoch, found.size) == (2, sealed + 24)
     assert other.all("SELECT epoch, size, lost_size FROM audit.epoch WHERE epoch > 1") == [
         (2, sealed, None)
     ]
+    begun, ended = (json.loads(body)["detail"] for (body,) in other.all(
+        "SELECT body FROM audit.event WHERE action = 'audit.epoch_started' ORDER BY seq"
+    ))  # fmt: skip
+    for one in (begun, ended):
+        one.pop("signature")
+    oldest = other.one(
+        "SELECT to_char(min(at) AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') "
+        "FROM audit.event e JOIN (SELECT unnest(seqs) AS seq FROM audit.checkpoint "
+        "WHERE epoch = 2 AND last_seq = 0) s USING (seq)"
+    )
+    assert ended == begun | {"left_over": 20, "oldest": oldest}
 
 
 def test_a_restore_that_lost_what_was_signed_needs_a_reason_and_then_loses_nothing_more(
@@ -226,7 +238,7 @@ def test_a_restore_that_lost_what_was_signed_needs_a_reason_and_then_loses_nothi
     write(other, 1)
     with pytest.raises(LogWentBack, match="--accept-loss"):
         sealer(other.engine("sealer"), key).step()
-    assert seal_all(sealer(other.engine("sealer"), key, loss="disk died")) == kept + 12 + 1 + 1
+    assert seal_all(sealer(other.engine("sealer"), key, loss="disk died")) == kept + 12 + 1 + 2
     found = examine(other, key)
     assert found.clean, found
     assert other.all("SELECT epoch, size, lost_size, reason FROM audit.epoch WHERE epoch > 1") == [

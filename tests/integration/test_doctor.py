@@ -92,8 +92,8 @@ def test_the_audit_log_is_asked_in_earnest(sound, shell, monkeypatch):
     }  # fmt: skip
     assert "no sealer is alive; sealer-1 was" in found["audit.sealer"]
     assert "an event has waited 6" in found["audit.seal_lag"]
-    assert "audit.checkpoint.no_truncate" in found["audit.triggers"]
-    assert f"{part}.no_change" in found["audit.triggers"]
+    assert "no_truncate of audit.checkpoint is not ENABLE ALWAYS" in found["audit.triggers"]
+    assert f"no_change of {part} is disabled" in found["audit.triggers"]
 
 
 def test_what_no_anchor_has_accepted_for_long_is_found(sound, shell):

@@ -14,18 +14,22 @@ import botocore.exceptions
 import botocore.session
 import pytest
 from moto.server import ThreadedMotoServer
+from prometheus_client import REGISTRY
 
 from audit import memory
 from audit.anchors import loading, s3
 from audit.anchors.base import AnchorFailed
 from audit.anchors.file import File
+from audit.anchors.loading import Opening
 from audit.anchors.s3 import S3
 from audit.anchors.syslog_tls import Syslog
 from audit.checkpoint import Checkpoint, anchor_line, notes_in
-from audit.publisher import Judge, Lane, Publisher
+from audit.main import Process
+from audit.publisher import AnchorsNotCompared, Judge, Lane, Publisher
 from audit.sealer import LogWentBack
 from crypto import signing
 from crypto.errors import KeyringError
+from schemas import anchors
 from schemas.anchors import S3Anchor, SyslogAnchor
 from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
 from schemas.errors import ConfigError, StartRefused
@@ -51,18 +55,23 @@ def made(signer, size: int, *, epoch: int = 1, root: bytes | None = None, log=LO
     return signing.note(point.text, signer.sign(point.text)), point
 
 
+def newest(anchor) -> str | None:
+    """The last note of the newest group."""
+    return next((group[-1] for group in anchor.notes() if group), None)
+
+
 # ── a file ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_file_grows_by_a_line_and_gives_the_last_one_back(tmp_path, signer):
     anchor = File(tmp_path / "log.anchor")
-    assert anchor.newest() is None
+    assert newest(anchor) is None
     notes = [made(signer, size) for size in (1, 2, 3)]
     for note, point in notes:
         anchor.publish(note, point)
     lines = anchor.path.read_text().splitlines()
     assert lines == [anchor_line(note) for note, _ in notes]
-    assert anchor.newest() == notes[-1][0]
+    assert newest(anchor) == notes[-1][0]
 
 
 @pytest.mark.parametrize("left", [1, 20, 200])
@@ -72,9 +81,9 @@ def test_a_torn_line_is_left_and_the_next_begins_on_its_own(tmp_path, signer, le
     anchor.publish(first, one)
     whole = anchor.path.read_bytes()
     anchor.path.write_bytes(whole + anchor_line(second).encode()[:left])
-    assert anchor.newest() == first
+    assert newest(anchor) == first
     anchor.publish(second, two)
-    assert anchor.newest() == second
+    assert newest(anchor) == second
     assert anchor.path.read_bytes().startswith(whole)
     assert len(anchor.path.read_text().splitlines()) == 3
 
@@ -132,7 +141,7 @@ def test_a_collector_gets_rfc_5424_with_the_line_of_every_anchor(files, signer):
         assert re.match(header, message)
         assert notes_in(message) == [note]
         assert message.endswith(f"epoch=1 size={point.size}")
-    assert anchor.newest() is None
+    assert newest(anchor) is None
     assert not anchor.readable
 
 
@@ -258,11 +267,11 @@ def test_a_store_keeps_each_checkpoint_locked_and_gives_the_newest_back(
     store, bucket, login, signer, admin_client
 ):
     anchor = anchor_in(store, bucket, login)
-    assert anchor.newest() is None
+    assert newest(anchor) is None
     notes = [made(signer, size) for size in (9, 10, 300, 5_000_000)]
     for note, point in notes:
         anchor.publish(note, point)
-    assert anchor.newest() == notes[-1][0]
+    assert newest(anchor) == notes[-1][0]
     listed = admin_client.list_objects_v2(Bucket=bucket)["Contents"]
     assert [one["Key"].rpartition("-")[2] for one in listed] == ["5000000", "300", "10", "9"]
     head = admin_client.head_object(Bucket=bucket, Key=listed[0]["Key"])
@@ -272,10 +281,10 @@ def test_a_store_keeps_each_checkpoint_locked_and_gives_the_newest_back(
     with pytest.raises(botocore.exceptions.ClientError, match="AccessDenied"):
         admin_client.delete_object(Bucket=bucket, Key=listed[0]["Key"], VersionId=head["VersionId"])
     admin_client.delete_object(Bucket=bucket, Key=listed[0]["Key"])  # a marker hides it
-    assert anchor.newest() == notes[-1][0]
+    assert newest(anchor) == notes[-1][0]
     note, point = made(signer, 4, epoch=2)  # after a loss that somebody accepted
     anchor.publish(note, point)
-    assert anchor.newest() == note
+    assert newest(anchor) == note
     anchor.close()
 
 
@@ -287,10 +296,10 @@ def test_what_is_there_is_not_overwritten(store, bucket, login, signer, admin_cl
     other, same_size = made(signer, 7, root=b"x" * 32)
     with pytest.raises(AnchorFailed, match="another note is there"):
         anchor.publish(other, same_size)
-    assert anchor.newest() == note
+    assert newest(anchor) == note
     key = admin_client.list_objects_v2(Bucket=bucket)["Contents"][0]["Key"]
     admin_client.put_object(Bucket=bucket, Key=key, Body=other.encode())  # another writer can
-    assert anchor.newest() == note
+    assert newest(anchor) == note
     versions = admin_client.list_object_versions(Bucket=bucket)["Versions"]
     assert len(versions) == 2
 
@@ -307,12 +316,10 @@ def test_a_bucket_that_locks_nothing_is_refused(store, login, signer, admin_clie
 def test_what_is_no_checkpoint_is_not_taken_for_one(store, bucket, login, admin_client, signer):
     anchor = anchor_in(store, bucket, login)
     admin_client.put_object(Bucket=bucket, Key=f"syncward/{LOG}/0", Body=b"nonsense")
-    with pytest.raises(AnchorFailed, match="no checkpoints"):
-        anchor.newest()
-    anchor.publish(*made(signer, 1))
-    newest = anchor.newest()
-    assert newest is not None
-    assert "\n1\n" in newest
+    assert list(anchor.notes()) == [[f"syncward/{LOG}/0"]]
+    note, point = made(signer, 1)
+    anchor.publish(note, point)
+    assert [note] in list(anchor.notes())
 
 
 def test_a_store_that_is_away_or_never_answers_is_bounded_and_quotes_no_key(
@@ -392,9 +399,9 @@ class Lying:
         self.held = signed_note
         self.taken.append(checkpoint.size)
 
-    def newest(self) -> str | None:
+    def notes(self):
         assert self.gate.wait(30)
-        return self.held
+        return iter([[self.held]] if self.held else [])
 
     def close(self) -> None:
         return
@@ -492,20 +499,100 @@ def test_one_that_says_so_later_is_the_end_too(log):
     made_.stop()
 
 
-@pytest.mark.parametrize("held", ["nonsense", "foreign", "forged"])
-def test_what_our_key_did_not_sign_stops_that_anchor_and_nothing_else(log, held, signer):
+def foreign(number: str) -> float:
+    name = "syncward_audit_anchor_foreign_notes_total"
+    return REGISTRY.get_sample_value(name, {"anchor": number}) or 0.0
+
+
+@pytest.mark.parametrize("what", ["nonsense", "unknown key", "another log", "forged", "copied"])
+def test_what_our_key_did_not_sign_is_told_and_stops_nothing(log, what, signer, caplog):
     ours = log.sealer().signer
     _, seen = newest_note(log)
-    note, point = made(signer, 10_000, log=seen.log_id)
-    forged = made(ours, 10_000, log=seen.log_id)[0].replace("\n10000\n", "\n10001\n")
-    bad = Lying(held={"nonsense": "nonsense", "foreign": note, "forged": forged}[held])
-    good = Lying()
-    _, made_ = run(log, good, bad)
-    looking(made_, lambda: good.taken)
-    time.sleep(0.3)
-    made_.look()
+    unknown = made(signer, 10_000, log=seen.log_id)[0]
+    held = {
+        "nonsense": "nonsense",
+        "unknown key": unknown,
+        "another log": made(signer, 10_000)[0],
+        "forged": made(ours, 10_000, log=seen.log_id)[0].replace("\n10000\n", "\n10001\n"),
+        "copied": unknown.replace(signer.public[0].name, ours.public[0].name),
+    }[what]
+    bad, good, before = Lying(held=held), Lying(), foreign("2")
+    with caplog.at_level("WARNING"):
+        _, made_ = run(log, good, bad)
+        looking(made_, lambda: published(log) == log.control.one("SELECT size FROM audit.log"))
     made_.stop()
-    assert (published(log), bad.taken, point.size) == (0, [], 10_000)
+    assert len(bad.taken) == 1
+    told = [r.notes for r in caplog.records if r.message == "anchor_foreign_notes"]
+    assert set(told) == {1}
+    assert foreign("2") == before + len(told)
+
+
+def test_what_our_key_signed_counts_however_many_others_stand_behind_it(log, signer, tmp_path):
+    _, seen = newest_note(log)
+    file = File(tmp_path / "log.anchor")
+    file.publish(*made(log.sealer().signer, 10_000, log=seen.log_id))
+    with file.path.open("a") as out:
+        for n in range(500):  # some blocks
+            out.write(f"{anchor_line(made(signer, 20_000 + n, log=seen.log_id)[0])}\n")
+        out.write("x" * 200_000 + "\nsyncward-checkpoint !!\nsyncward-checkpoint c3lu\n")
+    with pytest.raises(LogWentBack, match="holds a checkpoint of 10000 events"):
+        publisher(log, file).compare()
+
+
+def test_an_old_note_at_the_end_again_hides_no_newer_one(log, tmp_path):
+    signer, (_, seen) = log.sealer().signer, newest_note(log)
+    file = File(tmp_path / "log.anchor")
+    for size in (10_000, 1):
+        file.publish(*made(signer, size, log=seen.log_id))
+    with pytest.raises(LogWentBack, match="holds a checkpoint of 10000 events"):
+        publisher(log, file).compare()
+
+
+# ── a sealer that remembers nothing ─────────────────────────────────────────────────────────────
+
+
+def process(world, *uris: str, loss: str | None = None) -> Process:
+    sealer = world.sealer()
+    sealer.accepted_loss = loss
+    return Process(sealer.engine, sealer, Opening(anchors.parse(" ".join(uris)).anchors, None))
+
+
+@pytest.mark.parametrize("what", ["not mounted", "no file of ours", "only notes of others"])
+def test_a_sealer_that_remembers_nothing_needs_every_anchor(log, tmp_path, signer, what):
+    good = File(tmp_path / "good.anchor")
+    newest_, seen = newest_note(log)
+    good.publish(*made(log.sealer().signer, newest_.size, root=newest_.root, log=seen.log_id))
+    bad = tmp_path / "bad" / "log.anchor"
+    if what != "not mounted":
+        bad.parent.mkdir()
+    if what == "no file of ours":
+        bad.symlink_to(good.path)
+    if what == "only notes of others":
+        File(bad).publish(*made(signer, 5, log=seen.log_id))
+    uris = good.path.as_uri(), bad.as_uri()
+    if what != "only notes of others":  # which it would then hold no more
+        log.account("another")
+        knowing = process(log, *uris)
+        knowing.turn()  # it remembers: the anchor may come later
+        knowing.close()
+    memory.path_of(log.sealer().key_path).unlink()
+    log.account("a-third")
+    size = log.control.one("SELECT size FROM audit.log")
+    with pytest.raises(AnchorsNotCompared, match=r"remembers nothing .*anchor 2 .*--accept-loss"):
+        process(log, *uris).turn()
+    assert log.control.one("SELECT size FROM audit.log") == size, "it sealed before it compared"
+    told = process(log, *uris, loss="the mount is gone for good")
+    told.turn()
+    told.close()
+    assert int(str(log.control.one("SELECT size FROM audit.log"))) > int(str(size))
+
+
+def test_a_sealer_that_remembers_nothing_starts_where_all_anchors_agree(log, tmp_path):
+    memory.path_of(log.sealer().key_path).unlink()
+    one = process(log, (tmp_path / "log.anchor").as_uri())
+    one.turn()
+    one.close()
+    assert memory.recall(memory.path_of(log.sealer().key_path)) is not None
 
 
 def test_a_key_that_is_trusted_besides_counts(log, signer):

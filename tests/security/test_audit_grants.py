@@ -5,6 +5,7 @@ from psycopg import sql
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
+from schemas.errors import ConfigError
 from storage import audit
 from storage.engine import transaction
 
@@ -66,6 +67,15 @@ FORBIDDEN = {
     "remove the log's state": "DELETE FROM audit.log",
     "empty the log's state": "TRUNCATE audit.log",
     "another log": "INSERT INTO audit.log DEFAULT VALUES",
+    "another name of the log": "UPDATE audit.log SET log_id = gen_random_uuid()",
+    "a cut where nothing was restored": "SELECT audit.cut()",
+    "a position of the future": "UPDATE audit.log SET last_xid = "
+    "(pg_current_xact_id()::text::numeric + 1000)::text::xid8",
+    "another floor": "UPDATE audit.log SET floor_seq = 99",
+    "again from the first event": "UPDATE audit.log SET left_over = true",
+    "an epoch that is not there": "UPDATE audit.log SET epoch = 2",
+    "an epoch of another transaction": "INSERT INTO audit.epoch (epoch, size, floor_seq, reason, "
+    "xid) VALUES (9, 0, 0, 'x', '1')",
     "remove a tile": "DELETE FROM audit.tile",
     "remove all tiles": "TRUNCATE audit.tile",
 }
@@ -133,6 +143,49 @@ def test_only_the_sealer_seals(control, process):
 def test_the_sealer_seals(control):
     allowed = {what: state_of(control, "sealer", how) for what, how in SEALING.items()}
     assert allowed == dict.fromkeys(SEALING, "")
+
+
+BEGIN = (
+    "INSERT INTO audit.epoch (epoch, size, floor_seq, reason) VALUES (2, 0, 5, 'x')",
+    "UPDATE audit.log SET epoch = 2, floor_seq = 5, left_over = true",
+)
+
+
+def begin(control, *statements: str) -> None:
+    with transaction(control.engine("sealer")) as tx:
+        for statement in statements:
+            tx.execute(text(statement))
+
+
+def said(epoch: int) -> str:
+    body = '{"detail":{"epoch"\\:%d}}' % epoch  # noqa: UP031 - braces
+    return (
+        f"INSERT INTO audit.event ({COLUMNS}) VALUES ('A', 'audit.epoch_started', 'instance', "
+        f"'{audit.INSTANCE_ID}', '{body}')"
+    )
+
+
+@pytest.mark.parametrize("events", [(), (said(3),), (said(2).replace("epoch_started", "read"),)])
+def test_no_epoch_begins_without_its_event(control, events):
+    with pytest.raises(ConfigError, match="unaudited epoch"):
+        begin(control, *events, *BEGIN)
+    assert control.one("SELECT epoch FROM audit.log") == 1
+
+
+def test_an_epoch_with_its_event_begins_and_no_other_cut_is_made_for_it(control):
+    begin(control, *BEGIN, said(2))
+    assert control.all("SELECT epoch, floor_seq FROM audit.log") == [(2, 5)]
+    for how in ("SET floor_seq = 6", "SET epoch = 1", "SET left_over = false, floor_seq = 0"):
+        assert state_of(control, "sealer", f"UPDATE audit.log {how}") == "42501", how
+    assert state_of(control, "sealer", "UPDATE audit.log SET left_over = false") == ""
+
+
+def test_a_restored_server_may_cut(control):
+    control.act("UPDATE audit.log SET last_xid = '9000000000000'")
+    assert state_of(control, "sealer", "SELECT audit.cut()") == ""
+    for process in WRITERS:
+        if process != "sealer":
+            assert state_of(control, process, "SELECT audit.cut()") == "42501", process
 
 
 @pytest.mark.parametrize("process", [p for p in WRITERS if p not in {"operator", "auditor"}])

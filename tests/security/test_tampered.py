@@ -449,7 +449,7 @@ def test_a_record_of_a_prune_counts_once_it_is_sealed(log):
 
 
 def begin_epoch(log, *, sign=True, lost=None, **changes):
-    with transaction(log.control.engine("sealer")) as tx:
+    with transaction(log.control.admin_engine()) as tx:  # a sealer's needs its event at once
         seen = sealing.state(tx)
         number = sealing.begin_epoch(tx, seen, "restored: disk", lost=lost)
         detail = {"epoch": number, "size": seen.size, "why": "restored: disk"}

@@ -12,6 +12,8 @@ CREATE TABLE audit.log (
   last_seq bigint NOT NULL DEFAULT 0,
   floor_seq bigint NOT NULL DEFAULT 0,  -- the cut of this epoch: the window holds later events
   left_over boolean NOT NULL DEFAULT false,  -- events up to the cut may be left to be sealed
+  left_at timestamptz NOT NULL DEFAULT '-infinity',  -- of the last event that was looked at for that
+  left_seq bigint NOT NULL DEFAULT 0,
   sealed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
   published_size bigint NOT NULL DEFAULT 0 CHECK (published_size <= size),
   published_at timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -34,6 +36,7 @@ CREATE TABLE audit.checkpoint (
   signatures text NOT NULL                   -- lines of a signed note, one for each key
 );
 CREATE INDEX checkpoint_by_position ON audit.checkpoint (epoch, last_xid, last_seq);
+CREATE INDEX checkpoint_by_time ON audit.checkpoint USING gist (tstzrange(earliest, latest, '[]'));
 
 -- Subtree hashes, 256 to a tile (C2SP tlog-tiles): tile n of level l holds the roots of the full
 -- subtrees of 256^l leaves from index n * 256^(l+1) on.
@@ -60,10 +63,19 @@ CREATE TABLE audit.epoch (
 INSERT INTO audit.epoch (epoch, size, floor_seq, reason) VALUES (1, 0, 0, 'installed');
 
 -- The moment between two events: nobody writes one, later ones have larger numbers and come from
--- transactions above `before_xid`. Waits for writers in their transactions, and they for it.
+-- transactions above `before_xid`. Waits for writers in their transactions, and they for it; so only
+-- where another server counted the transactions of this epoch (storage/sealing.py says how it shows).
 CREATE FUNCTION audit.cut(OUT last_seq bigint, OUT before_xid xid8)
   LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
 BEGIN
+  IF NOT EXISTS (
+    SELECT FROM audit.log l JOIN audit.epoch e ON e.epoch = l.epoch
+    WHERE l.last_xid >= pg_snapshot_xmin(pg_current_snapshot())
+      OR e.xmin::text::numeric <> mod(e.xid::text::numeric, 4294967296)
+  ) THEN
+    RAISE EXCEPTION 'nothing to cut: this server counted the transactions of this epoch'
+      USING ERRCODE = '42501';
+  END IF;
   LOCK TABLE audit.event IN SHARE MODE;
   last_seq := (SELECT CASE WHEN s.is_called THEN s.last_value ELSE 0 END FROM audit.event_seq_seq s);
   before_xid := (pg_snapshot_xmin(pg_current_snapshot())::text::numeric - 1)::text::xid8;
@@ -73,7 +85,9 @@ GRANT EXECUTE ON FUNCTION audit.cut() TO syncward_sealer;
 
 -- This server may itself be a restored one, whose older events have numbers it has not reached.
 DO $$ BEGIN
-  IF EXISTS (SELECT FROM audit.event e WHERE e.xid > pg_current_xact_id()) THEN
+  UPDATE audit.log SET last_xid = e.xid
+  FROM (SELECT xid FROM audit.event WHERE xid > pg_current_xact_id() LIMIT 1) AS e;
+  IF FOUND THEN
     UPDATE audit.log SET left_over = true, floor_seq = cut.last_seq, last_xid = cut.before_xid
     FROM audit.cut() cut;
   END IF;
@@ -96,6 +110,50 @@ END $$;
 REVOKE ALL ON FUNCTION audit.keep_as_written(regclass) FROM PUBLIC;
 SELECT audit.keep_as_written('audit.checkpoint');
 SELECT audit.keep_as_written('audit.epoch');
+
+-- What even the sealer's login may not do with the position: go where no transaction is yet, which
+-- would look like a restore, or leave events behind another cut, unless an epoch of this transaction
+-- says so. Whoever may remove the trigger needs no leave.
+CREATE FUNCTION audit.only_forward() RETURNS trigger
+  LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+BEGIN
+  IF pg_has_role(current_user, 'syncward_owner', 'MEMBER') THEN RETURN NEW; END IF;
+  IF NEW.last_xid <> OLD.last_xid AND NEW.last_xid >= pg_snapshot_xmin(pg_current_snapshot()) THEN
+    RAISE EXCEPTION 'the log is not sealed up to transactions that have not ended'
+      USING ERRCODE = '42501';
+  END IF;
+  IF ((NEW.epoch, NEW.floor_seq) <> (OLD.epoch, OLD.floor_seq) OR NEW.left_over AND NOT OLD.left_over)
+    AND NOT EXISTS (SELECT FROM audit.epoch e
+      WHERE e.epoch = NEW.epoch AND e.floor_seq = NEW.floor_seq AND e.xid = pg_current_xact_id())
+  THEN
+    RAISE EXCEPTION 'no epoch of this transaction says why the log goes on elsewhere'
+      USING ERRCODE = '42501';
+  END IF;
+  RETURN NEW;
+END $$;
+CREATE TRIGGER only_forward BEFORE UPDATE ON audit.log
+  FOR EACH ROW EXECUTE FUNCTION audit.only_forward();
+
+-- An epoch has its event, in the same transaction.
+CREATE FUNCTION audit.require_epoch_event() RETURNS trigger
+  LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+BEGIN
+  IF NOT EXISTS (
+    SELECT FROM audit.event
+    WHERE xid = pg_current_xact_id() AND target_id = '00000000-0000-0000-0000-000000000000'
+      AND at BETWEEN now() AND clock_timestamp()
+      AND CASE WHEN action = 'audit.epoch_started'
+        THEN body::jsonb #>> '{detail,epoch}' = NEW.epoch::text END
+  ) THEN
+    RAISE EXCEPTION 'unaudited epoch' USING ERRCODE = '42501';
+  END IF;
+  RETURN NULL;
+END $$;
+CREATE CONSTRAINT TRIGGER audited_epoch AFTER INSERT ON audit.epoch
+  DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
+  WHEN (NOT pg_has_role(current_user, 'syncward_owner', 'MEMBER'))
+  EXECUTE FUNCTION audit.require_epoch_event();
+REVOKE ALL ON FUNCTION audit.only_forward(), audit.require_epoch_event() FROM PUBLIC;
 
 -- How far sealing and publishing are behind, for those who may not read events. A few rows of
 -- indexes, whatever the size of the log.
@@ -122,8 +180,11 @@ GRANT SELECT ON alembic_version TO syncward_sealer, syncward_auditor;
 GRANT SELECT ON audit.event, audit.log, audit.checkpoint, audit.tile, audit.epoch
   TO syncward_sealer, syncward_auditor, syncward_operator;
 GRANT SELECT ON audit.log, audit.epoch TO syncward_scheduler;
-GRANT UPDATE ON audit.log TO syncward_sealer;
-GRANT INSERT ON audit.checkpoint, audit.epoch TO syncward_sealer;
+GRANT UPDATE (epoch, size, last_xid, last_seq, floor_seq, left_over, left_at, left_seq, sealed_at,
+  published_size, published_at, holder, held_until) ON audit.log TO syncward_sealer;
+GRANT INSERT ON audit.checkpoint TO syncward_sealer;
+GRANT INSERT (epoch, size, floor_seq, reason, lost_size, lost_root) ON audit.epoch
+  TO syncward_sealer;
 GRANT INSERT, UPDATE ON audit.tile TO syncward_sealer;
 GRANT INSERT (account_id, class, action, target_kind, target_id, body) ON audit.event
   TO syncward_sealer, syncward_auditor;

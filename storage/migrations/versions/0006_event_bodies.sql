@@ -13,11 +13,11 @@ CREATE FUNCTION audit.principal_id(kind text, name text, salt bytea) RETURNS tex
 CREATE TABLE audit.principal (
   id text PRIMARY KEY,
   kind text NOT NULL,
-  name text,
+  name text CHECK (octet_length(name) <= 1024),
   salt bytea CHECK (octet_length(salt) = 32),
   first_seen timestamptz NOT NULL DEFAULT clock_timestamp(),
-  UNIQUE (kind, name),
-  CHECK ((name IS NULL) = (salt IS NULL)),
+  erased_at timestamptz,
+  CHECK ((name IS NULL) = (salt IS NULL) AND (name IS NULL) = (erased_at IS NOT NULL)),
   CHECK (name IS NULL OR id = audit.principal_id(kind, name, salt))
 );
 
@@ -27,21 +27,32 @@ CREATE FUNCTION audit.random_key() RETURNS bytea
   RETURN sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())
     || uuid_send(gen_random_uuid()));
 
--- The id of an operator; made when the name is first seen.
+CREATE INDEX principal_by_name ON audit.principal (kind, name);
+
+-- The id of an operator; made when the name is first seen. Two transactions that see it first wait for
+-- each other for a moment only: one that stays open does not hold the other up, which then makes an
+-- id of its own. Both mean the name.
 CREATE FUNCTION audit.principal_of(of_kind text, of_name text) RETURNS text
   LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
 DECLARE
   known text;
-  salt bytea;
+  salt bytea := audit.random_key();
+  mine boolean := false;
 BEGIN
-  LOOP
-    SELECT p.id INTO known FROM audit.principal p WHERE p.kind = of_kind AND p.name = of_name;
+  IF octet_length(of_name) > 1024 THEN
+    RAISE EXCEPTION 'the name of an operator is longer than 1024 bytes' USING ERRCODE = '22001';
+  END IF;
+  FOR attempt IN 1..20 LOOP
+    SELECT p.id INTO known FROM audit.principal p WHERE p.kind = of_kind AND p.name = of_name
+      ORDER BY p.first_seen, p.id LIMIT 1;
     IF FOUND THEN RETURN known; END IF;
-    salt := audit.random_key();
-    INSERT INTO audit.principal (id, kind, name, salt)
-    VALUES (audit.principal_id(of_kind, of_name, salt), of_kind, of_name, salt)
-    ON CONFLICT DO NOTHING;  -- somebody else was quicker: look again
+    EXIT WHEN mine;
+    mine := pg_try_advisory_xact_lock(hashtextextended('syncward.principal ' || of_kind || of_name, 0));
+    IF NOT mine THEN PERFORM pg_sleep(0.05); END IF;  -- got it: look again, then make one
   END LOOP;
+  known := audit.principal_id(of_kind, of_name, salt);
+  INSERT INTO audit.principal (id, kind, name, salt) VALUES (known, of_kind, of_name, salt);
+  RETURN known;
 END $$;
 
 -- A name may go, nothing else may change.
@@ -51,6 +62,7 @@ BEGIN
   IF TG_OP = 'UPDATE' AND NEW.name IS NULL AND NEW.salt IS NULL AND OLD.name IS NOT NULL
     AND (NEW.id, NEW.kind, NEW.first_seen) = (OLD.id, OLD.kind, OLD.first_seen)
   THEN
+    NEW.erased_at := clock_timestamp();
     RETURN NEW;
   END IF;
   RAISE EXCEPTION 'names behind the audit log can only be erased (%)', TG_OP USING ERRCODE = '42501';
@@ -70,9 +82,11 @@ CREATE FUNCTION audit.require_erasure() RETURNS trigger
 BEGIN
   IF NOT EXISTS (
     SELECT FROM audit.event
-    WHERE xid = pg_current_xact_id() AND action = 'subject.erased'
+    WHERE xid = pg_current_xact_id() AND target_id = '00000000-0000-0000-0000-000000000000'
       AND at BETWEEN now() AND clock_timestamp()
-      AND body::jsonb -> 'detail' ->> 'principal' = OLD.id
+      AND CASE WHEN action = 'subject.erased'
+        THEN body::jsonb #>> '{detail,principal}' = OLD.id
+          AND body::jsonb ->> 'principal' <> 'operator:' || OLD.id END
   ) THEN
     RAISE EXCEPTION 'unaudited erasure of a name' USING ERRCODE = '42501';
   END IF;
