@@ -158,7 +158,7 @@ def _differs(row: Any, wanted: _Trigger) -> str:  # noqa: ANN401 - a row of pg_t
 #: on every major of Postgres. A test tells the new values when a migration changes one.
 FUNCTIONS = {
     "audit.approve_prune": "0cf8f5a6608b2e78",
-    "audit.carry_out_prune": "10194d93578852cf",
+    "audit.carry_out_prune": "1b71b208b81f8b42",
     "audit.commitment_key_of": "0f4344ea12d3d016",
     "audit.cut": "2e268b9c3f6557ae",
     "audit.deny": "7671108feea237b8",
@@ -174,7 +174,7 @@ FUNCTIONS = {
     "audit.principal_of": "ab521854219ad4a4",
     "audit.prune_event": "4a9ffb1569cb89f5",
     "audit.random_key": "0283395f01de3c09",
-    "audit.record_prune": "2615480569bcecdf",
+    "audit.record_prune": "ebc91de73526382a",
     "audit.request_prune": "79e5fcc4e39b80c2",
     "audit.require_epoch_event": "2c63521afb0a82d1",
     "audit.require_erasure": "468165b73138861a",
@@ -182,6 +182,7 @@ FUNCTIONS = {
     "audit.seal_partition": "6b136c12808711eb",
     "audit.sealed_within": "2778f44e556eee2d",
     "audit.stamp": "eab0ce71aaa52e0a",
+    "audit.withdraw_prune": "5cdda24bae04ee7e",
     "keystore.root_moves": "6fd9af8607c45087",
     "public.drop_partitions": "ad3c024896b01cef",
     "public.ensure_partitions": "3f4ff82d435e7565",

@@ -87,9 +87,9 @@ def _unsealed(tx: Connection, before: datetime) -> bool:
     return bool(
         tx.execute(
             text(
-                "SELECT EXISTS (SELECT FROM audit.event e, audit.log l WHERE e.at < :before "
+                "SELECT l.left_over OR EXISTS (SELECT FROM audit.event e WHERE e.at < :before "
                 "AND e.seq > l.floor_seq AND e.xid >= l.last_xid "
-                "AND (e.xid > l.last_xid OR e.seq > l.last_seq))"
+                "AND (e.xid > l.last_xid OR e.seq > l.last_seq)) FROM audit.log l"
             ),
             {"before": before},
         ).scalar_one()

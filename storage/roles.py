@@ -42,7 +42,8 @@ def create_roles(tx: Connection) -> None:
     # A login with CREATEROLE that is no superuser becomes a member only if it says so.
     run_script(
         tx,
-        "DO $$ BEGIN IF NOT pg_has_role(current_user, 'syncward_owner', 'SET') THEN"
+        "DO $$ BEGIN IF NOT pg_has_role(current_user, 'syncward_owner', CASE WHEN "
+        "current_setting('server_version_num')::int < 160000 THEN 'MEMBER' ELSE 'SET' END) THEN"
         " EXECUTE format('GRANT syncward_migrator TO %I', current_user); END IF; END $$",
     )
 
