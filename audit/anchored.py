@@ -7,11 +7,15 @@ write to an anchor cannot accuse the log.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 from uuid import UUID
 
 from audit.checkpoint import Checkpoint, notes_in
 from audit.findings import Level, Report
 from crypto.signing import PublicKey, parse_note, signed_by
+
+#: Characters of a line; an anchor's is shorter by far.
+_LONGEST = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,44 +30,73 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class Anchored:
-    """A signed note and where it was found."""
+    """A signed note and where it was found (the first of the files that hold it)."""
 
     where: str
+    files: set[Path]
     point: Checkpoint
     text: str
     signatures: str
 
 
-def read(paths: Iterable[Path], report: Report) -> list[Anchored]:
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What anchors hold: their notes, and which files hold any."""
+
+    notes: Sequence[Anchored]
+    files: Sequence[Path]
+
+
+class Trusted(Protocol):
+    """The keys that count, and up to which size."""
+
+    keys: list[PublicKey]
+
+    def trusts(self, signed: Iterable[PublicKey], size: int) -> bool:
+        """Say whether one of the keys that signed counts at this size."""
+        ...
+
+
+def read(paths: Iterable[Path], report: Report) -> Held:
     """Return the notes in files of any kind, each once; say what cannot be read."""
     found: dict[str, Anchored] = {}
+    files = []
     for path in paths:
+        unreadable, held = 0, 0
         try:
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            with path.open(encoding="utf-8", errors="replace") as file:
+                while line := file.readline(_LONGEST):
+                    try:
+                        held += _take(line, path, found)
+                    except ValueError:  # of base64 and UTF-8, too
+                        unreadable += 1
         except OSError as error:
             report.add(Level.INCOMPLETE, f"anchor {path} cannot be read: {error.strerror}")
             continue
-        unreadable, held = 0, 0
-        for line in lines:
-            try:
-                for note in notes_in(line):
-                    text, signatures = parse_note(note)
-                    point = Checkpoint.parse(text)
-                    held += 1
-                    found.setdefault(note, Anchored(path.name, point, text, signatures))
-            except ValueError:  # of base64 and UTF-8, too
-                unreadable += 1
         if unreadable:
             report.note(f"{path.name} holds {unreadable} lines that are cut: not counted")
-        if not held:
+        if held:
+            files.append(path)
+        else:
             report.add(Level.INCOMPLETE, f"{path.name} holds no checkpoint: it proves nothing")
-    return list(found.values())
+    return Held(list(found.values()), files)
+
+
+def _take(line: str, path: Path, found: dict[str, Anchored]) -> int:
+    """Add the notes of a line; return how many. ValueError if one of them is cut."""
+    held = 0
+    for note in notes_in(line):
+        text, signatures = parse_note(note)
+        point = Checkpoint.parse(text)
+        held += 1
+        found.setdefault(note, Anchored(path.name, set(), point, text, signatures)).files.add(path)
+    return held
 
 
 def compare(
-    notes: Sequence[Anchored],
+    held: Held,
     roots: Mapping[int, bytes],
-    keys: Sequence[PublicKey],
+    trusted: Trusted,
     losses: Sequence[Loss],
     report: Report,
     *,
@@ -75,9 +108,9 @@ def compare(
     """Compare each note with the root that the log has at its size now."""
     good = [first]
     bad: list[tuple[Checkpoint, str]] = []
-    for note in sorted(notes, key=lambda n: (n.point.epoch, n.point.size)):
-        if not _counts(note, keys, report, log_id):
-            continue
+    ordered = sorted(held.notes, key=lambda n: (n.point.epoch, n.point.size))
+    counted = [note for note in ordered if _counts(note, trusted, report, log_id)]
+    for note in counted:
         point, loss = note.point, _loss_of(note.point, losses)
         if loss is not None:
             if point.size > loss.lost_size or (
@@ -98,7 +131,20 @@ def compare(
             report.anchored += 1
             good.append(point.size)
     _say(bad, good, size, report)
-    _forks(notes, keys, report)
+    _forks(counted, report)
+    _say_nothing(held, counted, report)
+
+
+def _say_nothing(held: Held, counted: Iterable[Anchored], report: Report) -> None:
+    """Report the files none of whose notes count."""
+    speaking = {path for note in counted for path in note.files}
+    for path in held.files:
+        if path not in speaking:
+            report.add(
+                Level.INCOMPLETE,
+                f"{path.name} holds no checkpoint of this log that a trusted key signed: it proves "
+                "nothing",
+            )
 
 
 def _say(bad: list[tuple[Checkpoint, str]], good: Sequence[int], size: int, report: Report) -> None:
@@ -110,15 +156,16 @@ def _say(bad: list[tuple[Checkpoint, str]], good: Sequence[int], size: int, repo
             report.add(Level.TAMPERED, text, before, point.size)
 
 
-def _counts(note: Anchored, keys: Sequence[PublicKey], report: Report, log_id: UUID) -> bool:
+def _counts(note: Anchored, trusted: Trusted, report: Report, log_id: UUID) -> bool:
     """Say whether a note speaks about this log with a key that is trusted."""
     if note.point.log_id != log_id:
         report.note(f"{note.where} holds a checkpoint of another log, {note.point.log_id}")
         return False
     try:
-        if signed_by(note.text, note.signatures, keys):
+        signed = signed_by(note.text, note.signatures, trusted.keys)
+        if trusted.trusts(signed, note.point.size):
             return True
-        why = "signed by a key that is not trusted"
+        why = f"signed by a key that {'was replaced before' if signed else 'is not trusted'}"
     except ValueError:
         why = "whose signature is forged"
     report.note(f"{note.where} holds a checkpoint of {note.point.size} events {why}: not counted")
@@ -130,19 +177,12 @@ def _loss_of(point: Checkpoint, losses: Sequence[Loss]) -> Loss | None:
     return next((x for x in losses if point.epoch < x.epoch and point.size > x.size), None)
 
 
-def _forks(notes: Sequence[Anchored], keys: Sequence[PublicKey], report: Report) -> None:
+def _forks(notes: Iterable[Anchored], report: Report) -> None:
     """Report signed checkpoints of one epoch and size with different roots."""
-    seen: dict[tuple[UUID, int, int], Anchored] = {}
+    seen: dict[tuple[int, int], Anchored] = {}
     for note in notes:
-        place = (note.point.log_id, note.point.epoch, note.point.size)
-        other = seen.setdefault(place, note)
-        if other.point.root == note.point.root:
-            continue
-        try:
-            both = all(signed_by(n.text, n.signatures, keys) for n in (note, other))
-        except ValueError:
-            both = False
-        if both:
+        other = seen.setdefault((note.point.epoch, note.point.size), note)
+        if other.point.root != note.point.root:
             report.add(
                 Level.TAMPERED,
                 f"{other.where} and {note.where} hold different checkpoints of {note.point.size} "

@@ -1,6 +1,6 @@
 """Where a verifier reads: what it needs of a live database or of an export, nothing believed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -11,11 +11,13 @@ from audit.frontier import Frontier
 
 #: Events of a group of batches, about: what is held in memory at once.
 GROUP = 8192
+#: Events of one batch at most: no sealer seals more at once, so more is not even read.
+MOST = 1 << 16
 
 #: (index, seq, xid, at, account_id, class, action, target_kind, target_id, login, client, body,
 #: leaf) as `storage.audit_log.rows` returns them.
 Row = tuple[Any, ...]
-ACTION, BODY, LEAF = 6, 11, 12
+SEQ, XID, AT, ACTION, BODY, LEAF = 1, 2, 3, 6, 11, 12
 
 
 class NotAnExport(Exception):  # noqa: N818 - reads best where it is raised
@@ -60,6 +62,18 @@ class Epoch:
     lost_root: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """How far the log was verified, for what only its source can tell beyond that."""
+
+    events: int | None  # so many of its events were found in batches; None if not all were read
+    epoch: int = 0  # of the last checkpoint that a trusted key signed, as what follows
+    xid: int = 0  # of its last event
+    seq: int = 0
+    signed_at: datetime | None = None
+    certain: bool = False  # whether what is not sealed must lie behind this event
+
+
 class Evidence(Protocol):
     """A source of evidence; each method may be called once, `tiles` and `batch` at any time."""
 
@@ -78,7 +92,7 @@ class Evidence(Protocol):
         """Return the largest checkpoint of at most so many events."""
         ...
 
-    def groups(self, after: int) -> Iterator[tuple[Sequence[Batch], Sequence[Row]]]:
+    def groups(self, after: int) -> Iterator[tuple[Sequence[Batch], Iterable[Row]]]:
         """Yield batches beyond `after` in their order, in groups, with their events."""
         ...
 
@@ -94,6 +108,6 @@ class Evidence(Protocol):
         """Return how many leaves the tiles hold."""
         ...
 
-    def look(self, report: Report, found: int | None) -> None:
-        """Add what only this source can tell; `found`: events in batches, None if not all."""
+    def look(self, report: Report, verified: Verified | None) -> None:
+        """Add what only this source can tell; None if nothing could be verified."""
         ...

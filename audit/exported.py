@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Self
 from uuid import UUID
 
 from audit.checkpoint import Checkpoint
-from audit.evidence import GROUP, Batch, Epoch, EvidenceCut, Facts, NotAnExport, Row
+from audit.evidence import GROUP, Batch, Epoch, EvidenceCut, Facts, NotAnExport, Row, Verified
 from audit.findings import Level, Report
 from audit.frontier import Frontier
 from audit.tree import HASH_BYTES, TILE_WIDTH, split
@@ -244,7 +244,7 @@ class ExportEvidence:
             return 0
         return self._first + self._hashes.seek(0, SEEK_END) // HASH_BYTES
 
-    def look(self, report: Report, found: int | None) -> None:  # noqa: ARG002 - of live logs
+    def look(self, report: Report, verified: Verified | None) -> None:  # noqa: ARG002 - of live logs
         """Say what is wrong with the files."""
         for said in self._lines(NAMES) if (self.directory / NAMES).is_file() else ():
             if not _is_meant(said):

@@ -63,21 +63,27 @@ class Report:
     _found: list[Finding] = field(default_factory=list)
 
     def add(
-        self, level: Level, text: str, index: int | None = None, end: int | None = None
+        self,
+        level: Level,
+        text: str,
+        index: int | None = None,
+        end: int | None = None,
+        *,
+        always: bool = False,
     ) -> None:
-        """Keep a finding, or count it if there are many of its level."""
+        """Keep a finding, or count it if there are many of its level (`always`: keep it)."""
         count = self.counts[level] = self.counts.get(level, 0) + 1
         if level is Level.TAMPERED and index is not None:
             if end is not None and end > index + 1:
                 self._range = min((index, end), self._range or (index, end))
             else:
                 self._exact = index if self._exact is None else min(index, self._exact)
-        if count <= SHOWN:
+        if count <= SHOWN or always:
             self._found.append(Finding(level, text, index, end))
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, *, always: bool = False) -> None:
         """Keep what a reader should know and what is no fault."""
-        self.add(Level.NOTE, text)
+        self.add(Level.NOTE, text, always=always)
 
     @property
     def first_bad(self) -> int | None:
@@ -112,8 +118,9 @@ class Report:
         """The findings as lines, and how many more there are."""
         shown = [finding.line for finding in self.findings]
         for level, count in sorted(self.counts.items(), reverse=True):
-            if count > SHOWN:
-                shown.append(f"… and {count - SHOWN} more: {_MEANS[level][2]}")
+            more = count - sum(finding.level is level for finding in self._found)
+            if more:
+                shown.append(f"… and {more} more: {_MEANS[level][2]}")
         return shown
 
 

@@ -1,21 +1,25 @@
 """The live database as evidence, and what only a live database can show."""
 
-from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
-from itertools import takewhile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from sqlalchemy import Connection
 
 from audit.checkpoint import Checkpoint
-from audit.evidence import GROUP, Batch, Epoch, EvidenceCut, Facts, Row
+from audit.evidence import GROUP, MOST, Batch, Epoch, EvidenceCut, Facts, Row, Verified
 from audit.findings import SHOWN, Level, Report
 from audit.frontier import Frontier
 from audit.tree import ProofError
 from storage import audit_guard, audit_log, audit_names, sealing
-from storage.audit_log import BatchRow
+from storage.audit_log import BatchRow, Place
 
 _AT_ONCE = 512
+#: Epochs at most: one begins after a restore.
+_EPOCHS = 10_000
+#: Events of so long before the newest checkpoint are looked at one by one.
+_YOUNG = timedelta(hours=1)
 
 
 def batch_of(log_id: UUID, row: BatchRow) -> Batch:
@@ -48,7 +52,7 @@ class LiveEvidence:
         """Return all epochs, the oldest first."""
         return [
             Epoch(row.epoch, row.size, row.reason, row.lost_size, row.lost_root)
-            for row in audit_log.epochs(self._tx)
+            for row in audit_log.epochs(self._tx, most=_EPOCHS)
         ]
 
     def batch(self, at_most: int) -> Batch | None:
@@ -56,18 +60,22 @@ class LiveEvidence:
         found = audit_log.largest_batch(self._tx, at_most=at_most)
         return None if found is None else batch_of(self._log_id, found)
 
-    def groups(self, after: int) -> Iterator[tuple[Sequence[Batch], Sequence[Row]]]:
-        """Yield groups of some thousand events."""
+    def groups(self, after: int) -> Iterator[tuple[Sequence[Batch], Iterable[Row]]]:
+        """Yield groups of some thousand events, which are read as they are taken."""
         held: list[BatchRow] = []
         while True:
             if not held:
                 held = audit_log.batches(self._tx, after=after, most=_AT_ONCE)
             if not held:
                 return
-            start = held[0].size - held[0].count
-            fit = list(takewhile(lambda b: b.size - start <= GROUP, held)) or held[:1]  # noqa: B023 - used up here
-            yield [batch_of(self._log_id, b) for b in fit], audit_log.rows(self._tx, fit)
-            held, after = held[len(fit) :], fit[-1].size
+            fit, events = 1, held[0].count
+            while fit < len(held) and events + held[fit].count <= GROUP:
+                events += held[fit].count
+                fit += 1
+            group = held[:fit]
+            rows = audit_log.stream(self._tx, group) if events <= MOST else ()
+            yield [batch_of(self._log_id, b) for b in group], rows
+            held, after = held[fit:], group[-1].size
 
     def frontier(self, size: int) -> Frontier:
         """Return the tree of this size, from tiles."""
@@ -84,23 +92,32 @@ class LiveEvidence:
         """Return how many leaves the tiles hold."""
         return audit_log.tiled(self._tx)
 
-    def look(self, report: Report, found: int | None) -> None:
+    def look(self, report: Report, verified: Verified | None) -> None:
         """Protections, names, events that are in no batch, and how many wait to be sealed."""
         for line in audit_guard.missing(self._tx):
             report.add(Level.TAMPERED, f"the log is not protected: {line}")
         for line in audit_names.findings(self._tx):
             report.add(Level.TAMPERED, line)
-        self._unsealed(report, found)
+        self._unsealed(report, verified or Verified(None))
 
-    def _unsealed(self, report: Report, found: int | None) -> None:
-        """Judge what is in no checkpoint; `found` events of the log were verified, if all were."""
-        count, shown = audit_log.unsealed(self._tx, SHOWN, all_=False)
+    def _unsealed(self, report: Report, verified: Verified) -> None:
+        """Judge what is in no checkpoint, by where the log was verified to stand."""
+        found, signed_at = verified.events, verified.signed_at
+        young = "-infinity" if signed_at is None else (signed_at - _YOUNG).isoformat()
+        place = Place(verified.epoch, verified.xid, verified.seq, young)
+        count, shown = audit_log.unsealed(self._tx, place, SHOWN)
         total = audit_log.total(self._tx) if found is not None else 0
         if found is not None and total != found + count:
-            count, shown = audit_log.unsealed(self._tx, SHOWN, all_=True)
+            place = replace(place, since="-infinity")
+            count, shown = audit_log.unsealed(self._tx, place, SHOWN)
+        elif found is None:
+            report.note(
+                f"events that are in no checkpoint were looked for since {young} only: leave out "
+                "--from to look for older ones"
+            )
         for one in shown:
             event = f"event number {one.seq} of {one.at}"
-            if one.behind:
+            if one.behind and verified.certain:
                 report.add(
                     Level.TAMPERED,
                     f"{event} is older than what is sealed and was never sealed: inserted "
@@ -111,7 +128,7 @@ class LiveEvidence:
                     Level.TAMPERED,
                     f"{event} is of a transaction or a time that has not come: inserted",
                 )
-            elif one.old:
+            elif one.old or one.behind:
                 report.add(
                     Level.INCOMPLETE,
                     f"{event} is not sealed yet: a transaction has been "

@@ -34,10 +34,22 @@ def signed(
     return {**detail, "signature": signer.sign(text(log_id, action, detail))}
 
 
+def signers(
+    log_id: UUID, action: str, detail: Detail, keys: Iterable[PublicKey]
+) -> list[PublicKey]:
+    """Return which of the keys signed this detail: none, if it was a key that is not among them.
+
+    ValueError if nobody signed, or if a signature names one of the keys and is not its own.
+    """
+    signature = detail.get("signature")
+    if not isinstance(signature, str) or not signature:
+        raise ValueError("not signed")
+    return signed_by(text(log_id, action, detail), signature, keys)
+
+
 def is_signed(log_id: UUID, action: str, detail: Detail, keys: Iterable[PublicKey]) -> bool:
     """Say whether one of the keys signed this detail."""
-    signature = detail.get("signature")
     try:
-        return bool(signed_by(text(log_id, action, detail), str(signature or ""), keys))
-    except (ValueError, RecursionError):
+        return bool(signers(log_id, action, detail, keys))
+    except ValueError:
         return False

@@ -5,47 +5,42 @@ key, dropped months, a loss after a restore) counts only as a signed statement o
 under a checkpoint that a trusted key signed. docs/verify.md says what is proven and what is not.
 """
 
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-from audit import anchored, statement
-from audit.anchored import Anchored
+from audit import anchored
 from audit.checkpoint import Checkpoint
-from audit.evidence import ACTION, BODY, LEAF, Batch, Evidence, EvidenceCut, Facts, NotAnExport, Row
+from audit.evidence import (
+    MOST,
+    Batch,
+    Evidence,
+    EvidenceCut,
+    Facts,
+    NotAnExport,
+    Row,
+    Verified,
+)
 from audit.findings import Level, Report
-from audit.frontier import Frontier
-from audit.leaf import leaf
+from audit.recomputed import Read, Recomputed, read
 from audit.statements import Statements
-from audit.tree import HASH_BYTES, TILE_WIDTH
+from audit.times import SKEW, Times
+from audit.tree import HASH_BYTES
 from crypto.signing import PublicKey, signed_by
 
-#: A live sealer writes at least a heartbeat a minute.
-GAP = timedelta(seconds=180)
 #: The newest checkpoint of a live log is younger than this.
 STALE = timedelta(minutes=5)
 
 Progress = Callable[[int, int], None]
 
 
-@dataclass(slots=True)
-class _Tree:
-    """The tree as it was recomputed so far, twice where events and tiles differ."""
-
-    tiles: Frontier  # of what the tiles say
-    events: Frontier | None = None  # of what the events say, while that is something else
-    doubts: list[tuple[int, str]] = field(default_factory=list)  # of the batches not yet judged
-    broken: bool = False  # somewhere neither is known: no root can be made any more
-    diverged: bool = False  # a signed root is not this tree's: no later one can be
-    roots: dict[int, bytes] = field(default_factory=dict)  # at the sizes that anchors name
-    upper: dict[int, list[bytes]] = field(default_factory=dict)
-    upper_first: dict[int, int] = field(default_factory=dict)
-
-
 class Verifier:
-    """One verification of one source of evidence."""
+    """One verification of one source of evidence.
+
+    `Recomputed` makes the tree again, `Times` compares the times of events with signed ones,
+    `Statements` knows the keys and what the sealer says in the log.
+    """
 
     def __init__(
         self,
@@ -62,21 +57,22 @@ class Verifier:
         self._anchor_paths = anchors
         self.report = Report()
         self._said = Statements(keys, self.report)
+        self._tree = Recomputed(evidence, self.report)
+        self._times = Times(self.report)
         self._good = 0  # so many events are proven by a signature
-        self._size = 0  # so many events were gone through
-        self._missing: list[tuple[int, int]] = []  # the source says: there is none
-        self._absent: list[tuple[int, int]] = []  # the source does not say anything
-        self._unknown_tiles: set[int] = set()
         self._unknown: list[int] = []  # sizes since the last checkpoint of a trusted key
+        self._covered: list[int] = []  # sizes of unknown keys that a trusted one covers
         self._faults: dict[str, int] = {}  # kinds of faults that would repeat to the end
-        self._last: Checkpoint | None = None
         self._place = (0, 0)  # xid and seq of the event before
+        self._in_window = 0  # the epoch whose checkpoints name their last event
+        self._begun = 0  # so many epochs began before what was gone through
+        self._newest: Verified | None = None
         self._whole = True
 
     def run(self) -> Report:
         """Go through the log once; return what was found."""
         report = self.report
-        notes = anchored.read(self._anchor_paths, report)
+        held = anchored.read(self._anchor_paths, report)
         try:
             self._facts = facts = self._evidence.facts()
         except NotAnExport as error:
@@ -91,13 +87,13 @@ class Verifier:
         self._epochs = list(self._evidence.epochs())
         if not self._begin(facts):
             return report
-        self._wanted = sorted({n.point.size for n in notes if n.point.size > self._size})
-        first = self._size
-        for batches, rows in self._evidence.groups(self._size):
+        first = self._tree.size
+        self._tree.wanted = sorted({n.point.size for n in held.notes if n.point.size > first})
+        for batches, rows in self._evidence.groups(first):
             self._group(batches, rows)
-            self._progress(self._size, facts.largest)
-        report.size = self._size
-        self._end(facts, notes, first)
+            self._progress(self._tree.size, facts.largest)
+        report.size = self._tree.size
+        self._end(facts, held, first)
         report.keys = [key.line for key in self._said.keys]
         return report
 
@@ -105,7 +101,6 @@ class Verifier:
 
     def _begin(self, facts: Facts) -> bool:
         """Begin with an empty tree, or at the checkpoint before `start` with that of the tiles."""
-        self._tree = _Tree(Frontier())
         wanted = max(self._start, facts.first)
         batch = self._evidence.batch(wanted) if wanted else None
         if batch is None:
@@ -120,23 +115,19 @@ class Verifier:
         if point is None:
             return False
         try:
-            self._tree.tiles = self._evidence.frontier(point.size)
+            tiles = self._evidence.frontier(point.size)
         except EvidenceCut:
             self.report.add(
                 Level.INCOMPLETE, f"tiles of the first {point.size} events are missing", None
             )
             return False
-        self._size = self._good = point.size
+        self._good = point.size
         self._place = (batch.last_xid, batch.last_seq)
-        for level in range(1, 8):
-            self._tree.upper_first[level] = point.size // TILE_WIDTH**level
-        if self._tree.tiles.root() != point.root:
-            self.report.add(
-                Level.TAMPERED, f"the tiles do not lead to the checkpoint of {point.size}", 0,
-                point.size,
-            )  # fmt: skip
-            self._tree.diverged = True
-        self._signature(batch, point)
+        self._in_window = point.epoch if batch.last_seq else 0
+        self._tree.begin(tiles, point.root)
+        if self._signed(batch, point):
+            certain = bool(batch.last_seq)
+            self._newest = Verified(None, point.epoch, *self._place, point.signed_at, certain)
         self.report.note(f"the first {point.size} events are proven by tiles, not read")
         return True
 
@@ -151,216 +142,154 @@ class Verifier:
 
     # ── the log itself ───────────────────────────────────────────────────────────────────────
 
-    def _group(self, batches: Sequence[Batch], rows: Sequence[Row]) -> None:
+    def _group(self, batches: Sequence[Batch], rows: Iterable[Row]) -> None:
         """Go through batches that follow each other, with the rows of all of them."""
         points = [(batch, self._parsed(batch)) for batch in batches]
-        read = [(batch, point) for batch, point in points if point is not None]
-        if not read:
+        taken = []
+        size = self._tree.size
+        for batch, point in points:
+            if point is not None and self._follows(batch, point, size):
+                taken.append((batch, point))
+                size = point.size
+        if not taken:
             return
-        first, last = self._size, read[-1][1].size
-        if last <= first:
-            self.report.add(Level.TAMPERED, "checkpoints are not in order", first)
-            return
-        ordered = self._in_order(rows, first, last)
-        sealed = self._sealed_hashes(first, last)
-        for batch, point in read:
-            begin = point.size - batch.count
-            if begin != self._size or batch.count < 1:
-                self.report.add(
-                    Level.TAMPERED,
-                    f"the checkpoint of {point.size} events does not follow that of {self._size}",
-                    self._size, point.size,
-                )  # fmt: skip
-            if point.size <= self._size:
-                continue
-            if self._last is None or self._last.epoch != point.epoch or not batch.last_seq:
-                self._place = (0, 0)  # another server counted transactions from its own beginning
-            a, b = self._size - first, point.size - first
-            self._leaves(ordered[a:b], sealed[a * HASH_BYTES : b * HASH_BYTES])
-            self._judge(batch, point, ordered[b - 1])
+        first = self._tree.size
+        events = self._in_order(read(rows), first, size)
+        sealed = self._tree.sealed(first, size)
+        for batch, point in taken:
+            a, b = self._tree.size - first, point.size - first
+            self._batch(batch, point, events[a:b], sealed[a * HASH_BYTES : b * HASH_BYTES])
 
-    def _in_order(self, rows: Sequence[Row], first: int, end: int) -> list[Row | None]:
-        """Return the row of each index, None where there is none (one may say: it is missing)."""
-        if [row[0] for row in rows] == list(range(first, end)):
-            return list(rows)
-        found: list[Row | None] = [None] * (end - first)
-        for row in rows:
-            if not first <= row[0] < end:
-                self.report.add(Level.TAMPERED, f"an event says it has index {row[0]}", first)
-            elif found[row[0] - first] is None:
-                found[row[0] - first] = row
+    def _follows(self, batch: Batch, point: Checkpoint, size: int) -> bool:
+        """Say whether a checkpoint leads on from a size; a hole of some size is gone through."""
+        if point.size - batch.count == size and 0 < batch.count <= MOST:
+            return True
+        goes_on = size < point.size <= size + MOST
+        text = f"the checkpoint of {point.size} events does not follow that of {size}"
+        if goes_on:
+            self.report.add(Level.TAMPERED, text, size, point.size)
+        else:
+            self._repeated("order", text, size, None)
+        return goes_on
+
+    def _in_order(self, events: list[Read], first: int, end: int) -> list[Read | None]:
+        """Return the event of each index, None where there is none."""
+        if len(events) == end - first and all(
+            event.place == index for index, event in enumerate(events, first)
+        ):
+            return list(events)
+        found: list[Read | None] = [None] * (end - first)
+        for event in events:
+            if not first <= event.place < end:
+                self.report.add(Level.TAMPERED, f"an event says it has index {event.place}", first)
+            elif found[event.place - first] is None:
+                found[event.place - first] = event
             else:
-                self.report.add(Level.TAMPERED, "two events with one number", row[0])
+                self.report.add(Level.TAMPERED, "two events with one number", event.place)
         return found
 
-    def _sealed_hashes(self, first: int, end: int) -> bytearray:
-        """Return what the tiles of level 0 say; zeros where they say nothing."""
-        low, high = first // TILE_WIDTH, (end - 1) // TILE_WIDTH
-        there = self._evidence.tiles(0, low, high)
-        width = TILE_WIDTH * HASH_BYTES
-        hashes = bytearray()
-        for n in range(low, high + 1):
-            tile = there.get(n, b"")
-            hashes += tile[:width].ljust(width, b"\0")
-        skip = (first - low * TILE_WIDTH) * HASH_BYTES
-        return hashes[skip : skip + (end - first) * HASH_BYTES]
-
-    def _leaves(self, rows: Sequence[Row | None], sealed: bytearray) -> None:
-        """Recompute the leaves of one batch and let the tree grow by them."""
-        made = [None if row is None or row[BODY] is None else _leaf_of(row) for row in rows]
-        if None not in made and b"".join(made) == sealed:  # type: ignore[arg-type]  # as just asked
-            leaves: list[bytes] = made  # type: ignore[assignment]  # as above
-            self._grow(leaves, leaves)
-        else:
-            self._doubt(rows, made, sealed)
-        self.report.events += len(made) - made.count(None)
-        place = self._place
-        for index, row in enumerate(rows, self._size - len(rows)):
-            if row is None or row[BODY] is None:
-                continue
-            if row[LEAF] != made[index - self._size + len(rows)]:
-                self.report.add(
-                    Level.TAMPERED, "the stored hash is not that of the event's fields", index
-                )
-            if (row[2], row[1]) <= place and self._evidence.live:
-                self.report.add(Level.TAMPERED, "not in the order of transaction and number", index)
-            place = (row[2], row[1])
-            if row[ACTION] in statement.SIGNED:
-                self._said.hear(index, row)
-        self._place = place
-
-    def _doubt(
-        self, rows: Sequence[Row | None], made: Sequence[bytes | None], sealed: bytearray
+    def _batch(
+        self, batch: Batch, point: Checkpoint, events: Sequence[Read | None], sealed: bytearray
     ) -> None:
-        """Grow by a batch in which events and tiles differ, or where one of them is missing."""
-        by_tiles, by_events = [], []
-        unknown = bytes(HASH_BYTES)
-        for at, hash_ in enumerate(made):
-            said = bytes(sealed[at * HASH_BYTES : (at + 1) * HASH_BYTES])
-            index = self._size + at
-            if said == unknown:
-                self._unknown_tiles.add(index // TILE_WIDTH)
-            if hash_ is None:
-                _extend(self._missing if rows[at] is not None else self._absent, index)
-                if said == unknown:
-                    self._tree.broken = True
-            elif said not in {hash_, unknown}:
-                self._tree.doubts.append((index, "the event is not what was sealed"))
-            by_tiles.append(said if said != unknown else hash_ or unknown)
-            by_events.append(hash_ or said)
-        self._grow(by_tiles, by_events)
+        """Go through one batch, and judge it by the checkpoint after it."""
+        last = self._times.last
+        if last is None or last.epoch != point.epoch or not batch.last_seq:
+            self._place = (0, 0)  # another server counted transactions from its own beginning
+        signed = self._signed(batch, point)
+        self._times.follow(point)
+        self._of_its_epoch(point)
+        times = None
+        if signed:
+            oldest = min((e.at for e in events if e is not None and e.there), default=None)
+            times = self._times.window(point.signed_at, oldest)
+        self._tree.grow(events, sealed)
+        self._events(events, times)
+        newest = events[-1]
+        if self._evidence.live:
+            self._names_its_last(batch, point, newest)
+        certain = self._in_window == point.epoch or self._said.has_begun(point.epoch)
+        named = (batch.last_xid, batch.last_seq)
+        position = self._place if newest is not None and newest.there else named
+        self._place = named
+        self._tree.compare(point.root, self._good)
+        if signed and self._tree.proves:
+            self._good = point.size
+            self._said.believe(point, signed)
+            certain = certain or self._said.has_begun(point.epoch)
+            self._newest = Verified(None, point.epoch, *position, point.signed_at, certain)
 
-    def _grow(self, by_tiles: list[bytes], by_events: list[bytes]) -> None:
-        """Let both trees grow, in steps that end where an anchor wants to know the root."""
-        tree, begin, end = self._tree, self._size, self._size + len(by_tiles)
-        if by_tiles is not by_events and tree.events is None and by_tiles != by_events:
-            tree.events = tree.tiles.copy()
-        low, high = bisect_right(self._wanted, begin), bisect_right(self._wanted, end)
-        at = 0
-        for stop in [*(size - begin for size in self._wanted[low:high]), len(by_tiles)]:
-            if stop > at:
-                for level, hashes in tree.tiles.extend(by_tiles[at:stop]):
-                    if not self._evidence.live:
-                        continue
-                    tree.upper.setdefault(level, []).extend(hashes)
-                    self._upper(level)
-                if tree.events is not None:
-                    tree.events.extend(by_events[at:stop])
-            if high > low and not tree.broken:
-                tree.roots[begin + stop] = (tree.events or tree.tiles).root()
-            at = stop
-        self._size = end
-
-    def _upper(self, level: int, *, rest: bool = False) -> None:
-        """Compare what was computed of a level above 0 with its tiles, once a tile is full."""
-        tree = self._tree
-        held = tree.upper[level]
-        first = tree.upper_first.setdefault(level, 0)
-        while held and (rest or (first + len(held)) // TILE_WIDTH > first // TILE_WIDTH):
-            n, at = first // TILE_WIDTH, first % TILE_WIDTH
-            hashes = b"".join(held[: TILE_WIDTH - at])
-            tile = self._evidence.tiles(level, n, n).get(n, b"")[at * HASH_BYTES :]
-            count = len(hashes) // HASH_BYTES
-            if len(tile) < len(hashes) or tile[: len(hashes)].count(bytes(HASH_BYTES)):
-                self.report.add(Level.INCOMPLETE, f"tile {n} of level {level} is missing or cut")
-            elif tile[: len(hashes)] != hashes and not (tree.diverged or tree.broken):
-                self.report.add(
-                    Level.TAMPERED, f"tile {n} of level {level} is not over its events",
-                    first * TILE_WIDTH**level, (first + count) * TILE_WIDTH**level,
-                )  # fmt: skip
-            del held[:count]
-            first += count
-        tree.upper_first[level] = first
+    def _events(self, events: Sequence[Read | None], times: tuple[str, str] | None) -> None:
+        """Compare each event with its stored hash, its order, and the signed times around it."""
+        report, place, live = self.report, self._place, self._evidence.live
+        low, high = times or ("", "~")
+        for index, event in enumerate(events, self._tree.size - len(events)):
+            if event is None or not event.there:
+                continue
+            if event.made is not None:
+                report.events += 1
+                if event.stored != event.made:
+                    report.add(
+                        Level.TAMPERED, "the stored hash is not that of the event's fields", index
+                    )
+            position = (event.xid, event.seq)
+            if live and position <= place:
+                report.add(Level.TAMPERED, "not in the order of transaction and number", index)
+            place = position
+            if times is not None and not low <= event.at <= high:
+                self._times.judge(index, event.at, times)
+            if event.body is not None:
+                self._said.hear(index, event.action, event.body)
+        self._place = place
 
     # ── what was signed ──────────────────────────────────────────────────────────────────────
 
-    def _judge(self, batch: Batch, point: Checkpoint, newest: Row | None) -> None:
-        """Compare the tree with one checkpoint, and the checkpoint with its signatures."""
-        trusted = self._signature(batch, point)
-        self._in_time(point)
-        tree = self._tree
-        here = newest is not None and newest[BODY] is not None and self._evidence.live
-        if here and batch.last_seq and self._place != (batch.last_xid, batch.last_seq):
+    def _names_its_last(self, batch: Batch, point: Checkpoint, newest: Read | None) -> None:
+        """Check that a checkpoint names its last event; only what an epoch found there has none."""
+        if not batch.last_seq:
+            if self._in_window == point.epoch:
+                self.report.add(
+                    Level.TAMPERED, "the checkpoint does not name its last event", point.size - 1
+                )
+            return
+        self._in_window = point.epoch
+        there = newest is not None and newest.there
+        if there and self._place != (batch.last_xid, batch.last_seq):
             self.report.add(
                 Level.TAMPERED, "the checkpoint names another event as its last", point.size - 1
             )
-        self._place = (batch.last_xid, batch.last_seq)
-        if not tree.broken and not tree.diverged:
-            if tree.tiles.root() == point.root:
-                for index, text in tree.doubts:
-                    self.report.add(Level.TAMPERED, text, index)
-                tree.events = None  # where they differed is known: go on with what was sealed
-            elif tree.events is not None and tree.events.root() == point.root:
-                for index, _ in tree.doubts:
-                    self.report.add(
-                        Level.TAMPERED,
-                        f"tile {index // TILE_WIDTH} of level 0 is not what was sealed", index,
-                    )  # fmt: skip
-                tree.tiles, tree.events = tree.events, None
-            else:
-                self._diverge(point)
-            tree.doubts.clear()
-        elif tree.doubts:
-            for index, text in tree.doubts:
-                self.report.add(Level.TAMPERED, text, index)
-            tree.doubts.clear()
-        if trusted and not tree.diverged and not tree.broken:
-            self._good = point.size
-            self._said.believe(point)
 
-    def _diverge(self, point: Checkpoint) -> None:
-        self._tree.diverged = True
-        self.report.add(
-            Level.TAMPERED,
-            f"events and tiles do not lead to the root of the checkpoint of {point.size} events",
-            self._good, point.size,
-        )  # fmt: skip
-        for index, text in self._tree.doubts:
-            self.report.add(Level.TAMPERED, text, index)
-
-    def _signature(self, batch: Batch, point: Checkpoint) -> bool:
-        """Say whether a trusted key signed this checkpoint of this log."""
+    def _signed(self, batch: Batch, point: Checkpoint) -> list[PublicKey]:
+        """Return the keys that signed this checkpoint of this log, if one of them is trusted."""
         if point.log_id != self._facts.log_id:
             self.report.add(
                 Level.TAMPERED, f"a checkpoint of another log, {point.log_id}", self._good,
                 point.size,
             )  # fmt: skip
-            return False
+            return []
         try:
-            trusted = bool(signed_by(batch.text, batch.signatures, self._said.keys))
+            found = signed_by(batch.text, batch.signatures, self._said.keys)
         except ValueError:
             self._repeated(
                 "forged",
                 f"the checkpoint of {point.size} events is not what its key signed",
                 self._good, point.size,
             )  # fmt: skip
-            return False
-        if trusted:
-            self.report.checkpoints += 1
-            self._unknown.clear()
-        else:
+            return []
+        if not found:
             self._unknown.append(point.size)
-        return trusted
+        elif self._said.trusts(found, point.size):
+            self.report.checkpoints += 1
+            self._covered += self._unknown
+            self._unknown.clear()
+            return found
+        else:
+            self._repeated(
+                "replaced",
+                f"the checkpoint of {point.size} events is signed only by a key that was replaced "
+                "before",
+                self._good, point.size,
+            )  # fmt: skip
+        return []
 
     def _repeated(self, kind: str, text: str, index: int, end: int | None) -> None:
         """Report a fault once; one of its kind follows from it in every later checkpoint."""
@@ -368,51 +297,39 @@ class Verifier:
         if self._faults[kind] == 1:
             self.report.add(Level.TAMPERED, text, index, end)
 
-    def _in_time(self, point: Checkpoint) -> None:
-        """Note gaps and steps of the sealer's clock; check the epoch."""
-        before, self._last = self._last, point
-        begun = [x for x in self._epochs if x.size < point.size]
-        if not begun or begun[-1].epoch != point.epoch:
+    def _of_its_epoch(self, point: Checkpoint) -> None:
+        """Check that the epoch that a checkpoint names is the one that began last."""
+        epochs = self._epochs
+        while self._begun < len(epochs) and epochs[self._begun].size < point.size:
+            self._begun += 1
+        if not self._begun or epochs[self._begun - 1].epoch != point.epoch:
             self._repeated(
                 "epoch", f"the checkpoint of {point.size} events is of an unknown epoch",
                 self._good, point.size,
             )  # fmt: skip
-        if before is None:
-            return
-        gap = point.signed_at - before.signed_at
-        if gap > GAP:
-            self.report.note(
-                f"nothing was sealed for {gap.total_seconds():.0f} s before the checkpoint of "
-                f"{point.size} events ({point.signed_at:%Y-%m-%d %H:%M:%S} UTC)"
-            )
-        elif gap < timedelta(0):
-            self.report.note(
-                f"the sealer's clock went back by {-gap.total_seconds():.1f} s before the "
-                f"checkpoint of {point.size} events"
-            )
 
     # ── at the end ───────────────────────────────────────────────────────────────────────────
 
-    def _end(self, facts: Facts, notes: Sequence[Anchored], first: int) -> None:
-        for level in list(self._tree.upper):
-            self._upper(level, rest=True)
-        for n in sorted(self._unknown_tiles):
-            self.report.add(Level.INCOMPLETE, f"tile {n} of level 0 is missing or cut")
+    def _end(self, facts: Facts, held: anchored.Held, first: int) -> None:
+        tree = self._tree
+        tree.end()
         self._ends(facts)
-        self._said.excuse(self._missing, self._absent, self._root_at)
+        self._said.excuse(tree.missing, tree.absent, self._root_at)
         losses = self._said.losses(
-            self._epochs, [*self._missing, *self._absent], first=first, size=self._size
+            self._epochs, [*tree.missing, *tree.absent], first=first, size=tree.size
         )
         anchored.compare(
-            notes, self._tree.roots, self._said.keys, losses, self.report,
-            log_id=facts.log_id, first=first, size=self._size, complete=facts.complete,
+            held, tree.roots, self._said, losses, self.report,
+            log_id=facts.log_id, first=first, size=tree.size, complete=facts.complete,
         )  # fmt: skip
-        found = self.report.events if self._whole else None
-        self._evidence.look(self.report, found)
+        newest = self._newest or Verified(None)
+        self._evidence.look(
+            self.report, replace(newest, events=self.report.events if self._whole else None)
+        )
 
     def _ends(self, facts: Facts) -> None:
         """Check that the log ends where it says, and that its end is signed and young."""
-        report, size = self.report, self._size
+        report, size = self.report, self._tree.size
         if not report.checkpoints:
             report.add(Level.UNVERIFIABLE, _NO_KEY if size else "nothing is sealed yet")
         elif self._unknown:
@@ -422,6 +339,11 @@ class Verifier:
                 "trusted key introduced; if it was replaced, give the new public key, too",
                 self._good, size,
             )  # fmt: skip
+        if self._covered:
+            report.note(
+                f"{len(self._covered)} checkpoints up to {self._covered[-1]} events are signed by "
+                "keys that are not known here; one that a trusted key signed covers them"
+            )
         if size < facts.largest and facts.complete:
             report.add(Level.INCOMPLETE, f"checkpoints from {size} to {facts.largest} are missing")
         if facts.log_size != facts.largest:
@@ -434,15 +356,26 @@ class Verifier:
         tiled = self._evidence.tiled()
         if facts.complete and tiled > size:
             report.add(Level.TAMPERED, f"tiles hold {tiled} events, checkpoints {size}", size)
-        if facts.complete and self._last is not None and facts.as_of - self._last.signed_at > STALE:
-            report.add(
-                Level.INCOMPLETE,
-                f"the newest checkpoint is of {self._last.signed_at:%Y-%m-%d %H:%M:%S} UTC: no "
-                "sealer runs, or the end was cut off; compare with an anchor",
-            )
+        self._is_young(facts)
         for kind, count in self._faults.items():
             if count > 1:
                 report.note(f"the same holds for {count - 1} checkpoints that follow ({kind})")
+
+    def _is_young(self, facts: Facts) -> None:
+        last, newest = self._times.last, self._times.newest
+        if facts.complete and last is not None and facts.as_of - last.signed_at > STALE:
+            self.report.add(
+                Level.INCOMPLETE,
+                f"the newest checkpoint is of {last.signed_at:%Y-%m-%d %H:%M:%S} UTC: no "
+                "sealer runs, or the end was cut off; compare with an anchor",
+            )
+        if newest is not None and newest - facts.as_of > SKEW:
+            self.report.add(
+                Level.INCOMPLETE,
+                f"a checkpoint was signed at {newest:%Y-%m-%d %H:%M:%S} UTC, which has not come "
+                "yet: the sealer's clock or the one here is wrong, and that of a log whose end was "
+                "cut off would look young; set the clocks, and compare with an anchor",
+            )
 
     def _root_at(self, size: int) -> str | None:
         """Return the root that a checkpoint of this size has; all of them were compared by now."""
@@ -455,17 +388,3 @@ _NO_KEY = (
     "no checkpoint is signed by a key that is trusted here; give the public key of the sealer with "
     "--pubkey (on its host: syncward audit key show)"
 )
-
-
-def _extend(ranges: list[tuple[int, int]], index: int) -> None:
-    """Add an index to ranges that it comes after."""
-    if ranges and ranges[-1][1] == index:
-        ranges[-1] = (ranges[-1][0], index + 1)
-    else:
-        ranges.append((index, index + 1))
-
-
-def _leaf_of(row: Row) -> bytes:
-    return leaf(
-        row[3], row[4] or "", row[5], row[ACTION], row[7], row[8], row[9], row[10], row[11]
-    )  # fmt: skip

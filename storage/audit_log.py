@@ -32,7 +32,8 @@ def snapshot(engine: Engine) -> Iterator[Connection]:
                 "SET LOCAL statement_timeout = '10min'; "
                 "SET LOCAL idle_in_transaction_session_timeout = '10min'; "
                 # a batch is joined by its times: a loop would look at all of them for each event
-                "SET LOCAL enable_nestloop = off; SET LOCAL jit = off"
+                "SET LOCAL enable_nestloop = off; SET LOCAL jit = off; "
+                "SET LOCAL cursor_tuple_fraction = 1"
             ).format(role)
         )
         yield tx
@@ -60,10 +61,25 @@ class BatchRow:
     latest: str
 
 
+#: What a row may hold is what its owner put there: nothing is read beyond what we would write.
+_LONGEST = 65536  # bytes of a body (audit.event has a CHECK), characters of its other fields
+_SIGNATURES = 16384
+_REASON = 65536
+
+
+def _number(column: str) -> str:
+    """Return a transaction's number as bigint, the largest one for those that do not fit."""
+    return (
+        f"CASE WHEN {column} < '9223372036854775807'::xid8 THEN {column}::text::bigint "
+        f"WHEN {column} IS NOT NULL THEN 9223372036854775807 END"
+    )
+
+
 _BATCHES = (
-    "SELECT size, cardinality(seqs)::bigint, epoch, root, "  # noqa: S608 - a constant
-    f"coalesce(to_char(signed_at AT TIME ZONE 'UTC', {_TIME}), ''), signatures, "
-    "last_xid::text::bigint, last_seq, earliest::text, latest::text "
+    "SELECT size, cardinality(seqs)::bigint, epoch, substr(root, 1, 33), "  # noqa: S608 - a constant
+    f"coalesce(to_char(signed_at AT TIME ZONE 'UTC', {_TIME}), ''), "
+    f"left(signatures, {_SIGNATURES}), "
+    f"{_number('last_xid')}, last_seq, earliest::text, latest::text "
     "FROM audit.checkpoint WHERE size > %s ORDER BY size LIMIT %s"
 )
 
@@ -94,9 +110,16 @@ def largest_batch(tx: Connection, *, at_most: int | None = None) -> BatchRow | N
 
 
 _ROWS = (
-    "SELECT l.index, l.seq, e.xid::text::bigint, "  # noqa: S608 - a constant
-    f"coalesce(to_char(e.at AT TIME ZONE 'UTC', {_TIME}), ''), e.account_id::text, e.class, "
-    "e.action, e.target_kind, e.target_id::text, e.login, e.client, e.body, e.leaf "
+    f"SELECT l.index, l.seq, {_number('e.xid')}, "
+    f"coalesce(to_char(e.at AT TIME ZONE 'UTC', {_TIME}), ''), e.account_id::text, "
+    + "".join(
+        f"CASE WHEN octet_length(e.{column}) > {_LONGEST} THEN left(e.{column}, {_LONGEST + 1}) "
+        f"ELSE e.{column} END, "
+        if column != "target_id"
+        else "e.target_id::text, "
+        for column in ("class", "action", "target_kind", "target_id", "login", "client", "body")
+    )
+    + "substr(e.leaf, 1, 33) "
     "FROM (SELECT c.size - cardinality(c.seqs) + p.place - 1 AS index, p.seq "
     "FROM audit.checkpoint c CROSS JOIN LATERAL unnest(c.seqs) WITH ORDINALITY AS p (seq, place) "
     "WHERE c.size > %s AND c.size <= %s) AS l "
@@ -107,23 +130,36 @@ _ROWS = (
 
 def rows(tx: Connection, group: Sequence[BatchRow]) -> list[LogRow]:
     """Return the events of batches that follow each other, in the order of their indexes."""
+    return list(stream(tx, group))
+
+
+#: Rows that are held at once: 32 MiB, if each is as long as an event can be.
+_PORTION = 512
+
+
+def stream(tx: Connection, group: Sequence[BatchRow]) -> Iterator[LogRow]:
+    """Yield the events of batches as `rows` returns them, read in portions."""
     earliest, latest = (
         min(batch.earliest for batch in group),
         max(batch.latest for batch in group),
     )
-    with _driver(tx).cursor(binary=True) as cursor:
-        return cursor.execute(
-            _ROWS,
-            (group[0].size - 1, group[-1].size, earliest, latest),
-            binary=True,
-        ).fetchall()
+    with _driver(tx).cursor("events", binary=True) as cursor:
+        cursor.itersize = _PORTION
+        cursor.execute(_ROWS, (group[0].size - 1, group[-1].size, earliest, latest), binary=True)
+        yield from cursor
+
+
+def is_cut(row: LogRow) -> bool:
+    """Say whether a field is longer than what is read of it."""
+    return any(isinstance(field, str) and len(field.encode()) > _LONGEST for field in row)
 
 
 def tiles(tx: Connection, level: int, first: int, last: int) -> dict[int, bytes]:
     """Return the tiles first <= n <= last of a level that are there."""
     found = tx.execute(
         text(
-            "SELECT n, hashes FROM audit.tile WHERE level = :level AND n BETWEEN :first AND :last"
+            "SELECT n, substr(hashes, 1, 8192) FROM audit.tile "
+            "WHERE level = :level AND n BETWEEN :first AND :last"
         ),
         {"level": level, "first": first, "last": last},
     )
@@ -134,7 +170,7 @@ def tiled(tx: Connection) -> int:
     """Return how many leaves the tiles hold."""
     found = tx.execute(
         text(
-            "SELECT n * 256 + octet_length(hashes) / 32 FROM audit.tile WHERE level = 0 "
+            "SELECT n::numeric * 256 + octet_length(hashes) / 32 FROM audit.tile WHERE level = 0 "
             "ORDER BY n DESC LIMIT 1"
         )
     ).scalar_one_or_none()
@@ -152,13 +188,14 @@ class EpochRow:
     lost_root: str | None
 
 
-def epochs(tx: Connection) -> list[EpochRow]:
-    """Return all epochs, the oldest first."""
+def epochs(tx: Connection, *, most: int | None = None) -> list[EpochRow]:
+    """Return all epochs, or so many, the oldest first."""
     found = tx.execute(
         text(
-            "SELECT epoch, size, reason, lost_size, encode(lost_root, 'hex') FROM audit.epoch "
-            "ORDER BY epoch"
-        )
+            "SELECT epoch, size, left(reason, :longest), lost_size, "
+            "encode(substr(lost_root, 1, 33), 'hex') FROM audit.epoch ORDER BY epoch LIMIT :most"
+        ),
+        {"longest": _REASON, "most": most},
     )
     return [EpochRow(*row) for row in found]
 
@@ -170,12 +207,18 @@ class Unsealed:
     seq: int
     at: str
     never: bool  # of a transaction or a time that has not come yet
-    behind: bool  # of one that is older than what is sealed in this epoch
+    behind: bool  # before the last one that is sealed in this epoch, or before its cut
     old: bool  # written more than five minutes ago
 
 
-#: Events of the last hour before the newest checkpoint are looked at one by one.
-_YOUNG = "(SELECT max(latest) - interval '1 hour' FROM audit.checkpoint)"
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the log stands as it was verified: an event that is not sealed must lie behind."""
+
+    epoch: int
+    xid: int
+    seq: int
+    since: str  # only events of this time and later are looked at
 
 
 def total(tx: Connection) -> int:
@@ -183,33 +226,38 @@ def total(tx: Connection) -> int:
     return int(tx.execute(text("SELECT count(*) FROM audit.event")).scalar_one())
 
 
-def unsealed(tx: Connection, most: int, *, all_: bool) -> tuple[int, list[Unsealed]]:
+def unsealed(tx: Connection, place: Place, most: int) -> tuple[int, list[Unsealed]]:
     """Return how many events are in no checkpoint, and up to `most` of them, the worst first.
 
-    Young ones, or all of them, which reads the whole log. What audit.log says is not asked: it is
-    a row like another, and nobody signs it.
+    Since `-infinity`, which reads the whole log, or a part of it. Where the log stands is not asked
+    here: rows that say it are rows like others, and nobody signs them. Of an event that an epoch
+    found there (up to its cut) numbers of transactions mean nothing.
     """
-    since = "'-infinity'::timestamptz" if all_ else f"coalesce({_YOUNG}, '-infinity')"
     rows = tx.execute(
         text(
-            "WITH newest AS (SELECT c.epoch, c.last_xid, c.last_seq, p.floor_seq "  # noqa: S608 - one of two constants
-            "FROM audit.checkpoint c JOIN audit.epoch p ON p.epoch = c.epoch "
-            "ORDER BY c.size DESC LIMIT 1), "
-            f"outside AS (SELECT e.* FROM audit.event e WHERE e.at >= {since} AND NOT EXISTS ("
+            "WITH cut AS (SELECT coalesce((SELECT floor_seq FROM audit.epoch "
+            "WHERE epoch = :epoch), 0) AS seq), "
+            "outside AS (SELECT e.* FROM audit.event e WHERE e.at >= CAST(:since AS timestamptz) "
+            "AND NOT EXISTS ("
             "SELECT FROM (SELECT unnest(c.seqs) AS seq, c.earliest, c.latest "
-            f"FROM audit.checkpoint c WHERE c.latest >= {since}) AS s "
+            "FROM audit.checkpoint c WHERE c.latest >= CAST(:since AS timestamptz)) AS s "
             "WHERE s.seq = e.seq AND e.at BETWEEN s.earliest AND s.latest)) "
             "SELECT o.seq, o.at::text, "
             "o.xid >= pg_snapshot_xmax(pg_current_snapshot()) "
             "OR o.at > clock_timestamp() + interval '1 minute' AS never, "
-            "coalesce(n.last_seq > 0 AND (o.seq > n.floor_seq OR n.epoch = 1) "
-            "AND (o.xid < n.last_xid "
-            "OR (o.xid = n.last_xid AND o.seq < n.last_seq)), false) AS behind, "
+            "o.seq <= cut.seq OR o.xid < CAST(:xid AS xid8) "
+            "OR (o.xid = CAST(:xid AS xid8) AND o.seq < :seq) AS behind, "
             "o.at < clock_timestamp() - interval '5 minutes' AS old, count(*) OVER () "
-            "FROM outside o LEFT JOIN newest n ON true "
+            "FROM outside o CROSS JOIN cut "
             "ORDER BY never DESC, behind DESC, old DESC, o.seq LIMIT :most"
         ),
-        {"most": most},
+        {
+            "epoch": place.epoch,
+            "xid": str(place.xid),
+            "seq": place.seq,
+            "since": place.since,
+            "most": most,
+        },
     ).all()
     found = [Unsealed(*row[:5]) for row in rows]
     return (int(rows[0][5]) if rows else 0), found

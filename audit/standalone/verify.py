@@ -48,7 +48,6 @@ def node(left, right):
     return sha256(b"\1" + left + right).digest()
 
 def add(tree, size, hash_):  # `tree` holds the roots of full subtrees, the largest first (RFC 6962)
-    size += 1
     while size % 2 == 0:
         hash_, size = node(tree.pop(), hash_), size // 2
     tree.append(hash_)
@@ -102,11 +101,10 @@ def believe(log_id, pending, said):
         except ERRORS:
             say(BAD, f"{action} was not signed by the sealer", index)
 
-def walk(here, log, points, epochs, anchored):
+def walk(here, log, points, epochs, anchored, unknown=0, trusted=0, broken=0):
     """Recompute the log; return what remains to be judged. `points`: (count, *parsed checkpoint)."""
     hashes, source, gone, said, pending, roots = (here / "hashes").open("rb"), events(here / "events", log["first"]), [], [], [], {}
     tree, size, good, held = [bytes.fromhex(h) for h in log["frontier"]], log["first"], log["first"], next(source)
-    unknown = trusted = broken = 0
     for count, text, signatures, log_id, upto, root, epoch, _ in points:
         if upto != log["first"] and not upto - count == size < upto:  # that one is where a part begins
             say(BAD, "a checkpoint does not follow the one before", size)
@@ -127,8 +125,8 @@ def walk(here, log, points, epochs, anchored):
                     say(BAD, "the event is not what was sealed, or its hash is not", size)
                 if event["action"] in ("signer.rotated", "audit.pruned", "audit.epoch_started"):
                     pending.append((size, event["action"], json.loads(event["body"])["detail"]))
-            add(tree, size, hash_ or (event and event["made"]) or bytes(32))
             size += 1
+            add(tree, size, hash_ or (event and event["made"]) or bytes(32))
             roots |= {size: root_of(tree)} if size in anchored else {}
         [e["epoch"] for e in epochs if e["size"] < upto][-1:] == [epoch] or say(BAD, "of an unknown epoch", good)
         try:
@@ -167,14 +165,15 @@ def judge(log, points, epochs, anchored, size, gone, said, roots):
     for epoch in rows.keys() - begun.keys() - {1}:
         if max(log["first"], kept) <= rows[epoch][0] < size:
             say(BAD, f"the sealer never said that epoch {epoch} began", rows[epoch][0])
-    seen, good = {}, [0]
-    for text, signatures, log_id, upto, root, epoch, _ in sorted(sum(anchored.values(), []), key=lambda p: p[5:2:-2]):
+    seen, good, idle = {}, [0], {p[7] for held in anchored.values() for p in held}
+    for text, signatures, log_id, upto, root, epoch, _, path in sorted(sum(anchored.values(), []), key=lambda p: p[5:2:-2]):
         try:
             if log_id != log["log_id"] or not signed(text, signatures):
                 raise ValueError
         except ERRORS:
             say(INFO, f"an anchored checkpoint of {upto} events is not counted: not of a trusted key")
             continue
+        idle.discard(path)
         loss = next((c for n, (_, c) in sorted(begun.items()) if n > epoch and c[2] and upto > c[0]), None)
         right = (upto <= size or log["size"] < log["checkpoint_size"]) and roots.get(upto, root) == root
         if loss:
@@ -185,6 +184,7 @@ def judge(log, points, epochs, anchored, size, gone, said, roots):
             least = max(x for x in good if x < upto) if upto <= size else size
             say(BAD, f"an anchor holds another history of {upto} events: a fork, or cut off",
                 min((i for level, i, _ in found if not level and least <= i < upto), default=least))
+    [say(INCOMPLETE, f"{x.name} holds nothing of this log that a trusted key signed: it proves nothing") for x in idle]
 
 options, anchored, known = argparse.ArgumentParser(description=__doc__), {}, False
 for word, more in {"--pubkey": {"required": True}, "--anchor": {"action": "append", "default": []}, "--proof": {},
@@ -200,7 +200,7 @@ try:
         notes or say(INCOMPLETE, f"{path.name} holds no checkpoint: it proves nothing")
         for one in notes:
             try:
-                point = parse_note(base64.b64decode(one).decode())
+                point = (*parse_note(base64.b64decode(one).decode()), path)
                 anchored.setdefault(point[3], []).append(point)
             except ERRORS:
                 say(INFO, "an anchor has a line that is cut")

@@ -28,7 +28,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--export", "exported", type=_FILE, metavar="DIR",
               help="An export instead of the live log: no database, no settings.")  # fmt: skip
 @click.option("--proof", type=_FILE, metavar="FILE", help="One proof of `audit prove`.")
-@click.option("--from", "start", type=click.IntRange(0), default=0, metavar="INDEX",
+@click.option("--from", "start", type=click.IntRange(0, 2**63 - 1), default=0, metavar="INDEX",
               help="Only events from the checkpoint before INDEX on.")  # fmt: skip
 def verify(
     cli: Cli,
@@ -55,7 +55,10 @@ def verify(
     elif exported is not None:
         report = _exported(exported, keys, anchors, start)
     else:
-        report = _live(cli, keys, anchors or _own_anchors(cli), start)
+        own, notes = ([], []) if anchors else _own_anchors(cli)
+        report = _live(cli, keys, anchors or own, start)
+        for note in notes:
+            report.note(note, always=True)
     cli.answer(_document(report), lambda: _text(report))
     if report.exit_code:
         sys.exit(report.exit_code)
@@ -85,11 +88,25 @@ def _unverifiable(why: str) -> "Report":
     return report
 
 
-def _own_anchors(cli: Cli) -> list[Path]:
-    """Return the anchors of the settings that are files this user can read."""
-    urls = [urlsplit(word) for word in (cli.settings.audit_anchors or "").split()]
-    paths = [Path(unquote(url.path)) for url in urls if url.scheme == "file"]
-    return [path for path in paths if path.is_file()]
+def _own_anchors(cli: Cli) -> tuple[list[Path], list[str]]:
+    """Return the anchors of the settings that are files here, and what to do about the others."""
+    found, notes = [], []
+    for number, word in enumerate((cli.settings.audit_anchors or "").split(), 1):
+        url = urlsplit(word)
+        path = Path(unquote(url.path))
+        where = f"anchor {number} ({url.scheme}://{url.netloc.rpartition('@')[2]}{url.path})"
+        if url.scheme != "file":
+            notes.append(
+                f"{where} was not compared: copy what it holds to a file, and give it with --anchor"
+            )
+        elif not path.is_file():
+            notes.append(
+                f"{where} was not compared: no file that can be read is there (is it mounted?); "
+                "mount it, or give a copy with --anchor"
+            )
+        else:
+            found.append(path)
+    return found, notes
 
 
 def _exported(
