@@ -17,6 +17,9 @@ LATE = timedelta(hours=1)
 #: Clocks of two hosts may differ by so much.
 SKEW = timedelta(minutes=5)
 
+#: Catching up takes no longer, however long the outage was.
+_CATCH_UP = timedelta(days=1)
+
 _FIRST, _LAST = "", "~"  # before and after all times as they are written
 
 
@@ -28,6 +31,7 @@ class Times:
         self.last: Checkpoint | None = None  # whoever signed it
         self.newest: datetime | None = None  # of those that a trusted key signed
         self._before: datetime | None = None  # the last of them
+        #: Since when events waited for a sealer, and until when it may still be catching up.
         self._outage: tuple[datetime, datetime] | None = None
         self._behind = timedelta(0)  # the sealer's clock went back by so much
 
@@ -57,21 +61,31 @@ class Times:
         before, self._before = self._before, signed_at
         self.newest = max(signed_at, self.newest or signed_at)
         if before is None:
-            self._outage = (min(_time(oldest, signed_at), signed_at), signed_at)
+            oldest_at = min(_time(oldest, signed_at), signed_at)
+            self._outage = (oldest_at, _caught_up(oldest_at, signed_at))
             return _FIRST, _written(signed_at + SKEW)
         gap = signed_at - before
         if gap < timedelta(0):
             self._behind -= gap
         elif gap > GAP:
             self._behind = max(timedelta(0), self._behind - gap)
-            start = before
-            if self._outage is not None and before <= _explains_until(self._outage):
-                start = min(before, self._outage[0])  # what waited may still wait
-            self._outage = (start, signed_at)
+            self._break(before, signed_at)
         since = min(before, signed_at)
-        if self._outage is not None and signed_at <= _explains_until(self._outage):
+        if self._outage is not None and signed_at <= self._outage[1]:
             since = min(since, self._outage[0])
         return _written(since, -LATE), _written(signed_at + self._behind + SKEW)
+
+    def _break(self, start: datetime, end: datetime) -> None:
+        """Remember an outage; one that ends in another is one with it if both are long.
+
+        So it is with transactions that stay open for hours one after the other. A short one that
+        were joined would let whoever makes many of them extend the first for ever.
+        """
+        until = _caught_up(start, end)
+        if self._outage is None or start > self._outage[1]:
+            self._outage = (start, until)
+        elif end - start > LATE:
+            self._outage = (min(start, self._outage[0]), max(until, self._outage[1]))
 
     def judge(self, index: int, at: str, window: tuple[str, str]) -> None:
         """Report an event whose time lies outside."""
@@ -87,13 +101,9 @@ class Times:
         )
 
 
-def _explains_until(outage: tuple[datetime, datetime]) -> datetime:
-    """Return until when what waited may be sealed: catching up takes no longer than the outage."""
-    start, end = outage
-    try:
-        return end + (end - start)
-    except OverflowError:
-        return end
+def _caught_up(start: datetime, end: datetime) -> datetime:
+    """Return until when what waited may be sealed: sealing is ten times as fast as writing."""
+    return end + min(end - start, LATE + (end - start) / 10, _CATCH_UP)
 
 
 def _time(written: str | None, otherwise: datetime) -> datetime:

@@ -24,7 +24,7 @@ def log(control, tmp_path):
 def typed(log, monkeypatch, capsys):
     """Type a command with the settings of the log; get (exit code, stdout, stderr)."""
 
-    def run(*words: object, settings: bool = True) -> tuple[int, str, str]:
+    def run(*words: object, settings: bool = True, **more: str) -> tuple[int, str, str]:
         with monkeypatch.context() as patch:
             patch.chdir(log.directory)
             if settings:
@@ -34,6 +34,8 @@ def typed(log, monkeypatch, capsys):
                 patch.setenv(
                     "SYNCWARD_AUDIT_ANCHORS", f"file://{log.directory}/a.anchor file:///none"
                 )
+                for name, value in more.items():
+                    patch.setenv(name, value)
             patch.setattr("sys.argv", ["syncward", "audit", *map(str, words)])
             code = 0
             try:
@@ -55,7 +57,7 @@ def newest(log):
 def test_verify_says_intact_and_leaves_an_event(log, typed):
     code, out, err = typed("verify")
     assert (code, err) == (0, "")
-    assert out.startswith("intact: 21 events, 21 recomputed; 2 checkpoints")
+    assert out.splitlines()[-1].startswith("intact: 21 events, 21 recomputed; 2 checkpoints")
     assert newest(log) == (
         "audit.verified", {"size": 21, "result": "intact", "first_bad": None}
     )  # fmt: skip
@@ -74,6 +76,34 @@ def test_verify_names_the_first_bad_event(log, typed):
 def test_verify_takes_the_anchors_of_the_settings(log, typed):
     log.anchor()
     assert json.loads(typed("verify", "--json")[1])["anchored"] == 2
+
+
+def test_anchors_of_the_settings_that_are_not_compared_are_named_with_the_next_step(log, typed):
+    log.anchor()
+    _, out, _ = typed("verify")
+    assert "note: anchor 2 (file:///none) was not compared: no file that can be read" in out
+    assert "anchor 1" not in out
+    urls = "s3://b/p?endpoint=https://e&region=r&retain_days=9 syslog+tls://host:6514?ca=/x"
+    _, out, _ = typed("verify", SYNCWARD_AUDIT_ANCHORS=urls)
+    assert "note: anchor 1 (s3://b/p) was not compared: copy what it holds to a file" in out
+    assert "note: anchor 2 (syslog+tls://host:6514) was not compared" in out
+    assert (
+        "anchor 1" not in typed("verify", "--anchor", log.anchor(), SYNCWARD_AUDIT_ANCHORS=urls)[1]
+    )
+
+
+def test_the_verdict_is_kept_where_it_cannot_be_recorded(log, typed):
+    """A log that takes no events is verified as well as any, printed and in the exit code."""
+    log.control.act("ALTER TABLE audit.event ADD CONSTRAINT closed CHECK (action <> "
+                    "'audit.verified') NOT VALID")  # fmt: skip
+    code, out, err = typed("verify")
+    assert (code, err) == (0, "")
+    assert "note: this verification could not be recorded" in out
+    log.tamper("UPDATE audit.event SET body = replace(body, 'success', 'refused') WHERE seq = :s",
+               s=log.seq(7))  # fmt: skip
+    code, out, _ = typed("verify")
+    assert (code, out.splitlines()[0][:21]) == (10, "TAMPERED at index 7: ")
+    assert out.splitlines()[-1].startswith("tampered: 21 events")
 
 
 def test_verify_without_a_key_says_where_it_comes_from(typed, tmp_path):

@@ -28,19 +28,23 @@ STRAY = (
 
 
 @pytest.fixture
-def log(control, tmp_path):
-    made = SealedLog(control, tmp_path)
-    made.tamper(  # what is there of the installation is older than all that follows
-        "UPDATE audit.event SET at = at - interval '400 days'",
-        "UPDATE audit.event SET leaf = audit.leaf(at, account_id, class, action, target_kind, "
-        "target_id, login, client, body)",
-    )
-    return made
+def now():
+    return datetime.now(UTC)
 
 
 @pytest.fixture
-def now():
-    return datetime.now(UTC)
+def log(control, tmp_path, now):
+    """A log that was installed, and sealed at once, forty days ago."""
+    made = SealedLog(control, tmp_path)
+    then = now - 40 * DAY
+    made.tamper(
+        "UPDATE audit.event SET at = :then",
+        "UPDATE audit.event SET leaf = audit.leaf(at, account_id, class, action, target_kind, "
+        "target_id, login, client, body)",
+        then=then,
+    )
+    signed(made, then + SECOND)
+    return made
 
 
 def write(log, *times, xid="pg_current_xact_id()"):
@@ -110,31 +114,32 @@ def test_an_epoch_is_told_however_much_else_there_is_to_tell(log, now):
     assert any(line.startswith("… and ") for line in report.lines)
 
 
-def test_an_old_event_that_a_forced_epoch_takes_in_is_found(log, now):
-    write(log, now - 3 * DAY)
-    signed(log, now - 3 * DAY + SECOND)
-    for hours in range(60, 0, -1):
-        write(log, now - hours * HOUR)
-    signed(log, now - HOUR + SECOND)  # one outage that ended an hour ago, and then
-    write(log, now - 60 * SECOND)
-    signed(log, now - 60 * SECOND)
-    assert log.live().exit_code == 0
-    size = log.grow(2)[0]
-    log.control.act(STRAY, at=now - 3 * DAY - 2 * HOUR)
-    force_epoch(log)
-    report = both(log)
-    assert report.exit_code == 11
-    assert late(report) == [(size, Level.INCOMPLETE)]
-    assert "over an hour before it was sealed" in report.lines[0]
-
-
-def test_an_old_event_that_was_written_between_checkpoints_is_found(log, now):
-    """No epoch is needed: whoever owns the database chooses the time of an event."""
+def test_an_old_event_is_found_whether_an_epoch_takes_it_in_or_not(log, now):
+    """Whoever owns the database makes the sealer begin an epoch, and chooses times of events."""
     for hours in range(30, 0, -1):
         write(log, now - hours * HOUR)
         signed(log, now - hours * HOUR + SECOND)
     (size,) = log.grow(1)
     write(log, now - DAY)
+    log.seal()
+    assert late(both(log)) == [(size, Level.INCOMPLETE)]
+    log.control.act(STRAY, at=now - 2 * HOUR)
+    force_epoch(log)
+    report = both(log)
+    assert report.exit_code == 11
+    assert late(report) == [(size, Level.INCOMPLETE), (size + 1, Level.INCOMPLETE)]
+    assert "over an hour before it was sealed" in report.lines[0]
+
+
+def test_outages_that_follow_each_other_excuse_no_older_event(log, now):
+    """Somebody lets the sealer work once an hour only."""
+    write(log, now - 3 * DAY)
+    signed(log, now - 3 * DAY + SECOND)
+    for minutes in range(29 * 60, 0, -60):
+        write(log, now - minutes * 60 * SECOND)
+        signed(log, now - minutes * 60 * SECOND + SECOND)
+    (size,) = log.grow(1)
+    write(log, now - 2 * DAY)
     log.seal()
     assert late(both(log)) == [(size, Level.INCOMPLETE)]
 
@@ -165,6 +170,18 @@ def test_a_sealer_that_was_down_for_a_day_is_no_reason_to_suspect_its_events(log
     assert "nothing was sealed for 86" in "\n".join(report.lines)
 
 
+def test_what_waited_behind_two_long_transactions_is_not_suspected(log, now):
+    """The second one is older than what waited, and ended two hours after the first."""
+    write(log, now - 4 * HOUR)
+    signed(log, now - 4 * HOUR + SECOND)
+    write(log, now - 4 * HOUR + 60 * SECOND)
+    signed(log, now - 2 * HOUR)
+    write(log, *[now - SECOND] * 1030)
+    write(log, *(now - 4 * HOUR + n * 60 * SECOND for n in range(2, 230)))
+    log.seal()
+    assert both(log).exit_code == 0
+
+
 def test_what_waited_behind_a_long_transaction_is_not_suspected(log, now):
     """The transaction comes first, with events of its end; those that waited for it follow."""
     write(log, now - 3 * HOUR)
@@ -187,7 +204,7 @@ def test_a_step_of_the_databases_clock_is_told_of_its_own_events_only(log, now):
 def test_a_step_of_the_sealers_clock_is_a_note(log, now, step):
     """For some minutes it signs with another time than it is."""
     for minutes in range(60, 40, -1):
-        at = now - minutes * 60 * SECOND
+        at = now - DAY - minutes * 60 * SECOND
         write(log, at)
         signed(log, at + SECOND + (step if 45 < minutes < 55 else timedelta(0)))
     log.grow(2)
@@ -208,8 +225,9 @@ def test_after_a_restore_what_was_left_over_is_not_suspected(log, now):
     assert "epoch 2 began" in "\n".join(report.lines)
 
 
-def test_a_log_that_is_older_than_its_sealer_is_not_suspected(log, now):
+def test_a_log_that_is_older_than_its_sealer_is_not_suspected(control, tmp_path, now):
     """As after an upgrade: years of events, then the first checkpoints."""
+    log = SealedLog(control, tmp_path)
     write(log, *(now - 300 * DAY + n * HOUR for n in range(3000)))
     log.write(2)
     log.seal()
