@@ -98,6 +98,9 @@ class LiveEvidence:
             report.add(Level.TAMPERED, f"the log is not protected: {line}")
         for line in audit_names.findings(self._tx):
             report.add(Level.TAMPERED, line)
+        if len(audit_log.epochs(self._tx, most=_EPOCHS)) == _EPOCHS:
+            report.add(Level.TAMPERED, f"audit.epoch has {_EPOCHS} rows or more: inserted")
+        self._unsealed(report, verified or Verified(None))
         self._unsealed(report, verified or Verified(None))
 
     def _unsealed(self, report: Report, verified: Verified) -> None:

@@ -158,7 +158,9 @@ class Statements:
                     if index not in also:
                         self._report.add(level, text, index)
 
-    def losses(self, epochs: Sequence[Epoch], gone: Ranges, *, first: int, size: int) -> list[Loss]:
+    def losses(
+        self, epochs: Sequence[Epoch], gone: Ranges, *, first: int, size: int, complete: bool
+    ) -> list[Loss]:
         """Compare epochs with what the sealer said about them; return the losses it declared."""
         losses = []
         rows: dict[int, Epoch] = {row.epoch: row for row in epochs}
@@ -176,8 +178,9 @@ class Statements:
         for row in epochs:
             if row.epoch == 1 or row.epoch in self._epochs or row.size < first:
                 continue
+            waits = row.size == size or (row.size > size and not complete)
             pruned = any(a <= row.size + TILE_WIDTH and b > row.size for a, b in gone)
-            if pruned or row.size >= size or self._pending:
+            if pruned or waits or self._pending:
                 self._report.note(
                     f"epoch {row.epoch} began at {row.size} events ({row.reason:.200}); its event "
                     "is not here (pruned, or not sealed yet)",
@@ -192,7 +195,7 @@ class Statements:
 
 _OF_EPOCH = ("size", "why", "lost_size", "lost_root")
 #: Epochs of which nothing signed is here are named up to this one, whatever else was found.
-_SHOWN = 1000
+_SHOWN = 100
 
 
 def _epoch_line(number: int, begun: _Begun) -> str:

@@ -316,7 +316,11 @@ class Verifier:
         self._ends(facts)
         self._said.excuse(tree.missing, tree.absent, self._root_at)
         losses = self._said.losses(
-            self._epochs, [*tree.missing, *tree.absent], first=first, size=tree.size
+            self._epochs,
+            [*tree.missing, *tree.absent],
+            first=first,
+            size=tree.size,
+            complete=facts.complete,
         )
         anchored.compare(
             held, tree.roots, self._said, losses, self.report,

@@ -231,7 +231,7 @@ def test_a_log_that_is_older_than_its_sealer_is_not_suspected(control, tmp_path,
     write(log, *(now - 300 * DAY + n * HOUR for n in range(3000)))
     log.write(2)
     log.seal()
-    assert log.control.one("SELECT count(*) FROM audit.checkpoint") >= 2
+    assert len(log.control.all("SELECT FROM audit.checkpoint LIMIT 2")) == 2
     assert both(log).exit_code == 0
 
 

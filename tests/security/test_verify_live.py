@@ -55,7 +55,7 @@ OLDER = "(xid::text::bigint - 1)::text::xid8"
     "UPDATE audit.checkpoint SET last_seq = 1, last_xid = '1'",
     "UPDATE audit.checkpoint SET latest = 'infinity' WHERE size = 20",
     "UPDATE audit.epoch SET floor_seq = 9000000000000",
-    "UPDATE audit.log SET epoch = 9, floor_seq = 9000000000000, left_over = true",
+    "UPDATE audit.log SET floor_seq = 9000000000000, left_over = true",
 ])  # fmt: skip
 def test_a_fresh_event_behind_is_found_whatever_unsigned_rows_say(log, hide):
     """Where the log stands is what was verified."""
@@ -98,20 +98,22 @@ SIZES = {
     "seqs and size": [HUGE.format(
         size=3000020, seqs="(SELECT array_agg(n) FROM generate_series(1, 3000000) AS n)")],
     "many checkpoints": [
-        "INSERT INTO audit.checkpoint SELECT 1000 + n * 1000000, epoch, seqs, last_xid, last_seq, "
+        ("INSERT INTO audit.checkpoint SELECT 1000 + n * 100000, epoch, seqs, last_xid, last_seq, "
         "earliest, latest, root, signed_at, signatures FROM audit.checkpoint c, "
-        "generate_series(1, 3000) AS n WHERE c.size = 20"],
+        "generate_series(1, 3000) AS n WHERE c.size = 20")],
     "xid": ["UPDATE audit.checkpoint SET last_xid = '18446744073709551615' WHERE size = 20"],
     "xid of an event": ["UPDATE audit.event SET xid = '18446744073709551615' WHERE seq = 5"],
     "signatures": ["UPDATE audit.checkpoint SET signatures = repeat('x', 50000000)"],
     "root": ["ALTER TABLE audit.checkpoint DROP CONSTRAINT checkpoint_root_check",
              "UPDATE audit.checkpoint SET root = convert_to(repeat('x', 50000000), 'UTF8')"],
     "signed_at": ["UPDATE audit.checkpoint SET signed_at = 'infinity'"],
-    "epochs": ["INSERT INTO audit.epoch (epoch, size, floor_seq, reason) "
-               "SELECT n, 10 ^ 15, 0, 'x' FROM generate_series(2, 50000) AS n"],
+    "epochs": [("INSERT INTO audit.epoch (epoch, size, floor_seq, reason) "
+               "SELECT n, 10 ^ 15, 0, 'x' FROM generate_series(2, 50000) AS n")],
+    "epochs at the end": [("INSERT INTO audit.epoch (epoch, size, floor_seq, reason) "
+                          "SELECT n, 20, 0, 'x' FROM generate_series(2, 50000) AS n")],
     "epoch's size": ["UPDATE audit.epoch SET size = 9223372036854775807"],
-    "reason": ["INSERT INTO audit.epoch (epoch, size, floor_seq, reason) "
-               "VALUES (2, 5, 0, repeat('x', 50000000))"],
+    "reason": [("INSERT INTO audit.epoch (epoch, size, floor_seq, reason) "
+               "VALUES (2, 5, 0, repeat('x', 50000000))")],
     "tile": ["INSERT INTO audit.tile VALUES (0, 9223372036854775807, sha256('x'))"],
     "tile's hashes": ["ALTER TABLE audit.tile DROP CONSTRAINT tile_hashes_check",
                       "UPDATE audit.tile SET hashes = convert_to(repeat('x', 50000000), 'UTF8')"],
