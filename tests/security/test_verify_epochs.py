@@ -123,7 +123,7 @@ def test_an_old_event_is_found_whether_an_epoch_takes_it_in_or_not(log, now):
     write(log, now - DAY)
     log.seal()
     assert late(both(log)) == [(size, Level.INCOMPLETE)]
-    log.control.act(STRAY, at=now - 2 * HOUR)
+    log.control.act(STRAY, at=now - 6 * HOUR)
     force_epoch(log)
     report = both(log)
     assert report.exit_code == 11
