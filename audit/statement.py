@@ -44,7 +44,11 @@ def signers(
     signature = detail.get("signature")
     if not isinstance(signature, str) or not signature:
         raise ValueError("not signed")
-    return signed_by(text(log_id, action, detail), signature, keys)
+    try:
+        said = text(log_id, action, detail)
+    except RecursionError:
+        raise ValueError("nested too deep to have been signed") from None
+    return signed_by(said, signature, keys)
 
 
 def is_signed(log_id: UUID, action: str, detail: Detail, keys: Iterable[PublicKey]) -> bool:

@@ -41,3 +41,14 @@ def test_a_statement_counts_for_its_log_its_action_and_its_key_only(signer, tmp_
     assert not statement.is_signed(LOG, "audit.pruned", said(signer), signer.public)
     assert not statement.is_signed(LOG, "signer.rotated", said(signer), other.public)
     assert not statement.is_signed(LOG, "signer.rotated", DETAIL, signer.public)
+
+
+def test_no_signature_an_unknown_key_and_a_forgery_are_three_things(signer, tmp_path):
+    signing.init(tmp_path / "other" / "signer.json")
+    other = signing.load(tmp_path / "other" / "signer.json")
+    good = said(signer)
+    assert statement.signers(LOG, "signer.rotated", good, signer.public) == [signer.public[0]]
+    assert statement.signers(LOG, "signer.rotated", good, other.public) == []
+    for bad in ({**DETAIL}, {**DETAIL, "signature": ""}, {**good, "after": "x"}):
+        with pytest.raises(ValueError, match=r"signed|forged"):
+            statement.signers(LOG, "signer.rotated", bad, signer.public)
