@@ -101,7 +101,6 @@ class LiveEvidence:
         if len(audit_log.epochs(self._tx, most=_EPOCHS)) == _EPOCHS:
             report.add(Level.TAMPERED, f"audit.epoch has {_EPOCHS} rows or more: inserted")
         self._unsealed(report, verified or Verified(None))
-        self._unsealed(report, verified or Verified(None))
 
     def _unsealed(self, report: Report, verified: Verified) -> None:
         """Judge what is in no checkpoint, by where the log was verified to stand."""
