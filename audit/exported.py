@@ -124,6 +124,8 @@ class ExportEvidence:
                 raise EvidenceCut(f"{name} is not there")
         self._hashes = plain(self.directory / "hashes")
         self._bytes = os.fstat(self._hashes.fileno()).st_size
+        if first and self.batch(first) is None:
+            raise NotAnExport(f"there is no checkpoint at {first}, where this export begins")
         complete = size == log["checkpoint_size"]
         if not complete:
             self._faults.append(
@@ -201,7 +203,9 @@ class ExportEvidence:
 
     def _batches(self) -> Iterator[tuple[Batch, int]]:
         """Yield the checkpoints and their sizes, up to the first that cannot stand there."""
-        before, begun = 0, not self._first
+        before, most = 0, LARGEST_BATCH
+        if self._first:  # a part of a log begins with the checkpoint there
+            before, most = self._first - 1, 1
         for said, _ in self._lines("checkpoints.jsonl", _CHECKPOINT):
             try:
                 batch = Batch(**said)
@@ -209,16 +213,14 @@ class ExportEvidence:
             except (TypeError, ValueError):
                 self._fault(Level.TAMPERED, "checkpoints.jsonl has a line that is none", before)
                 return
-            if not begun:  # the first one is where this part of a log begins
-                before, begun = self._first - (size == self._first), True
-            if not before < size <= min(self._size, before + LARGEST_BATCH):
+            if not before < size <= min(self._size, before + most):
                 self._fault(
                     Level.TAMPERED,
                     f"a checkpoint of {size} events cannot follow that of {before}", before,
                 )  # fmt: skip
                 return
             yield batch, size
-            before = size
+            before, most = size, LARGEST_BATCH
 
     def batch(self, at_most: int) -> Batch | None:
         """Return the largest checkpoint of at most so many events."""
@@ -316,7 +318,7 @@ class ExportEvidence:
 
     def look(self, report: Report, found: int | None) -> None:  # noqa: ARG002 - of live logs
         """Say what is wrong with the files."""
-        if self._log and (self.directory / NAMES).is_file():
+        if self._hashes and (self.directory / NAMES).is_file():
             for said, _ in self._lines(NAMES, _NAME):
                 if not _is_meant(said):
                     report.add(Level.TAMPERED, f"{NAMES} has a name that its id does not mean")
@@ -346,7 +348,10 @@ def read(line: bytes, *forms: re.Pattern[str]) -> dict[str, Any] | None:
 
 
 def _is_meant(said: dict[str, Any]) -> bool:
-    return bool(said) and Name(**said | {"salt": bytes.fromhex(said["salt"])}).is_meant
+    try:
+        return bool(said) and Name(**said | {"salt": bytes.fromhex(said["salt"])}).is_meant
+    except ValueError:  # half a character
+        return False
 
 
 def _row(said: dict[str, Any]) -> Row:

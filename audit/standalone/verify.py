@@ -27,6 +27,7 @@ LOG = form(format='"syncward-audit-export/1"', log_id=f'"{LOG_ID}"', first=INT, 
            log_size=INT, software=STRING, frontier=HASHES, exported_at=f'"{TIME}"')
 EVENT, MISSING = form(index=INT, seq=INT, xid=INT, **TEXTS, leaf=HEX), form(index=INT, missing="true")
 CHECKPOINT = form(text=STRING, signatures=STRING, count=INT, last_xid=INT, last_seq=INT)
+NAME = form(id=STRING, kind=STRING, name=STRING, salt=HEX)
 EPOCH = form(epoch=INT, size=INT, reason=STRING, lost_size=f"(?:null|{INT})", lost_root=f"(?:null|{HEX})")
 PROOF = form(format='"syncward-audit-proof/1"', event=form(**TEXTS).pattern[:-1], index=INT, size=INT, path=HASHES, note=STRING)
 FILES = r"log\.json|(epochs|checkpoints|names|ocsf)\.jsonl|hashes|verify\.py|SHA256SUMS|events/[0-9]{12}\.jsonl"
@@ -81,9 +82,12 @@ def parse_note(note):
     text, _, signatures = note.rpartition("\n\n")
     return parse(text + "\n", signatures if signatures.endswith("\n") else refuse("a note that is cut"))
 
+def netstrings(*fields):
+    return b"".join(b"%d:%b," % (len(field), field) for field in fields)
+
 def leaf(event):
-    raw = [b"syncward/audit/v1", *((event[name] or "").encode("utf-8", "surrogatepass") for name in FIELDS)]
-    return sha256(b"\0" + b"".join(b"%d:%b," % (len(r), r) for r in raw)).digest()
+    fields = ((event[name] or "").encode("utf-8", "surrogatepass") for name in FIELDS)
+    return sha256(b"\0" + netstrings(b"syncward/audit/v1", *fields)).digest()
 
 def node(left, right):
     return sha256(b"\1" + left + right).digest()
@@ -139,19 +143,18 @@ def read_log(here):
 
 def read_points(here, log):
     """Return the checkpoints that `hashes` reaches to: nothing costs more than there is."""
-    points, before, there = [], 0, log["first"] + (here / "hashes").stat().st_size // 32
+    first = log["first"]
+    points, before, most, there = [], max(first - 1, 0), 1 if first else BATCH, first + (here / "hashes").stat().st_size // 32
     for said in (read(line, CHECKPOINT) for line in lines(here / "checkpoints.jsonl")):
         point = parse(said["text"], said["signatures"])
-        if log["first"] and not points:  # the first one is where this part of a log begins
-            before = point.size - 1 if point.size == log["first"] else log["first"]
-        if not before < point.size <= min(log["size"], before + BATCH):
+        if not before < point.size <= min(log["size"], before + most):
             refuse(f"a checkpoint of {point.size} events behind that of {before}")
         if point.size > there:
             say(INCOMPLETE, "hashes are missing", there)
             return points, True
-        point.size > log["first"] and before + said["count"] != point.size and say(BAD, "a checkpoint is missing", before)
+        point.size > first and before + said["count"] != point.size and say(BAD, "a checkpoint is missing", before)
         points.append(point)
-        before = point.size
+        before, most = point.size, BATCH
     return points, False
 
 def events(here, expected):
@@ -161,6 +164,12 @@ def events(here, expected):
         expected = event["index"] + 1 if event["index"] >= expected else refuse(f"an event before {expected}")
         yield event
     yield {"index": NEVER}
+
+def check_names(here):
+    for said in (read(line, NAME) for line in lines(here / "names.jsonl")):
+        fields = bytes.fromhex(said["salt"]), said["kind"].encode(), said["name"].encode()
+        if sha256(netstrings(b"syncward/principal/v1", *fields)).hexdigest()[:32] != said["id"]:
+            say(BAD, "a name that its id does not mean")
 
 class Walk:
     """Recomputes the log once; then `judge` says what is missing, or contradicts the sealer or an anchor."""
@@ -315,6 +324,7 @@ def verify(asked):
     log = read_log(here)
     yield BAD
     Walk(here, log, anchored).judge(anchored)
+    (here / "names.jsonl").exists() and check_names(here)
 
 def main():
     options = argparse.ArgumentParser(description=__doc__)
