@@ -1,11 +1,13 @@
 """Verify an export of an audit log: python3 verify.py --pubkey FILE [--anchor FILE]... [--proof FILE] [DIR]
 
 Needs Python 3.11 and `cryptography`; shares no code with the software that wrote the export.
-Exit 0 intact, 10 tampered, 11 incomplete, 12 cannot verify. Start at the end, at `main`.
+Exit 0 intact, 10 tampered, 11 incomplete, 12 cannot verify. It stops where the log is not what was
+signed. Start at the end, at `verify`.
 """
-import argparse, base64, json, os, re, sys
+import argparse, base64, json, re, sys
 from collections import namedtuple
 from datetime import datetime, timedelta
+from functools import reduce
 from hashlib import file_digest, sha256
 from pathlib import Path
 from cryptography.exceptions import InvalidSignature
@@ -13,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 BAD, CANNOT, INCOMPLETE, INFO = LEVELS = "TAMPERED", "CANNOT VERIFY", "INCOMPLETE", "note"  # the worst first
 ERRORS = (InvalidSignature, ValueError, KeyError, TypeError, AttributeError, RecursionError)
-LONGEST, BATCH, NEVER = 1 << 20, 1024, float("inf")  # bytes of a line, events of a checkpoint
+LONGEST, BATCH, EPOCHS, NEVER = 1 << 20, 1024, 1000, float("inf")  # bytes of a line, events of a checkpoint
 FIELDS = "at account_id class action target_kind target_id login client body".split()
 
 def form(**keys):  # what a line must be, to the byte: these keys in this order, with such values
@@ -21,16 +23,16 @@ def form(**keys):  # what a line must be, to the byte: these keys in this order,
 
 INT, HEX, STRING = "(?:0|[1-9][0-9]{0,17})", '"[0-9a-f]{64}"', r'"(?:[ !#-\[\]-~]++|\\["\\bfnrt]|\\u[0-9a-f]{4})*+"'
 LOG_ID, HASHES = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", rf"\[(?:{HEX}(?:, {HEX})*)?\]"
-TIME = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z"
-TEXTS = dict.fromkeys(FIELDS, STRING) | {"account_id": f"(?:null|{STRING})"}
+TIME, TEXTS = "[0-9TZ:.-]{27}", dict.fromkeys(FIELDS, STRING) | {"account_id": f"(?:null|{STRING})"}
 LOG = form(format='"syncward-audit-export/1"', log_id=f'"{LOG_ID}"', first=INT, size=INT, checkpoint_size=INT,
            log_size=INT, software=STRING, frontier=HASHES, exported_at=f'"{TIME}"')
 EVENT, MISSING = form(index=INT, seq=INT, xid=INT, **TEXTS, leaf=HEX), form(index=INT, missing="true")
 CHECKPOINT = form(text=STRING, signatures=STRING, count=INT, last_xid=INT, last_seq=INT)
-NAME = form(id=STRING, kind=STRING, name=STRING, salt=HEX)
 EPOCH = form(epoch=INT, size=INT, reason=STRING, lost_size=f"(?:null|{INT})", lost_root=f"(?:null|{HEX})")
-PROOF = form(format='"syncward-audit-proof/1"', event=form(**TEXTS).pattern[:-1], index=INT, size=INT, path=HASHES, note=STRING)
-FILES = r"log\.json|(epochs|checkpoints|names|ocsf)\.jsonl|hashes|verify\.py|SHA256SUMS|events/[0-9]{12}\.jsonl"
+NAME = form(id=STRING, kind=STRING, name=STRING, salt=HEX)
+PROOF = form(format='"syncward-audit-proof/1"', event=form(**TEXTS).pattern[:-1], index=INT, size=INT,
+             path=HASHES, note=STRING)
+FILES = r"(log\.json|(epochs|checkpoints|names|ocsf)\.jsonl|hashes|verify\.py|SHA256SUMS|events/[0-9]{12}\.jsonl)"
 POINT = re.compile(rf"syncward/audit/({LOG_ID})\n(0|[1-9][0-9]{{0,17}})\n([A-Za-z0-9+/]{{43}}=)\n"
                    rf"epoch ([1-9][0-9]{{0,9}})\ntime ({TIME})\n")
 Point = namedtuple("Point", "text signatures log_id size root epoch time")
@@ -39,22 +41,22 @@ found, keys, until = [], {}, {}  # (level, index, text); (name, hash) -> key, an
 def say(level, text, index=NEVER):
     found.append((LEVELS.index(level), index, text))
 
-def refuse(what):
-    raise ValueError(f"{what}: nothing that an export holds")
+def refuse(text):
+    raise ValueError(text)
 
 def lines(path):
     with path.open("rb") as file:
         while line := file.readline(LONGEST + 1):
-            yield line if len(line) <= LONGEST else refuse(f"so long a line of {path.name}")
+            yield line if len(line) <= LONGEST else refuse(f"{path.name} has a line that is too long")
 
 def read(line, *forms):
-    return json.loads(line) if any(form.fullmatch(line.decode("ascii")) for form in forms) else refuse(line[:80])
+    return json.loads(line) if any(x.fullmatch(line.decode("ascii")) for x in forms) else refuse(f"no such line: {line[:80]}")
 
 def read_key(line):
     name, hash_, raw = re.fullmatch(r"([^\s+]+)\+([0-9a-f]{8})\+([A-Za-z0-9+/]+={0,2})", line.strip()).groups()
     raw = base64.b64decode(raw, validate=True)
     if raw[:1] != b"\1" or sha256(name.encode() + b"\n" + raw).hexdigest()[:8] != hash_:
-        refuse("a key that is not of Ed25519, or not that of its hash")
+        refuse("a key is not of Ed25519, or its hash is not its own")
     return (name, bytes.fromhex(hash_)), Ed25519PublicKey.from_public_bytes(raw[1:])
 
 def signers(text, signatures):
@@ -80,7 +82,7 @@ def parse(text, signatures):
 
 def parse_note(note):
     text, _, signatures = note.rpartition("\n\n")
-    return parse(text + "\n", signatures if signatures.endswith("\n") else refuse("a note that is cut"))
+    return parse(text + "\n", signatures if signatures.endswith("\n") else refuse("a note is cut"))
 
 def netstrings(*fields):
     return b"".join(b"%d:%b," % (len(field), field) for field in fields)
@@ -99,13 +101,9 @@ def add(tree, size, hash_):  # `tree` holds the roots of full subtrees, the larg
     tree.append(hash_)
 
 def root_of(tree):
-    root = tree[-1] if tree else sha256(b"").digest()
-    for hash_ in tree[-2::-1]:
-        root = node(hash_, root)
-    return root
+    return reduce(lambda right, left: node(left, right), reversed(tree))
 
-def check_proof(raw):
-    said = read(raw, PROOF)
+def check_proof(said):
     point, hash_, at = parse_note(said["note"]), leaf(said["event"]), said["index"]
     last = point.size - 1
     for other in map(bytes.fromhex, said["path"]):  # RFC 9162, section 2.1.3.2
@@ -118,18 +116,17 @@ def check_proof(raw):
     signers(point.text, point.signatures) or say(CANNOT, "the checkpoint is signed by a key that is not trusted")
 
 def check_files(here):
-    """Only files of an export may be there, and they must be those that SHA256SUMS names."""
+    """Nothing but the files of an export may be there, each as SHA256SUMS has it."""
     there, named = set(), {}
-    for folder, folders, names in os.walk(here):
-        folders[:] = [name for name in folders if name != "__pycache__"]
-        for name in (os.path.relpath(os.path.join(folder, name), here) for name in folders + names):
-            path = here / name
-            if path.is_symlink() or not (path.is_file() if re.fullmatch(FILES, name) else name == "events" and path.is_dir()):
-                refuse(name)
-            there |= {name} - {"events"}
+    for path in here.rglob("*"):
+        name = str(path.relative_to(here))
+        right = path.is_file() if re.fullmatch(FILES, name) else path.is_dir() and name in ("events", "__pycache__")
+        if not name.startswith("__pycache__/"):
+            there |= {name} if right and not path.is_symlink() else refuse(f"{name} is no file of an export")
     for line in lines(here / "SHA256SUMS") if "SHA256SUMS" in there else ():
         digest, name = re.fullmatch(r"([0-9a-f]{64})  ([!-~]+)\n", line.decode("ascii")).groups()
-        named[name] = digest if name not in named else refuse("a sum that is there twice")
+        named[name] = digest if name not in named else refuse("a sum is there twice")
+    there -= {"events", "__pycache__"}
     for name in {"SHA256SUMS"} - there or sorted((there | named.keys()) - {"SHA256SUMS"}):
         if name not in there:
             say(INCOMPLETE, f"{name} is missing")
@@ -138,94 +135,79 @@ def check_files(here):
 
 def read_log(here):
     log = read((here / "log.json").open("rb").read(LONGEST), LOG)
+    log["exported_at"] = parse_time(log["exported_at"])
     whole = log["first"] < log["size"] <= log["checkpoint_size"] and len(log["frontier"]) == log["first"].bit_count()
-    return log if whole else refuse("such a range")
-
-def read_points(here, log):
-    """Return the checkpoints that `hashes` reaches to: nothing costs more than there is."""
-    first = log["first"]
-    points, before, most, there = [], max(first - 1, 0), 1 if first else BATCH, first + (here / "hashes").stat().st_size // 32
-    for said in (read(line, CHECKPOINT) for line in lines(here / "checkpoints.jsonl")):
-        point = parse(said["text"], said["signatures"])
-        if not before < point.size <= min(log["size"], before + most):
-            refuse(f"a checkpoint of {point.size} events behind that of {before}")
-        if point.size > there:
-            say(INCOMPLETE, "hashes are missing", there)
-            return points, True
-        point.size > first and before + said["count"] != point.size and say(BAD, "a checkpoint is missing", before)
-        points.append(point)
-        before, most = point.size, BATCH
-    return points, False
-
-def events(here, expected):
-    """Yield events in their order, and at last one of an index that never comes."""
-    for line in (line for path in sorted((here / "events").glob("*.jsonl")) for line in lines(path)):
-        event = read(line, EVENT, MISSING)
-        expected = event["index"] + 1 if event["index"] >= expected else refuse(f"an event before {expected}")
-        yield event
-    yield {"index": NEVER}
+    return log if whole else refuse("log.json names a range that cannot be")
 
 def check_names(here):
     for said in (read(line, NAME) for line in lines(here / "names.jsonl")):
         fields = bytes.fromhex(said["salt"]), said["kind"].encode(), said["name"].encode()
-        if sha256(netstrings(b"syncward/principal/v1", *fields)).hexdigest()[:32] != said["id"]:
-            say(BAD, "a name that its id does not mean")
+        said["id"] == sha256(netstrings(b"syncward/principal/v1", *fields)).hexdigest()[:32] or refuse("not its name")
 
 class Walk:
     """Recomputes the log once; then `judge` says what is missing, or contradicts the sealer or an anchor."""
 
-    def __init__(self, here, log, anchored):
-        self.log, self.size, self.good = log, log["first"], log["first"]  # gone through, proven by a signature
-        self.tree, self.roots = [bytes.fromhex(hash_) for hash_ in log["frontier"]], {}
-        self.pending, self.rotated, self.prunes, self.begun, self.gone = [], [], [], {}, []
-        self.trusted = self.unknown = self.broken = 0
-        [(here / name).stat() for name in ("checkpoints.jsonl", "epochs.jsonl", "hashes")]
+    def __init__(self, here, log):
+        self.log, self.first, self.size = log, log["first"], log["first"]  # so many events were gone through
+        self.good = self.at = self.size  # so many are proven by a signature; and here stands what is wrong
+        self.tree, self.roots, self.points, self.unknown = [bytes.fromhex(x) for x in log["frontier"]], {}, [], 0
+        self.pending, self.said, self.rotated, self.gone, self.trusted, self.broken = [], [], [], [], False, False
+        self.hashes, self.end = (here / "hashes").open("rb"), self.first + (here / "hashes").stat().st_size // 32
         self.epochs = [read(line, EPOCH) for line in lines(here / "epochs.jsonl")]
-        self.points, cut = read_points(here, log)
-        source, hashes = events(here, self.size), (here / "hashes").open("rb")
-        event = next(source)
-        for point in self.points:
-            doubts = len(found)
-            while self.size < point.size:
-                self.grow(event if event["index"] == self.size else None, hashes.read(32))
-                event = next(source) if event["index"] < self.size else event
-                if self.size in anchored and not self.broken:
-                    self.roots[self.size] = root_of(self.tree)
-            self.compare(point, doubts < len(found))
-        if not cut and (event["index"] < NEVER or hashes.read(1)):
-            say(BAD, "the log goes on after its last checkpoint", self.size)
+        len(self.epochs) <= EPOCHS or refuse("so many epochs")
 
-    def grow(self, event, sealed):
+    def run(self, here, anchored):
+        before, most, events = max(self.first - 1, 0), 1 if self.first else BATCH, self.events(here)
+        event = next(events)
+        for said in (read(line, CHECKPOINT) for line in lines(here / "checkpoints.jsonl")):
+            point = parse(said["text"], said["signatures"])
+            if not before < point.size <= min(self.log["size"], before + most):
+                refuse(f"a checkpoint of {point.size} events behind that of {before}")
+            if point.size > self.end:  # nothing costs more than there is
+                return say(INCOMPLETE, "hashes are missing", self.end)
+            if point.size > self.first:  # not where this part of a log begins
+                self.at = self.good
+                before + said["count"] == point.size or refuse("a checkpoint is missing")
+                [e["epoch"] for e in self.epochs if e["size"] < point.size][-1:] == [point.epoch] or refuse("of no epoch")
+            while self.size < point.size:
+                self.grow(event if event["index"] == self.size else None)
+                event = next(events) if event["index"] < self.size else event
+                self.roots |= {self.size: root_of(self.tree)} if self.size in anchored and not self.broken else {}
+            self.compare(point)
+            before, most = point.size, BATCH
+        self.at = self.size
+        event["index"] == NEVER and not self.hashes.read(1) or refuse("the log goes on after its last checkpoint")
+
+    def events(self, here):
+        expected = self.first
+        for line in (line for path in sorted((here / "events").glob("*.jsonl")) for line in lines(path)):
+            event = read(line, EVENT, MISSING)
+            expected = event["index"] + 1 if event["index"] >= expected else refuse("an event is twice or out of order")
+            yield event
+        yield {"index": NEVER}
+
+    def grow(self, event):
         """Add the next event to the tree: what was sealed, or what is here if nobody knows that."""
+        self.at, sealed = self.size, self.hashes.read(32)
         made = leaf(event) if event and "leaf" in event else None
         sealed = sealed if any(sealed) else say(INCOMPLETE, "its sealed hash is missing", self.size)
         if made is None:
             self.gone.append((BAD if event else INCOMPLETE, self.size))
             self.broken = self.broken or not sealed
         elif event["leaf"] != made.hex() or sealed not in (None, made):
-            say(BAD, "the event is not what was sealed, or its hash is not", self.size)
-        if made and event["action"] in ("signer.rotated", "audit.pruned", "audit.epoch_started"):
+            refuse("the event is not what was sealed, or its hash is not")
+        elif event["action"] in ("signer.rotated", "audit.pruned", "audit.epoch_started"):
             self.pending.append((self.size, event["action"], json.loads(event["body"])["detail"]))
         add(self.tree, self.size, sealed or made or bytes(32))
         self.size += 1
-
-    def compare(self, point, doubts):
+    def compare(self, point):
         """Compare the tree with a checkpoint, and the checkpoint with its signatures."""
-        signed, epoch = None, [x["epoch"] for x in self.epochs if x["size"] < point.size][-1:]
-        if point.size > self.log["first"] and epoch != [point.epoch]:
-            say(BAD, "a checkpoint is of an unknown epoch", self.good)
-        try:
-            signed = signers(point.text, point.signatures)
-            if point.log_id != self.log["log_id"] or signed and not trusted(signed, point.size):
-                signed = say(BAD, "a checkpoint of another log, or of a key that was replaced before", self.good)
-            elif signed:
-                self.trusted, self.unknown = self.trusted + 1, 0
-            else:
-                self.unknown += 1
-        except ERRORS:
-            say(BAD, f"the checkpoint of {point.size} events is not what its key signed", self.good)
-        if not self.broken and point.root != root_of(self.tree):
-            self.broken = doubts or say(BAD, f"up to {point.size - 1} this is not what was signed", self.good) or True
+        self.at, signed = self.good, signers(point.text, point.signatures)
+        if point.log_id != self.log["log_id"] or signed and not trusted(signed, point.size):
+            refuse("a checkpoint is of another log, or of a key that was replaced before")
+        self.broken or point.root == root_of(self.tree) or refuse(f"up to {point.size - 1} this is not what was signed")
+        self.trusted, self.unknown = self.trusted or bool(signed), 0 if signed else self.unknown + 1
+        self.points.append(point)
         if signed and not self.broken:
             self.good = point.size
             for before, after in self.rotated:
@@ -233,21 +215,21 @@ class Walk:
             self.believe()
 
     def believe(self):
-        """Act on what the sealer said in the log, if a trusted key signed it: now it is proven that it was said."""
+        """Keep what the sealer said in the log, if a trusted key signed it; now it is proven that it was said."""
         for index, action, said in self.pending:
-            text = json.dumps({k: v for k, v in said.items() if k != "signature"}, sort_keys=True, separators=(",", ":"))
             try:
-                signed = signers(f"syncward/statement/{self.log['log_id']}\n{action}\n{text}\n", said["signature"] or refuse(action))
+                rest = {key: value for key, value in said.items() if key != "signature"}
+                text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+                text = f"syncward/statement/{self.log['log_id']}\n{action}\n{text}\n"
+                signed = signers(text, said["signature"] or refuse("not signed"))
                 if not trusted(signed, index + 1):
                     say(BAD if signed else CANNOT, f"{action} is signed by a key that is not trusted", index)
-                elif action == "signer.rotated":
+                    continue
+                if action == "signer.rotated":
                     name, key = read_key(said["after"])
                     keys.setdefault(name, key)
                     self.rotated.append((read_key(said["before"])[0], name))
-                elif action == "audit.pruned":
-                    self.prunes.append((index, said))
-                else:
-                    self.begun[said["epoch"]] = index, [said.get(k) for k in ("size", "why", "lost_size", "lost_root")]
+                self.said.append((index, action, said))
             except ERRORS:
                 say(BAD, f"{action} was not signed by the sealer", index)
         self.pending = []
@@ -259,9 +241,9 @@ class Walk:
         size < log["size"] and say(INCOMPLETE, "checkpoints are missing", size)
         log["log_size"] == log["checkpoint_size"] or say(BAD, "the end was cut off", min(log["log_size"], size))
         whole = log["size"] == log["checkpoint_size"] or say(INFO, f"ends at {log['size']} of {log['checkpoint_size']}")
-        if whole and self.points and parse_time(log["exported_at"]) - self.points[-1].time > timedelta(minutes=5):
+        if whole and self.points and log["exported_at"] - self.points[-1].time > timedelta(minutes=5):
             say(INCOMPLETE, "no sealer ran, or the end was cut off: compare with an anchor")
-        for index, was in self.prunes:
+        for index, was in ((i, said) for i, action, said in self.said if action == "audit.pruned"):
             named = {int(i) for i in was["also"].split(",") if i}
             root = [p.root.hex() for p in self.points if p.size == was["size"] <= index]
             right = root == [was["root"]] and 0 <= was["first_kept"] <= was["size"] > max(named, default=-1)
@@ -270,27 +252,32 @@ class Walk:
         for level, index in self.gone:
             index < kept or index in also or say(level, "the event is missing", index)
         rows = {e["epoch"]: [e[k] for k in ("size", "reason", "lost_size", "lost_root")] for e in self.epochs}
-        for epoch, (index, claim) in self.begun.items():
+        begun = {was["epoch"]: (index, [was.get(k) for k in ("size", "why", "lost_size", "lost_root")])
+                 for index, action, was in self.said if action == "audit.epoch_started"}
+        for epoch, (index, claim) in begun.items():
             say(INFO if rows.get(epoch) == claim else BAD, f"epoch {epoch} began: {claim}", index)
-        for epoch in rows.keys() - self.begun.keys() - {1}:  # what began it is one of the events that follow, soon
+        for epoch in rows.keys() - begun.keys() - {1}:  # what says so is one of the events that follow, soon
             at = rows[epoch][0]
-            if log["first"] <= at < size and not self.pending and not any(at <= i <= at + 256 for _, i in self.gone):
+            if self.first <= at < size and not self.pending and not any(at <= i <= at + 256 for _, i in self.gone):
                 say(BAD, f"the sealer never said that epoch {epoch} began", at)
+        self.judge_anchors(anchored, sorted(begun.items()), whole)
+
+    def judge_anchors(self, anchored, begun, whole):
         seen, good = {}, [0]
         for point in sorted(sum(anchored.values(), []), key=lambda p: (p.epoch, p.size)):
             try:
-                trusted(signers(point.text, point.signatures), point.size) and point.log_id == log["log_id"] or refuse("it")
+                trusted(signers(point.text, point.signatures), point.size) and point.log_id == self.log["log_id"] or refuse("it")
             except ERRORS:
                 say(INFO, f"an anchored checkpoint of {point.size} events is not counted: not of a trusted key")
                 continue
-            loss = next((c for n, (_, c) in sorted(self.begun.items()) if n > point.epoch and c[2] and point.size > c[0]), None)
-            right = (point.size <= size or not whole) and self.roots.get(point.size, point.root) == point.root
+            loss = next((c for n, (_, c) in begun if n > point.epoch and c[2] and point.size > c[0]), None)
+            right = (point.size <= self.size or not whole) and self.roots.get(point.size, point.root) == point.root
             if loss:
                 right = point.size < loss[2] or [point.size, point.root.hex()] == loss[2:]
             if seen.setdefault((point.epoch, point.size), point.root) == point.root and right:
                 good.append(point.size)
             else:
-                least = max(x for x in good if x < point.size) if point.size <= size else size
+                least = max(x for x in good if x < point.size) if point.size <= self.size else self.size
                 say(BAD, f"an anchor holds another history of {point.size} events: a fork, or cut off",
                     min((i for level, i, _ in found if not level and least <= i < point.size), default=least))
 
@@ -323,8 +310,14 @@ def verify(asked):
     yield CANNOT
     log = read_log(here)
     yield BAD
-    Walk(here, log, anchored).judge(anchored)
+    [(here / name).stat() for name in ("checkpoints.jsonl", "epochs.jsonl", "hashes")]
     (here / "names.jsonl").exists() and check_names(here)
+    walk = Walk(here, log)
+    try:
+        walk.run(here, anchored)
+    except ERRORS as error:
+        return say(BAD, f"{error or 'a signature is forged'}; nothing that follows was looked at", walk.at)
+    walk.judge(anchored)
 
 def main():
     options = argparse.ArgumentParser(description=__doc__)

@@ -48,7 +48,7 @@ def sums(directory: Path) -> None:
     lines = (
         f"{sha256(p.read_bytes()).hexdigest()}  {p.relative_to(directory)}\n"
         for p in sorted(files)
-        if p.name != "SHA256SUMS"
+        if p.name != "SHA256SUMS" and p.parent.name != "__pycache__"
     )
     (directory / "SHA256SUMS").write_text("".join(lines))
 
