@@ -125,7 +125,8 @@ class ExportEvidence:
         self._hashes = plain(self.directory / "hashes")
         self._bytes = os.fstat(self._hashes.fileno()).st_size
         if first and self.batch(first) is None:
-            raise NotAnExport(f"there is no checkpoint at {first}, where this export begins")
+            self._fault(Level.TAMPERED, f"checkpoints.jsonl does not begin at {first}", first)
+            raise EvidenceCut(f"there is no checkpoint at {first}, where this export begins")
         complete = size == log["checkpoint_size"]
         if not complete:
             self._faults.append(
@@ -140,12 +141,13 @@ class ExportEvidence:
         """Return the files that are there; if one is nothing of an export, none is read."""
         there = set()
         for folder, folders, files in os.walk(self.directory):
-            folders[:] = [name for name in folders if name != "__pycache__"]  # of our own script
-            for name in [*folders, *files]:
+            entries = [*folders, *files]
+            folders[:] = [name for name in folders if name == "events"]  # no cache is looked into
+            for name in entries:
                 path = Path(folder, name)
                 relative = str(path.relative_to(self.directory))
                 as_file = _FILE.fullmatch(relative) is not None and path.is_file()
-                as_folder = relative == "events" and path.is_dir()
+                as_folder = relative in {"events", "__pycache__"} and path.is_dir()
                 if path.is_symlink() or not (as_file or as_folder):
                     self._fault(Level.TAMPERED, f"{relative} is nothing that an export holds")
                 elif as_file:
@@ -193,7 +195,7 @@ class ExportEvidence:
 
     def epochs(self) -> Sequence[Epoch]:
         """Return all epochs, the oldest first."""
-        found = []
+        found: list[Epoch] = []
         for said, _ in self._lines("epochs.jsonl", _EPOCH):
             if not said or len(found) == MOST_EPOCHS:
                 self._fault(Level.TAMPERED, "epochs.jsonl has a line that is none, or too many")

@@ -76,7 +76,9 @@ def prove(tx: Connection, index: int) -> dict[str, Any]:
 def find(event: str) -> int:
     """Return the index that a word names."""
     if _INDEX.fullmatch(event) is None:
-        raise NotFound("audit: no such event; name one by its index, a number (syncward audit tail)")
+        raise NotFound(
+            "audit: no such event; name one by its index, a number (syncward audit tail)"
+        )
     return int(event)
 
 

@@ -14,16 +14,14 @@ import sys
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from audit import exported, proof, sealer, statement
-from audit.checkpoint import Checkpoint
-from audit.findings import Level
 from crypto import signing
+from crypto.errors import KeyringError
 from schemas.audit import AuditAction
 from storage import audit_log
 from tests.sealed_log import SealedLog
@@ -130,6 +128,11 @@ def foreign(directory: Path) -> None:
     line("checkpoints.jsonl", 1, lambda text: text.replace(log_id, other))(directory)
 
 
+def claim_in_log(directory: Path) -> None:
+    for key in ("size", "checkpoint_size", "log_size"):
+        field("log.json", 0, key, 10**17)(directory)
+
+
 def claim(size: int) -> Callable[[Path], None]:
     """Claim very many events in log.json and in the last checkpoint."""
 
@@ -176,7 +179,7 @@ SAID = {
     "exported_at": [('"2026-11-28T04:30:00.000000"', 12), ('"2026-11-28T04:30:00+00:00"', 12),
                     ("0", 12), ('"2026-13-28T04:30:00.000000Z"', 12),
                     ('"9999-12-31T23:59:59.999999Z"', 11), ('"0001-01-01T00:00:00.000000Z"', 0),
-                    ('"２026-11-28T04:30:00.000000Z"', 12)],
+                    ('"\uff12026-11-28T04:30:00.000000Z"', 12)],
     "frontier": [("null", 12), ("{}", 12), ('["' + "0" * 64 + '"]', 12), ('""', 12), ("[0]", 12)],
     "software": [("null", 12), ("7", 12)],
     "format": [('"syncward-audit-export/2"', 12), ("null", 12), ("{}", 12)],
@@ -235,7 +238,7 @@ FORGERIES: dict[str, tuple[Callable[[Path], None], int]] = {
     "a checkpoint twice": (line("checkpoints.jsonl", 1, lambda t: t + t), 10),
     "a checkpoint of nothing": (line("checkpoints.jsonl", 0, lambda t: t.replace("\\n11\\n", "\\n0\\n") + t), 10),
     "a checkpoint is missing": (line("checkpoints.jsonl", 1, lambda _: ""), 10),
-    "a checkpoint: full-width digits": (line("checkpoints.jsonl", 1, lambda t: t.replace("\\n21\\n", "\\n２１\\n")), 10),
+    "a checkpoint: full-width digits": (line("checkpoints.jsonl", 1, lambda t: t.replace("\\n21\\n", "\\n\uff12\uff11\\n")), 10),
     "a checkpoint: escaped digits": (line("checkpoints.jsonl", 1, lambda t: t.replace("\\n21\\n", "\\n\\uff12\\uff11\\n")), 10),
     "a checkpoint: a key more": (field("checkpoints.jsonl", 1, "more", 1), 10),
     "a checkpoint: a line of 2 MiB": (add("checkpoints.jsonl", b"x" * (2 << 20)), 10),
@@ -246,10 +249,10 @@ FORGERIES: dict[str, tuple[Callable[[Path], None], int]] = {
     "no epochs": (edit("epochs.jsonl", lambda _: ""), 10),
     "very many epochs": (edit("epochs.jsonl", lambda t: t * 2000), 10),
     "10^15 events": (claim(10**15), 10),
-    "10^17 events in log.json": (lambda d: [field("log.json", 0, k, 10**17)(d) for k in ("size", "checkpoint_size", "log_size")], 11),
+    "10^17 events in log.json": (claim_in_log, 11),
     "a file like a cache": (add("events/9__pycache__.jsonl"), 10),
     "a file below another directory": (add("more/x"), 10),
-    "a file of full-width digits": (add("events/００００００００００３１.jsonl", b'{"index": 31, "missing": true}\n'), 10),
+    "a file of full-width digits": (add("events/\uff10\uff10\uff10\uff10\uff10\uff10\uff10\uff10\uff10\uff10\uff13\uff11.jsonl", b'{"index": 31, "missing": true}\n'), 10),
     "a file of a short name": (add("events/1.jsonl"), 10),
     "another file": (add("notes.txt"), 10),
     "a cache of Python": (add("__pycache__/verify.cpython-311.pyc", b"x"), 0),
@@ -279,3 +282,308 @@ def test_both_say_the_same_of_every_forgery(log):
         if (report.exit_code, code) != (expected, expected):
             wrong.append((name, expected, report.exit_code, code, report.lines[:2], said[:300]))
     assert not wrong, "\n".join(map(str, wrong))
+
+
+@pytest.mark.parametrize("kind", ["fifo", "socket", "symlink", "directory", "device"])
+@pytest.mark.parametrize("name", ["hashes", "log.json", "SHA256SUMS", EVENTS, "events", "more"])
+def test_what_is_no_plain_file_is_refused_at_once(log, name, kind):
+    exported_ = log.export()
+    path = exported_ / name
+    subprocess.run(["rm", "-rf", path], check=True)
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listening:
+            os.chdir(path.parent)  # a socket's path must be short
+            listening.bind(path.name)
+            os.chdir(ROOT)
+    elif kind == "symlink":
+        path.symlink_to("/etc/hostname" if name != "events" else log.directory)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif name == "events":
+        path.write_text("")
+    else:
+        path.mkdir()
+    began = time.monotonic()
+    code, lines, said = both(log, exported_)
+    assert code == 10
+    assert f"{name} is n" in said
+    assert name in "\n".join(lines)
+    assert time.monotonic() - began < 10
+
+
+def test_a_proof_that_is_no_file_is_refused_at_once(log):
+    fifo = log.directory / "proof.json"
+    os.mkfifo(fifo)
+    assert proof.check(fifo, log.keys()).exit_code == 12
+    assert log.standalone(log.directory, script=SCRIPT, proof=fifo)[0] == 12
+    large = log.directory / "large.json"
+    large.write_bytes(b'{"format": "syncward-audit-proof/1", ' + b"[" * (2 << 20))
+    assert proof.check(large, log.keys()).exit_code == 10
+    assert log.standalone(log.directory, script=SCRIPT, proof=large)[0] == 10
+
+
+def test_a_sum_that_is_there_twice_or_is_none_is_found(log):
+    original = log.export()
+    for number, change in enumerate(
+        (
+            lambda t: t + "0" * 64 + "  hashes\n",
+            lambda t: "0" * 64 + "  hashes\n" + t,
+            lambda t: t + "x\n",
+            lambda t: t + "\n",
+            lambda t: t.replace("  hashes", " *hashes"),
+            lambda t: t.upper(),
+        )
+    ):
+        forged = log.directory / f"sums-{number}"
+        subprocess.run(["cp", "-r", original, forged], check=True)
+        (forged / "SHA256SUMS").write_text(change((forged / "SHA256SUMS").read_text()))
+        assert both(log, forged)[0] == 10
+
+
+# ── parts ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_export_that_is_not_complete_says_where_it_ends(log):
+    code, lines, said = both(log, log.export(first=13, end=18))
+    assert code == 0
+    assert "ends at 21 of 31" in "\n".join(lines)
+    assert "ends at 21 of 31" in said
+
+
+PARTS = [
+    (line("events/000000000011.jsonl", 0, lambda t: '{"index": 3, "missing": true}\n' + t), 10),
+    (line("checkpoints.jsonl", 0, lambda _: ""), 10),
+    (edit("checkpoints.jsonl", lambda _: ""), 10),
+    (field("log.json", 0, "first", 12), 12),
+    (field("log.json", 0, "frontier", ["00" * 32] * 3), 10),
+    (field("log.json", 0, "frontier", ["00" * 32] * 2), 12),
+    (add("hashes", b"x"), 10),
+    (edit("checkpoints.jsonl", lambda t: t.splitlines(keepends=True)[0]), 10),
+]  # fmt: skip
+
+
+def test_a_part_that_was_forged_is_found(log):
+    for number, (act, expected) in enumerate(PARTS):
+        forged = log.export(f"part-{number}", first=13, end=18)
+        act(forged)
+        sums(forged)
+        assert both(log, forged)[0] == expected, number
+
+
+# ── what it costs ─────────────────────────────────────────────────────────────────────────────
+
+
+def measured(words: list[object]) -> tuple[int, float, int]:
+    """Return (exit code, seconds, MB) of a process with 1 GiB of memory at most."""
+    began = time.monotonic()
+    limit = lambda: resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))  # noqa: E731
+    process = subprocess.Popen([*map(str, words)], preexec_fn=limit, stdout=subprocess.DEVNULL)  # noqa: PLW1509
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, time.monotonic() - began, used.ru_maxrss // 1024
+
+
+def commands(log, directory):
+    yield [
+        ROOT / ".venv/bin/syncward",
+        "audit",
+        "verify",
+        "--export",
+        directory,
+        "--pubkey",
+        log.pubkey,
+    ]
+    yield [sys.executable, "-I", "-B", SCRIPT, "--pubkey", log.pubkey, directory]
+
+
+@pytest.mark.parametrize("size", [10**15, 10**17])
+def test_a_claim_of_very_many_events_costs_nothing(log, size):
+    forged = log.export()
+    claim(size)(forged)
+    sums(forged)
+    for words in commands(log, forged):
+        code, seconds, megabytes = measured(words)
+        assert (code, seconds < 20, megabytes < 200) == (10, True, True), (seconds, megabytes)
+
+
+def test_large_events_are_not_held_all_at_once(log):
+    """A hundred million bytes of events, of which 32 MiB and a batch are held."""
+    forged = log.export()
+    first = json.loads((forged / EVENTS).read_text().splitlines()[0])
+    with (forged / EVENTS).open("w") as file:
+        for index in range(31, 4_031):
+            file.write(json.dumps({**first, "index": index, "body": "x" * 65_000}) + "\n")
+    point = json.loads((forged / "checkpoints.jsonl").read_text().splitlines()[-1])
+    with (forged / "checkpoints.jsonl").open("a") as file:
+        for size in range(131, 4_032, 100):
+            text = point["text"].replace("\n31\n", f"\n{size}\n")
+            file.write(json.dumps({**point, "text": text, "count": 100}) + "\n")
+    with (forged / "hashes").open("ab") as file:
+        file.write(b"x" * 32 * 4_000)
+    for key in ("size", "checkpoint_size", "log_size"):
+        field("log.json", 0, key, 4_031)(forged)
+    sums(forged)
+    for words in commands(log, forged):
+        code, _, megabytes = measured(words)
+        assert (code, megabytes < 250) == (10, True), megabytes
+
+
+def test_no_sealer_signs_more_events_at_once_than_verifiers_take():
+    assert sealer.BATCH <= exported.LARGEST_BATCH
+    assert f"BATCH, EPOCHS, NEVER = 1 << 20, {exported.LARGEST_BATCH}, " in SCRIPT.read_text()
+
+
+# ── proofs ────────────────────────────────────────────────────────────────────────────────────
+
+
+def proven(log, index=5):
+    with audit_log.snapshot(log.control.engine("auditor")) as tx:
+        return proof.prove(tx, index)
+
+
+def proof_says(log, document, name="p.json"):
+    path = log.directory / name
+    path.write_text(document if isinstance(document, str) else f"{json.dumps(document)}\n")
+    report = proof.check(path, log.keys())
+    code, said = log.standalone(log.directory, script=SCRIPT, proof=path)
+    assert code == report.exit_code, (report.lines, said)
+    return code
+
+
+def test_a_proof_holds_nothing_that_it_does_not_prove(log):
+    said = proven(log)
+    assert list(said) == ["format", "event", "index", "size", "path", "note"]
+    assert list(said["event"]) == list(exported.HASHED)
+    assert proof_says(log, said) == 0
+    for key, value in said["event"].items():
+        assert proof_says(log, {**said, "event": {**said["event"], key: f"{value}x"}}) == 10
+
+
+def test_a_proof_with_another_index_is_refused(log):
+    for size in (31, 41):
+        for index in (0, 5, size - 1):
+            said = proven(log, index)
+            assert proof_says(log, said) == 0
+            for other in {0, 1, 4, 6, size // 2, size - 2, size - 1, size, size + 5, 10**17} - {
+                index
+            }:
+                assert proof_says(log, {**said, "index": other}) == 10, (size, index, other)
+        log.grow(10)
+
+
+OTHER_PROOFS = [
+    lambda t: t.replace('"index": 5', '"index": 5.0'),
+    lambda t: t.replace('"index": 5', '"index": true'),
+    lambda t: t.replace('"index": 5', '"index": -1'),
+    lambda t: t.replace('"index": 5', '"index": 4, "index": 5'),
+    lambda t: t.replace('"index": 5', '"index": NaN'),
+    lambda t: t.replace('"index": 5', '"index": ' + "5" * 5000),
+    lambda t: t.replace('"event": {', '"event": {"seq": 1, '),
+    lambda t: t.replace('"size": 31', '"more": 1, "size": 31'),
+    lambda t: t.replace('"size": 31', '"size": 32'),
+    lambda t: t.replace('"path": [', '"path": ["' + "0" * 64 + '", '),
+    lambda t: t.replace('"path": ["', '"path": ["\uff21\uff21'),
+    lambda t: t.replace("\\n31\\n", "\\n\uff13\uff11\\n"),
+    lambda t: t.rstrip(),
+    lambda t: t + t,
+]
+
+
+def test_a_proof_in_another_form_is_refused(log):
+    before = f"{json.dumps(proven(log))}\n"
+    for number, change in enumerate(OTHER_PROOFS):
+        assert change(before) != before, number
+        assert proof_says(log, change(before)) == 10, number
+
+
+# ── keys ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_line_of_a_key_must_be_that_of_its_bytes(log, tmp_path):
+    directory = log.export()
+    name, hash_, key = log.pubkey.read_text().strip().split("+", 2)
+    other = b64encode(b"\2" + b64decode(key)[1:]).decode()
+    for text in (f"{name}+00000000+{key}", f"{name}x+{hash_}+{key}", f"{name}+{hash_}+{other}",
+                 f"{name}+{hash_}", f"{name}+{hash_}+{key[:-4]}", "# none", ""):  # fmt: skip
+        pubkey = tmp_path / "bad.pub"
+        pubkey.write_text(f"{text}\n")
+        with pytest.raises(KeyringError):
+            log.offline(directory, pubkey=pubkey)
+        assert log.standalone(directory, script=SCRIPT, pubkey=pubkey)[0] == 12
+
+
+def rotated(log):
+    """Rotate the sealer's key; return the one before, as it is still in a thief's hands."""
+    old = signing.load(log.key)
+    log.pubkey  # noqa: B018 - it is written while the old key is the only one
+    after = signing.rotate(log.key).line
+    said = statement.signed(
+        signing.load(log.key), log.control.one("SELECT log_id FROM audit.log"),
+        AuditAction.SIGNER_ROTATED, {"before": old.public[0].line, "after": after},
+    )  # fmt: skip
+    log.say(AuditAction.SIGNER_ROTATED, said)
+    log.seal()
+    signing.retire(log.key)
+    log.grow(5, 5)
+    return old
+
+
+def signed_again(directory: Path, number: int, signer) -> None:
+    """Let another key sign one of the checkpoints of an export."""
+
+    def act(text: str) -> str:
+        said = json.loads(text)
+        return json.dumps({**said, "signatures": signer.sign(said["text"])}) + "\n"
+
+    line("checkpoints.jsonl", number, act)(directory)
+    sums(directory)
+
+
+def test_a_key_that_was_replaced_signs_nothing_more(log):
+    old = rotated(log)
+    directory = log.export()
+    assert both(log, directory)[0] == 0
+    points = (directory / "checkpoints.jsonl").read_text().splitlines()
+    signed_again(directory, len(points) - 1, old)
+    code, said = log.standalone(directory, script=SCRIPT)
+    assert (code, "replaced before" in said) == (10, True), said
+    assert log.offline(directory).exit_code == 10
+
+
+def test_anchors_of_the_time_before_a_key_was_replaced_still_count(log):
+    anchor = log.anchor("old.anchor")
+    rotated(log)
+    code, said = log.standalone(log.export(), anchor, script=SCRIPT)
+    assert (code, "not counted" in said) == (0, False), said
+
+
+@pytest.fixture
+def stranger(tmp_path):
+    signing.init(tmp_path / "stranger" / "key.json")
+    return signing.load(tmp_path / "stranger" / "key.json")
+
+
+def test_a_statement_of_an_unknown_key_cannot_be_verified_and_a_forged_one_is_tampered(
+    log, stranger
+):
+    log_id = log.control.one("SELECT log_id FROM audit.log")
+    detail = {"before": log.pubkey.read_text().strip(), "after": stranger.public[0].line}
+    log.say(AuditAction.SIGNER_ROTATED,
+            statement.signed(stranger, log_id, AuditAction.SIGNER_ROTATED, detail))  # fmt: skip
+    log.seal()
+    assert both(log, log.export("unknown"))[0] == 12
+    signed = statement.signed(signing.load(log.key), log_id, AuditAction.SIGNER_ROTATED, detail)
+    log.say(AuditAction.SIGNER_ROTATED, {**signed, "before": "x"})
+    log.seal()
+    assert both(log, log.export("forged"))[0] == 10
+
+
+def test_a_checkpoint_of_an_unknown_key_is_no_fault_where_a_later_one_covers_it(log, stranger):
+    covered = log.export("covered")
+    signed_again(covered, 1, stranger)
+    assert both(log, covered)[0] == 0
+    last = log.export("last")
+    signed_again(last, 2, stranger)
+    assert both(log, last)[0] == 10
