@@ -269,7 +269,7 @@ class ExportEvidence:
             self._fault(Level.TAMPERED, "the log goes on after its last checkpoint", size)
 
     def _rows(self, after: int) -> Iterator[tuple[Row, int]]:
-        """Yield the events from an index on and how long their lines are, up to a line that is none."""
+        """Yield the events from an index on, and how long they are, up to a line that is none."""
         expected = self._first
         names = sorted(path.name for path in (self.directory / "events").glob("*.jsonl"))
         skip = sum(int(name[:12]) <= after for name in names[1:])
@@ -281,7 +281,7 @@ class ExportEvidence:
                 if index < expected:
                     self._fault(
                         Level.TAMPERED,
-                        f"events/{name} has a line that is none, is there twice, or is out of order",
+                        f"events/{name} has a line that is none, or twice, or out of order",
                         expected,
                     )
                     return

@@ -95,9 +95,10 @@ def check(path: Path, keys: Sequence[PublicKey]) -> Report:
         report.add(Level.UNVERIFIABLE, f"{path.name} is no proof of the format {FORMAT}")
         return report
     said = read(raw, _PROOF)
+    if said is None:
+        report.add(Level.TAMPERED, "the proof is not as `audit prove` writes it")
+        return report
     try:
-        if said is None:
-            raise ProofError
         _check(said, keys, report)
     except (ValueError, ProofError):
         report.add(Level.TAMPERED, "the proof is not whole")

@@ -208,16 +208,33 @@ FORGERIES: dict[str, tuple[Callable[[Path], None], int]] = {
     "an extra event, behind": (add(EVENTS, b'{"index": 31, "missing": true}\n'), 10),
     "an extra event, twice": (add(EVENTS, b'{"index": 30, "missing": true}\n'), 10),
     "an event before the first file": (
-        add("events/000000000001.jsonl", b'{"index": 5, "missing": true}\n'), 10),
-    "an event said to be missing": (line(EVENTS, 15, lambda _: '{"index": 15, "missing": true}\n'), 10),
+        add("events/000000000001.jsonl", b'{"index": 5, "missing": true}\n'),
+        10,
+    ),
+    "an event said to be missing": (
+        line(EVENTS, 15, lambda _: '{"index": 15, "missing": true}\n'),
+        10,
+    ),
     "missing is 1": (line(EVENTS, 15, lambda _: '{"index": 15, "missing": 1}\n'), 10),
-    "missing and more": (line(EVENTS, 15, lambda _: '{"index": 15, "missing": true, "x": 0}\n'), 10),
+    "missing and more": (
+        line(EVENTS, 15, lambda _: '{"index": 15, "missing": true, "x": 0}\n'),
+        10,
+    ),
     "events out of order": (edit(EVENTS, swapped), 10),
     "a key more": (field(EVENTS, 15, "more", 1), 10),
-    "a key less": (line(EVENTS, 15, lambda t: t.replace('"class": "B", ', "").replace('"class": "A", ', "")), 10),
+    "a key less": (
+        line(EVENTS, 15, lambda t: t.replace('"class": "B", ', "").replace('"class": "A", ', "")),
+        10,
+    ),
     "a key twice": (line(EVENTS, 15, twice), 10),
-    "a key twice in a missing event": (line(EVENTS, 15, lambda _: '{"index": 15, "missing": false, "missing": true}\n'), 10),
-    "another order of keys": (line(EVENTS, 15, lambda t: json.dumps(dict(sorted(json.loads(t).items()))) + "\n"), 10),
+    "a key twice in a missing event": (
+        line(EVENTS, 15, lambda _: '{"index": 15, "missing": false, "missing": true}\n'),
+        10,
+    ),
+    "another order of keys": (
+        line(EVENTS, 15, lambda t: json.dumps(dict(sorted(json.loads(t).items()))) + "\n"),
+        10,
+    ),
     "spaces": (line(EVENTS, 15, lambda t: t.replace(": ", ":", 1)), 10),
     "an empty line": (line(EVENTS, 15, lambda t: f"\n{t}"), 10),
     "no newline at the end": (line(EVENTS, 30, lambda t: t.rstrip()), 10),
@@ -228,44 +245,89 @@ FORGERIES: dict[str, tuple[Callable[[Path], None], int]] = {
     "a field moved": (line(EVENTS, 15, lambda t: t.replace("success", "refused")), 10),
     "an upper case leaf": (line(EVENTS, 15, lambda t: t[:-70] + t[-70:].upper()), 10),
     "log.json: a key more": (field("log.json", 0, "more", 1), 12),
-    "log.json: a key twice": (edit("log.json", lambda t: t.replace('"first": 0', '"first": 9, "first": 0')), 12),
+    "log.json: a key twice": (
+        edit("log.json", lambda t: t.replace('"first": 0', '"first": 9, "first": 0')),
+        12,
+    ),
     "log.json: two lines": (edit("log.json", lambda t: t + t), 12),
     "log.json: a list": (edit("log.json", lambda _: "[]\n"), 12),
     "log.json: nested deep": (edit("log.json", lambda _: "[" * 200_000), 12),
     "log.json: empty": (edit("log.json", lambda _: ""), 12),
-    "log.json: 2 MiB": (edit("log.json", lambda t: t.replace('"software": "', '"software": "' + "x" * (2 << 20))), 12),
+    "log.json: 2 MiB": (
+        edit("log.json", lambda t: t.replace('"software": "', '"software": "' + "x" * (2 << 20))),
+        12,
+    ),
     "a checkpoint of another log": (foreign, 10),
     "a checkpoint twice": (line("checkpoints.jsonl", 1, lambda t: t + t), 10),
-    "a checkpoint of nothing": (line("checkpoints.jsonl", 0, lambda t: t.replace("\\n11\\n", "\\n0\\n") + t), 10),
+    "a checkpoint of nothing": (
+        line("checkpoints.jsonl", 0, lambda t: t.replace("\\n11\\n", "\\n0\\n") + t),
+        10,
+    ),
     "a checkpoint is missing": (line("checkpoints.jsonl", 1, lambda _: ""), 10),
-    "a checkpoint: full-width digits": (line("checkpoints.jsonl", 1, lambda t: t.replace("\\n21\\n", "\\n\uff12\uff11\\n")), 10),
-    "a checkpoint: escaped digits": (line("checkpoints.jsonl", 1, lambda t: t.replace("\\n21\\n", "\\n\\uff12\\uff11\\n")), 10),
+    "a checkpoint: full-width digits": (
+        line("checkpoints.jsonl", 1, lambda t: t.replace("\\n21\\n", "\\n\uff12\uff11\\n")),
+        10,
+    ),
+    "a checkpoint: escaped digits": (
+        line("checkpoints.jsonl", 1, lambda t: t.replace("\\n21\\n", "\\n\\uff12\\uff11\\n")),
+        10,
+    ),
     "a checkpoint: a key more": (field("checkpoints.jsonl", 1, "more", 1), 10),
     "a checkpoint: a line of 2 MiB": (add("checkpoints.jsonl", b"x" * (2 << 20)), 10),
     "an epoch: a float": (word("epochs.jsonl", 0, "epoch", "1.0"), 10),
     "an epoch: true": (word("epochs.jsonl", 0, "epoch", "true"), 10),
     "an epoch: a key more": (field("epochs.jsonl", 0, "more", 1), 10),
-    "an epoch more": (add("epochs.jsonl", b'{"epoch": 2, "size": 12, "reason": "x", "lost_size": null, "lost_root": null}\n'), 10),
+    "an epoch more": (
+        add(
+            "epochs.jsonl",
+            b'{"epoch": 2, "size": 12, "reason": "x", "lost_size": null, "lost_root": null}\n',
+        ),
+        10,
+    ),
     "no epochs": (edit("epochs.jsonl", lambda _: ""), 10),
     "very many epochs": (edit("epochs.jsonl", lambda t: t * 2000), 10),
     "10^15 events": (claim(10**15), 10),
     "10^17 events in log.json": (claim_in_log, 11),
     "a file like a cache": (add("events/9__pycache__.jsonl"), 10),
     "a file below another directory": (add("more/x"), 10),
-    "a file of full-width digits": (add("events/\uff10\uff10\uff10\uff10\uff10\uff10\uff10\uff10\uff10\uff10\uff13\uff11.jsonl", b'{"index": 31, "missing": true}\n'), 10),
+    "a file of full-width digits": (
+        add("events/0000000000\uff13\uff11.jsonl", b'{"index": 31, "missing": true}\n'),
+        10,
+    ),
     "a file of a short name": (add("events/1.jsonl"), 10),
     "another file": (add("notes.txt"), 10),
     "a cache of Python": (add("__pycache__/verify.cpython-311.pyc", b"x"), 0),
-    "a name that is none": (add("names.jsonl", b'{"id": "x", "kind": "operator", "name": "anna", "salt": "' + b"0" * 64 + b'"}\n'), 10),
+    "a name that is none": (
+        add(
+            "names.jsonl",
+            b'{"id": "x", "kind": "operator", "name": "anna", "salt": "' + b"0" * 64 + b'"}\n',
+        ),
+        10,
+    ),
     "a line of names that is none": (add("names.jsonl"), 10),
-    "half a character in a name": (add("names.jsonl", b'{"id": "x", "kind": "o", "name": "\\ud800", "salt": "' + b"0" * 64 + b'"}\n'), 10),
-    **{f"{key} of an event: {raw[:20]}": (word(EVENTS, 15, key, raw), code)
-       for key, cases in SEALED.items() for raw, code in cases},
-    **{f"{key} of log.json: {raw[:20]}": (word("log.json", 0, key, raw), code)
-       for key, cases in SAID.items() for raw, code in cases},
-    **{f"{key} of a checkpoint: {raw[:20]}": (word("checkpoints.jsonl", 1, key, raw), code)
-       for key, cases in POINTS.items() for raw, code in cases},
-}  # fmt: skip
+    "half a character in a name": (
+        add(
+            "names.jsonl",
+            b'{"id": "x", "kind": "o", "name": "\\ud800", "salt": "' + b"0" * 64 + b'"}\n',
+        ),
+        10,
+    ),
+    **{
+        f"{key} of an event: {raw[:20]}": (word(EVENTS, 15, key, raw), code)
+        for key, cases in SEALED.items()
+        for raw, code in cases
+    },
+    **{
+        f"{key} of log.json: {raw[:20]}": (word("log.json", 0, key, raw), code)
+        for key, cases in SAID.items()
+        for raw, code in cases
+    },
+    **{
+        f"{key} of a checkpoint: {raw[:20]}": (word("checkpoints.jsonl", 1, key, raw), code)
+        for key, cases in POINTS.items()
+        for raw, code in cases
+    },
+}
 
 
 def test_both_say_the_same_of_every_forgery(log):
