@@ -35,7 +35,7 @@ PROOF = form(format='"syncward-audit-proof/1"', event=form(**TEXTS).pattern[:-1]
 FILES = r"(log\.json|(epochs|checkpoints|names|ocsf)\.jsonl|hashes|verify\.py|SHA256SUMS|events/[0-9]{12}\.jsonl)"
 POINT = re.compile(rf"syncward/audit/({LOG_ID})\n(0|[1-9][0-9]{{0,17}})\n([A-Za-z0-9+/]{{43}}=)\n"
                    rf"epoch ([1-9][0-9]{{0,9}})\ntime ({TIME})\n")
-Point = namedtuple("Point", "text signatures log_id size root epoch time")
+Point = namedtuple("Point", "text signatures log_id size root epoch time path")
 found, keys, until = [], {}, {}  # (level, index, text); (name, hash) -> key, and the last size that it may sign
 
 def say(level, text, index=NEVER): found.append((LEVELS.index(level), index, text))
@@ -74,7 +74,7 @@ def parse_time(text): return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ")
 
 def parse(text, signatures):
     log_id, size, root, epoch, time = POINT.fullmatch(text).groups()
-    return Point(text, signatures, log_id, int(size), base64.b64decode(root), int(epoch), parse_time(time))
+    return Point(text, signatures, log_id, int(size), base64.b64decode(root), int(epoch), parse_time(time), None)
 
 def parse_note(note):
     text, _, signatures = note.rpartition("\n\n")
@@ -223,24 +223,25 @@ def judge(log, epochs, anchored, w):
         say(INFO if right else BAD, f"record of a prune: {was}", index)
     [say(level, "the event is missing", index) for level, index in w.gone if index >= kept and index not in also]
     rows = {e["epoch"]: [e[k] for k in ("size", "reason", "lost_size", "lost_root")] for e in epochs}
-    begun = {said["epoch"]: (index, [said.get(k) for k in ("size", "why", "lost_size", "lost_root")])
-             for index, action, said in w.said if action == "audit.epoch_started"}
-    for epoch, (index, claim) in begun.items():
+    begun = [(said["epoch"], index, [said.get(k) for k in ("size", "why", "lost_size", "lost_root")])
+             for index, action, said in w.said if action == "audit.epoch_started"]
+    for epoch, index, claim in begun:
         say(INFO if rows.get(epoch) == claim else BAD, f"epoch {epoch} began: {claim}", index)
-    for epoch, at in ((epoch, rows[epoch][0]) for epoch in rows.keys() - begun.keys() - {1}):
-        if log["first"] <= at < size and not w.pending and not any(at <= i <= at + 256 for _, i in w.gone):
+    for epoch, at in ((epoch, rows[epoch][0]) for epoch in rows.keys() - {x[0] for x in begun} - {1}):
+        if log["first"] <= at and (at < size or at > size and whole) and not w.pending and not any(at <= i <= at + 256 for _, i in w.gone):
             say(BAD, f"the sealer never said that epoch {epoch} began", at)
-    judge_anchors(log, anchored, sorted(begun.items()), whole, w)
+    judge_anchors(log, anchored, sorted(begun), whole, w)
 
 def judge_anchors(log, anchored, begun, whole, w):
-    seen, good = {}, [0]
+    seen, good, idle = {}, [0], {point.path for points in anchored.values() for point in points}
     for point in sorted(sum(anchored.values(), []), key=lambda p: (p.epoch, p.size)):
         try:
             trusted(signers(point.text, point.signatures), point.size) and point.log_id == log["log_id"] or refuse("it")
         except ERRORS:
             say(INFO, f"an anchored checkpoint of {point.size} events is not counted: not of a trusted key")
             continue
-        loss = next((c for n, (_, c) in begun if n > point.epoch and c[2] and point.size > c[0]), None)
+        idle.discard(point.path)
+        loss = next((c for n, _, c in begun if n > point.epoch and c[2] and point.size > c[0]), None)
         right = (point.size <= w.size or not whole) and w.roots.get(point.size, point.root) == point.root
         if loss:
             right = point.size < loss[2] or [point.size, point.root.hex()] == loss[2:]
@@ -250,13 +251,14 @@ def judge_anchors(log, anchored, begun, whole, w):
             least = max(x for x in good if x < point.size) if point.size <= w.size else w.size
             say(BAD, f"an anchor holds another history of {point.size} events: a fork, or cut off",
                 min((i for level, i, _ in found if not level and least <= i < point.size), default=least))
+    [say(INCOMPLETE, f"{path.name} holds nothing of this log that a trusted key signed") for path in idle]
 
 def read_anchor(path, anchored):
     held = 0
     for line in path.read_text("utf-8", "replace").splitlines() if path.is_file() else ():
         try:
             for note in re.findall(r"syncward-checkpoint ([A-Za-z0-9+/]+={0,2})", line):
-                point = parse_note(base64.b64decode(note).decode())
+                point = parse_note(base64.b64decode(note).decode())._replace(path=path)
                 anchored.setdefault(point.size, []).append(point)
                 held += 1
         except ERRORS:
