@@ -178,6 +178,7 @@ def walk(here, log, epochs, anchored, w):
         if point.log_id != log["log_id"] or signed and not trusted(signed, point.size):
             refuse("a checkpoint is of another log, or of a key that was replaced before")
         w.broken or point.root == root_of(tree) or refuse(f"up to {point.size - 1} this is not what was signed")
+        signed and w.unknown and say(INFO, f"{w.unknown} checkpoints before {point.size} are of keys that are not known here")
         w.unknown = 0 if signed else w.unknown + 1
         w.points.append(point)
         w.trusted = w.trusted or bool(signed)
