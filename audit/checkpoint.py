@@ -7,11 +7,24 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 _ORIGIN = "syncward/audit/"
+#: As they are written, to the byte: whoever reads otherwise may see another log or another time.
+LOG_ID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+TIME = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z"
 _TEXT = re.compile(
-    rf"{_ORIGIN}(?P<log>[0-9a-f-]{{36}})\n(?P<size>0|[1-9][0-9]{{0,18}})\n"
-    r"(?P<root>[A-Za-z0-9+/]{43}=)\nepoch (?P<epoch>[1-9][0-9]{0,9})\ntime (?P<at>\S{27})\n"
+    rf"{_ORIGIN}(?P<log>{LOG_ID})\n(?P<size>0|[1-9][0-9]{{0,17}})\n"
+    rf"(?P<root>[A-Za-z0-9+/]{{43}}=)\nepoch (?P<epoch>[1-9][0-9]{{0,9}})\ntime (?P<at>{TIME})\n"
 )
 _TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
+
+
+def time_text(at: datetime) -> str:
+    """Return a time as it stands in what is signed."""
+    return at.astimezone(UTC).strftime(_TIME)
+
+
+def parse_time(text: str) -> datetime:
+    """Read a time as `time_text` writes it; ValueError if it is none."""
+    return datetime.strptime(text, _TIME).replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +42,7 @@ class Checkpoint:
         """The signed text: origin, size, root, and two extension lines."""
         return (
             f"{_ORIGIN}{self.log_id}\n{self.size}\n{b64encode(self.root).decode()}\n"
-            f"epoch {self.epoch}\ntime {self.signed_at.astimezone(UTC).strftime(_TIME)}\n"
+            f"epoch {self.epoch}\ntime {time_text(self.signed_at)}\n"
         )
 
     @classmethod
@@ -43,7 +56,7 @@ class Checkpoint:
             size=int(match["size"]),
             root=b64decode(match["root"]),
             epoch=int(match["epoch"]),
-            signed_at=datetime.strptime(match["at"], _TIME).replace(tzinfo=UTC),
+            signed_at=parse_time(match["at"]),
         )
 
 

@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any, BinaryIO
 from sqlalchemy import Connection
 
 from audit import ocsf
-from audit.checkpoint import Checkpoint
+from audit.checkpoint import Checkpoint, time_text
 from audit.evidence import BODY, Batch, EvidenceCut, Row
 from audit.exported import FIELDS, FORMAT, NAMES, SUMS
 from audit.live import LiveEvidence
@@ -151,7 +150,7 @@ def write(
                 "log_size": facts.log_size,
                 "software": f"syncward {metadata.version('syncward')}",
                 "frontier": [hash_.hex() for hash_ in frontier],
-                "exported_at": facts.as_of.astimezone(UTC).isoformat(),
+                "exported_at": time_text(facts.as_of),
             }
         )
     with writer.file("epochs.jsonl") as file:

@@ -261,17 +261,3 @@ def unsealed(tx: Connection, place: Place, most: int) -> tuple[int, list[Unseale
     ).all()
     found = [Unsealed(*row[:5]) for row in rows]
     return (int(rows[0][5]) if rows else 0), found
-
-
-def index_of_leaf(tx: Connection, leaf: bytes) -> int | None:
-    """Return the index of the event with this hash; None if it is not sealed or not there."""
-    found = tx.execute(
-        text(
-            "SELECT c.size - cardinality(c.seqs) + array_position(c.seqs, e.seq) - 1 "
-            "FROM audit.event e JOIN audit.checkpoint c "
-            "ON e.at BETWEEN c.earliest AND c.latest AND e.seq = ANY (c.seqs) "
-            "WHERE e.leaf = :leaf ORDER BY 1 LIMIT 1"
-        ),
-        {"leaf": leaf},
-    ).scalar_one_or_none()
-    return None if found is None else int(found)

@@ -13,7 +13,7 @@ from schemas.errors import ConfigError
 
 
 @command(audit)
-@click.argument("event", metavar="INDEX|HASH")
+@click.argument("event", metavar="INDEX")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE",
               help="A new file instead of standard output.")  # fmt: skip
 def prove(cli: Cli, event: str, *, output: Path | None) -> None:
@@ -23,7 +23,7 @@ def prove(cli: Cli, event: str, *, output: Path | None) -> None:
     from storage.audit_log import snapshot  # noqa: PLC0415 - as above
 
     with snapshot(cli.audit_engine) as tx:
-        document = proof.prove(tx, proof.find(tx, event))
+        document = proof.prove(tx, proof.find(event))
     with cli.auditing() as tx:
         events.append(
             tx,
@@ -35,7 +35,7 @@ def prove(cli: Cli, event: str, *, output: Path | None) -> None:
                 detail={"events": 1, "filters": f"proof of index {document['index']}"},
             ),
         )
-    text = json.dumps(document, indent=2)
+    text = json.dumps(document)  # one line: a proof is read to the byte
     if output is None:
         click.echo(text)
         return
