@@ -27,10 +27,11 @@ from storage.sealing import LogState, Sealed, Window
 
 logger = logging.getLogger(__name__)
 
-#: Events of one checkpoint; while there are more than fit, the next one is twice as large, because
-#: finding the next events of a large transaction sorts all of them.
+#: Events of one checkpoint.
 BATCH = 1024
-BATCH_MAX = 16 * BATCH
+#: Events of one step: as many as fit one checkpoint, and while there are more, twice as many as in
+#: the step before, because finding the next ones of a large transaction sorts all of them.
+STEP_MAX = 16 * BATCH
 #: After a restore every event is looked at for those that were left: so many at once, in one step
 #: for so long, which leaves most of the lease.
 LOOKED = 16 * BATCH
@@ -49,10 +50,11 @@ class LogWentBack(ConfigError):  # noqa: N818 - reads best where it is raised
 
 @dataclass(frozen=True, slots=True)
 class _Done:
-    """What one step found or did: the tree's edge, the batch, and what to remember as signed."""
+    """What one step found or did: the tree's edge, the last batch, what to remember as signed."""
 
     edge: Edge | None
     sealed: Sealed | None = None
+    events: int = 0
     signed: LastSigned | None = None
     began: bool = False  # an epoch
 
@@ -78,7 +80,7 @@ class Sealer:
     _quiet_since: float = 0.0
 
     def step(self) -> Sealed | None:
-        """Seal one batch if there is one and it is our turn; return it.
+        """Seal what one step takes if there is any and it is our turn; return the last batch.
 
         LogWentBack if the database is not what was signed before. Any other error leaves
         everything as it was: call again.
@@ -88,8 +90,8 @@ class Sealer:
             done = self._within(tx, edge)
         if done.signed is not None:
             memory.remember(memory.path_of(self.key_path), done.signed)
-        full = done.sealed is not None and len(done.sealed.seqs) >= self._most
-        self._most = min(2 * self._most, BATCH_MAX) if full else BATCH
+        full = done.events >= self._most
+        self._most = min(2 * self._most, STEP_MAX) if full else BATCH
         if done.began:
             self.accepted_loss = None
         self._edge = done.edge
@@ -115,8 +117,9 @@ class Sealer:
         if seen.left_over:
             found = self._look_for_left_over(tx, seen)
         if found is not None:
-            sealed = self._seal(tx, seen, found, edge)
-            return _Done(edge, sealed, self._signed(seen.log_id, sealed.size, sealed.root))
+            parts = [self._seal(tx, seen, part, edge) for part in found.parts(BATCH)]
+            last = self._signed(seen.log_id, parts[-1].size, parts[-1].root)
+            return _Done(edge, parts[-1], len(found.seqs), last)
         if not busy and self._is_quiet(seen):
             audit.append(tx, self._event(AuditAction.AUDIT_HEARTBEAT, size=seen.size))
             self._quiet_since = monotonic()
@@ -174,7 +177,8 @@ class Sealer:
         return {"epoch": 1, "size": 0, "why": "installed"} if seen.epoch == 1 else None
 
     def _seal(self, tx: Connection, seen: LogState, found: Window, edge: Edge) -> Sealed:
-        tiles = [*edge.append(found.leaves), *edge.partial(since=seen.size)]
+        since = edge.size
+        tiles = [*edge.append(found.leaves), *edge.partial(since=since)]
         now = datetime.now(UTC)  # our own clock: the database's belongs to its administrator
         root = edge.root()
         text = Checkpoint(seen.log_id, edge.size, root, seen.epoch, now).text
@@ -182,7 +186,7 @@ class Sealer:
             size=edge.size,
             epoch=seen.epoch,
             seqs=found.seqs,
-            last=found.last,
+            last=found.ends[-1],
             earliest=found.earliest,
             latest=found.latest,
             root=root,

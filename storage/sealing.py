@@ -8,8 +8,8 @@ is being written at that moment, so those up to the cut are told from later ones
 not sealed of them (`left_over`) comes first, then the window starts again behind the cut.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -51,9 +51,17 @@ class Window:
 
     leaves: Sequence[bytes]
     seqs: Sequence[int]
-    last: Position
+    ends: Sequence[Position]  # where the log stands after each
     earliest: datetime
     latest: datetime
+
+    def parts(self, most: int) -> Iterator["Window"]:
+        """Yield it in parts of at most `most` events, the times of each within those of all."""
+        for at in range(0, len(self.seqs), most):
+            part = slice(at, at + most)
+            yield replace(
+                self, leaves=self.leaves[part], seqs=self.seqs[part], ends=self.ends[part]
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +122,8 @@ _FINAL = text(
     "AND e.seq > :floor AND e.xid < pg_snapshot_xmin(pg_current_snapshot()) "
     "ORDER BY e.xid, e.seq LIMIT :most) "
     "SELECT string_agg(leaf, ''::bytea ORDER BY xid, seq) AS leaves, "
-    "array_agg(seq ORDER BY xid, seq) AS seqs, max(xid)::text::bigint AS last_xid, "
+    "array_agg(seq ORDER BY xid, seq) AS seqs, "
+    "array_agg(xid::text::bigint ORDER BY xid, seq) AS xids, "
     "min(at) AS earliest, max(at) AS latest FROM found"
 )
 
@@ -136,7 +145,7 @@ def window(tx: Connection, after: LogState, most: int) -> Window | None:
     return Window(
         leaves=[joined[at : at + 32] for at in range(0, len(joined), 32)],
         seqs=row.seqs,
-        last=Position(row.last_xid, row.seqs[-1]),
+        ends=[Position(xid, seq) for xid, seq in zip(row.xids, row.seqs, strict=True)],
         earliest=row.earliest,
         latest=row.latest,
     )
@@ -188,7 +197,7 @@ def left_over(tx: Connection, after: LogState, most: int) -> LeftOver:
     found = Window(
         leaves=[joined[place * 32 : place * 32 + 32] for place in left],
         seqs=[row.seqs[place] for place in left],
-        last=after.last,
+        ends=[after.last] * len(left),
         earliest=min(times),
         latest=max(times),
     )
