@@ -1,25 +1,26 @@
-"""One load by dlt, run by its own interpreter: `python dlt_load.py PIPELINE [--cursor]`.
+"""One load by dlt, run by its own interpreter: `python dlt_load.py NAME [--cursor] [--first]`.
 
 The logins are in .dlt/secrets.toml of the working directory. Without `--cursor` the whole table is
 read. The backend is connectorx and the files are CSV, which Postgres takes by COPY: the fastest of
-what dlt offers for this pair. Its CSV files hold no arrays, so the column `tags` stays behind.
+what dlt offers for this pair (its binary loader takes no jsonb). Its CSV files hold no arrays, so
+the column `tags` stays behind.
 """
 
 import sys
 
-import dlt
-from dlt.sources.sql_database import sql_table
+import dlt  # type: ignore[import-not-found]
+from dlt.sources.sql_database import sql_table  # type: ignore[import-not-found]
 
 
 def main() -> None:
-    name, cursor = sys.argv[1], "--cursor" in sys.argv
+    name, cursor, first = sys.argv[1], "--cursor" in sys.argv, "--first" in sys.argv
     events = sql_table(
         schema="public",
         table="events",
         backend="connectorx",
         reflection_level="full_with_precision",
         excluded_columns=["tags"],
-        write_disposition={"disposition": "merge", "strategy": "upsert"},
+        write_disposition="replace" if first else "merge",
         primary_key="id",
         incremental=dlt.sources.incremental("updated_at") if cursor else None,
     )

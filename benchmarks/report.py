@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -18,10 +18,33 @@ class Case:
     ours: float
     reference: float
     unit: str
+    limit: float | None = None  # the ratio that was promised
 
     @property
     def ratio(self) -> float:
         return round(self.ours / self.reference, 3)
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the promise is kept; None where nothing was promised."""
+        return None if self.limit is None else self.ratio <= self.limit
+
+    @property
+    def mark(self) -> str:
+        """Say it for people."""
+        return {None: "", True: "met", False: "MISSED"}[self.met]
+
+    def plain(self) -> dict[str, object]:
+        """Return the case as the JSON document has it."""
+        promised = {"limit": self.limit, "met": self.met} if self.limit is not None else {}
+        return {
+            "case": self.case,
+            "ours": round(self.ours, 3),
+            "reference": round(self.reference, 3),
+            "unit": self.unit,
+            "ratio": self.ratio,
+            **promised,
+        }
 
 
 def document(cases: list[Case], **versions: str) -> dict[str, object]:
@@ -36,15 +59,7 @@ def document(cases: list[Case], **versions: str) -> dict[str, object]:
         },
         "command": " ".join(["python", "-m", _module(), *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
-        "cases": [
-            {
-                **asdict(case),
-                "ours": round(case.ours, 3),
-                "reference": round(case.reference, 3),
-                "ratio": case.ratio,
-            }
-            for case in cases
-        ],
+        "cases": [case.plain() for case in cases],
     }
 
 
@@ -54,11 +69,13 @@ def show(found: dict[str, object], cases: list[Case], *, as_json: bool) -> None:
         print(json.dumps(found, indent=2))
         return
     print(f"{found['machine']}\n{found['command']}, {found['date']}\n")
-    print(f"{'CASE':<24}{'OURS':>10}{'REFERENCE':>12}  {'UNIT':<22}{'RATIO':>7}")
+    heads = ("OURS", "REFERENCE", "RATIO")
+    print(f"{'CASE':<28}{heads[0]:>10}{heads[1]:>12}{heads[2]:>8}  {'UNIT':<26}{'LIMIT':>6}")
     for case in cases:
+        limit = "" if case.limit is None else f"{case.limit:.3g}"
         print(
-            f"{case.case:<24}{case.ours:>10.2f}{case.reference:>12.2f}  {case.unit:<22}"
-            f"{case.ratio:>7.2f}"
+            f"{case.case:<28}{case.ours:>10.2f}{case.reference:>12.2f}{case.ratio:>8.2f}  "
+            f"{case.unit:<26}{limit:>6}  {case.mark}".rstrip()
         )
 
 
