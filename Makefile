@@ -48,8 +48,8 @@ chaos: .venv/.ok ## An hour of faults on real processes, then the checker (SECON
 canary: .venv/.ok ## 50 secrets through everything, then a search of all that is left behind (SECRETS=50)
 	@$(BIN)/python -m tests.security.canary --secrets $(or $(SECRETS),50)
 
-bench: .venv/.ok ## Compare with psql by hand on this machine
-	@$(BIN)/python -m benchmarks.pg_to_pg
+bench: .venv/.ok ## Compare with psql, sling and dlt on this machine; writes docs/benchmarks.md (ARGS=--quick)
+	@$(BIN)/python -m benchmarks.pg_to_pg --write $(ARGS)
 
 migration: .venv/.ok ## New migration: make migration m="add run priority"
 	@$(BIN)/python -m storage.migrate new "$(m)"
