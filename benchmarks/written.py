@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+import psycopg
 from psycopg import sql
 
 from benchmarks.contestants import KEY, TABLE, Contestant, Target
@@ -58,7 +59,8 @@ class Written:
 def compare(made: Lab, contestants: Sequence[Contestant], target: Target) -> list[Written]:
     """Compare every contestant's target with the source; all of them are up to date."""
     bring_truth(made)
-    return [_compare(made, one.name, f"{one.schema(target)}.{TABLE}") for one in contestants]
+    with made.session(made.destination) as db:
+        return [beside_truth(db, one.name, f"{one.schema(target)}.{TABLE}") for one in contestants]
 
 
 def bring_truth(made: Lab) -> None:
@@ -82,28 +84,28 @@ def bring_truth(made: Lab) -> None:
         raise RuntimeError("the source's rows did not arrive as they are; nothing can be compared")
 
 
-def _compare(made: Lab, name: str, table: str) -> Written:
-    with made.session(made.destination) as db:
-        wanted = db.execute(_COLUMNS, ("truth.events",)).fetchall()
-        there = {row[0]: row[1:] for row in db.execute(_COLUMNS, (table,)).fetchall()}
-        key = (db.execute(_KEY, (table,)).fetchone() or (None,))[0]
-        both = [(column, kind) for column, kind, _ in wanted if column in there]
-        counts = [
-            sql.SQL("count(*) FILTER (WHERE s.{k} = t.{k} AND {differs})").format(
-                k=sql.Identifier(KEY), differs=_differs(column, same=there[column][0] == kind)
-            )
-            for column, kind in both
-        ]
-        found = db.execute(
-            sql.SQL(
-                "SELECT count(*) FILTER (WHERE t.{k} IS NULL), count(*) FILTER (WHERE s.{k} IS "
-                "NULL), {counts} FROM truth.events s FULL JOIN {table} t ON s.{k} = t.{k}"
-            ).format(
-                k=sql.Identifier(KEY),
-                counts=sql.SQL(", ").join(counts),
-                table=sql.Identifier(*table.split(".")),
-            )
-        ).fetchone()
+def beside_truth(db: psycopg.Connection, name: str, table: str) -> Written:
+    """Compare a copy with the rows in truth.events, in one pass over both."""
+    wanted = db.execute(_COLUMNS, ("truth.events",)).fetchall()
+    there = {row[0]: row[1:] for row in db.execute(_COLUMNS, (table,)).fetchall()}
+    key = (db.execute(_KEY, (table,)).fetchone() or (None,))[0]
+    both = [(column, kind) for column, kind, _ in wanted if column in there]
+    counts = [
+        sql.SQL("count(*) FILTER (WHERE s.{k} = t.{k} AND {differs})").format(
+            k=sql.Identifier(KEY), differs=_differs(column, same=there[column][0] == kind)
+        )
+        for column, kind in both
+    ]
+    found = db.execute(
+        sql.SQL(
+            "SELECT count(*) FILTER (WHERE t.{k} IS NULL), count(*) FILTER (WHERE s.{k} IS "
+            "NULL), {counts} FROM truth.events s FULL JOIN {table} t ON s.{k} = t.{k}"
+        ).format(
+            k=sql.Identifier(KEY),
+            counts=sql.SQL(", ").join(counts),
+            table=sql.Identifier(*table.split(".")),
+        )
+    ).fetchone()
     missing, extra, *differ = found or (0, 0)
     rows = dict(zip((column for column, _ in both), differ, strict=True))
     columns = tuple(
