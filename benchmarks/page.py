@@ -3,12 +3,15 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from textwrap import wrap
 
 from benchmarks.picture import Bar, draw
 from benchmarks.races import Found
 from benchmarks.report import Case
 from benchmarks.written import Column, Written
 
+#: Columns of the page.
+_WIDTH = 98
 DOCS = Path(__file__).parent.parent / "docs"
 NAMES = {"psql": "psql by hand", "syncward": "Syncward", "sling": "sling", "dlt": "dlt"}
 #: The groups of the tables: a race, what it is called, and what psql does there.
@@ -40,14 +43,13 @@ One table, from one Postgres to another, by this engine, by hand with `psql`, an
 tools, in turn in one run on one machine. Lower is better everywhere. `make bench` makes this page
 on yours; how it measures is in [benchmarks/](../benchmarks/).
 
-{machine}. {versions}.
+{versions}
 `{command}`, {date}, {rows:,} rows, {rounds}.
 """
 _PROMISES = """
 ## What was promised
 
-The ratio is ours over the other's; the promise is the largest one allowed. What is missed says
-so.
+The ratio is ours over the other's; the promise is the largest ratio allowed.
 {small}
 | Case | Beside | Ours | Other's | Ratio | Promise | |
 |---|---|--:|--:|--:|--:|---|
@@ -67,9 +69,8 @@ _SECONDS = """
 _HOW = """
 Ours is what an operator waits: asking, scheduling, queue, claim, unsealing, both logins, the load
 with its audit events, sealed log and statistics of the table. With 1 % or nothing changed it is
-the time in a warm worker, from the claim of the run to its end, as promised; whoever asks for
-such a run waits {waits}. The others' are one-shot tools, so the start of their processes counts:
-{starts}.
+the time in a warm worker, from the claim of the run to its end, as promised{waits}.
+The others are started for each load, psql as well, so the start of their processes counts{starts}.
 """
 _TLS = """
 ## Over TLS
@@ -119,9 +120,10 @@ def write(made: Mapping[str, object], found: Found) -> None:
 def _head(made: Mapping[str, object]) -> str:
     versions = made["versions"]
     assert isinstance(versions, dict)
-    said = ", ".join(f"{name} {number}" for name, number in versions.items() if name != "tls")
+    said = ", ".join(f"{name} {number}" for name, number in versions.items() if name != "postgres_tls")
+    lines = "\n".join(wrap(f"{made['machine']}. {said}.", _WIDTH, break_on_hyphens=False))
     rounds = "once each" if made["rounds"] == 1 else f"medians of {made['rounds']}"
-    return _INTRO.format(**{**made, "versions": said, "rounds": rounds})
+    return _INTRO.format(**{**made, "versions": lines, "rounds": rounds})
 
 
 def _promises(made: Mapping[str, object], found: Found) -> str:
@@ -148,7 +150,7 @@ def _line(case: Case) -> str:
 
 def _number(value: float, unit: str) -> str:
     if unit == "MB":
-        return f"{value:.0f} MB"
+        return f"{value:.0f} MB" if value >= 10 else f"{value:.1f} MB"
     return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s"
 
 
@@ -167,16 +169,19 @@ def _seconds(found: Found, names: Sequence[str]) -> str:
 
 
 def _how(found: Found) -> str:
-    starts = ", ".join(f"{NAMES[n]} {_number(s, 's')}" for n, s in found.starts.items())
-    waits = ", ".join(_number(case.ours, "s") for case in found.beside)
-    return _HOW.format(starts=starts or "none was measured", waits=waits or "longer")
+    starts = ", ".join(f"{_number(s, 's')} of {NAMES[n]}" for n, s in found.starts.items())
+    waits = " and ".join(_number(case.ours, "s") for case in found.beside)
+    return _HOW.format(
+        waits=f"; whoever asks for such a run waits {waits}" if waits else "",
+        starts=f": {starts}" if starts else "",
+    )
 
 
 def _over_tls(found: Found) -> str:
     cases = [case for case in found.cases if case.case in OVER_TLS]
     if not cases:
         return ""
-    return _TLS.format(tls=found.servers["tls"]) + "".join(
+    return _TLS.format(tls=found.servers["postgres_tls"]) + "".join(
         f"| {OVER_TLS[c.case]} | {_number(c.ours, 's')} | {_number(c.reference, 's')} | "
         f"{(c.ratio - 1) * 100:+.0f} % |\n"
         for c in cases

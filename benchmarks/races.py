@@ -109,7 +109,7 @@ def measure(plan: Plan) -> Found:
             found.left_out["tls"] = str(why)
         else:
             with lab(plan.rows, _links() + _links(tls=True), bindir=bindir) as made:
-                found.servers["tls"] = _version(made)
+                found.servers["postgres_tls"] = _version(made)
                 _over_tls(made, plan, found)
     return found
 
