@@ -120,7 +120,7 @@ def write(made: Mapping[str, object], found: Found) -> None:
 def _head(made: Mapping[str, object]) -> str:
     versions = made["versions"]
     assert isinstance(versions, dict)
-    said = ", ".join(f"{name} {number}" for name, number in versions.items() if name != "postgres_tls")
+    said = ", ".join(f"{n} {number}" for n, number in versions.items() if n != "postgres_tls")
     lines = "\n".join(wrap(f"{made['machine']}. {said}.", _WIDTH, break_on_hyphens=False))
     rounds = "once each" if made["rounds"] == 1 else f"medians of {made['rounds']}"
     return _INTRO.format(**{**made, "versions": lines, "rounds": rounds})
