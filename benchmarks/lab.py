@@ -50,6 +50,7 @@ class Usage:
     cpu_seconds: float = 0.0  # of the client processes; the servers are not counted
     memory_mb: float = 0.0  # the largest PSS seen
     inside_seconds: float = 0.0  # of ours: from the claim of the run to its end
+    server_cpu_seconds: float = 0.0  # of source and destination together
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,3 +347,15 @@ def cpu_seconds(pid: int) -> float:
     """Return the processor time a process has used, user and system."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(") ", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def tree_cpu_seconds(pid: int) -> float:
+    """Return the processor time of a process and of all that it has started, also of the dead."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+        lists = [file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/children")]
+    except OSError:
+        return 0.0  # it has just ended: its parent has its time now
+    ticks = sum(map(int, stat.rsplit(") ", 1)[1].split()[11:15]))
+    children = (int(child) for text in lists for child in text.split())
+    return ticks / os.sysconf("SC_CLK_TCK") + sum(map(tree_cpu_seconds, children))

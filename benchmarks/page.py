@@ -44,7 +44,8 @@ tools, in turn in one run on one machine. Lower is better everywhere. `make benc
 on yours; how it measures is in [benchmarks/](../benchmarks/).
 
 {versions}
-`{command}`, {date}, {rows:,} rows, {rounds}.
+`{command}`, {date}, {rows:,} rows, {rounds}. Load of the
+machine before it: {load_before}.
 """
 _PROMISES = """
 ## What was promised
@@ -62,6 +63,13 @@ _SECONDS = """
 ## Seconds
 
 ![Seconds of each tool](benchmarks.svg)
+
+| Case | {heads} |
+|---|{dashes}
+"""
+_CPU = """
+Processor seconds of the client and both servers together, which other work on the machine changes
+less than the times above:
 
 | Case | {heads} |
 |---|{dashes}
@@ -157,11 +165,17 @@ def _number(value: float, unit: str) -> str:
 def _seconds(found: Found, names: Sequence[str]) -> str:
     if not names:
         return ""
-    text = _SECONDS.format(
-        heads=" | ".join(NAMES[name] for name in names), dashes="--:|" * len(names)
-    )
+    text = _table(_SECONDS, names, found.seconds)
+    return text + _table(_CPU, names, found.cpu_seconds)
+
+
+def _table(
+    head: str, names: Sequence[str], values: Mapping[str, Mapping[str, Sequence[float]]]
+) -> str:
+    """Return a table of the medians: a line for each race, a column for each contestant."""
+    text = head.format(heads=" | ".join(NAMES[n] for n in names), dashes="--:|" * len(names))
     for race, (called, _) in RACES.items():
-        by = found.seconds.get(race) or {}
+        by = values.get(race) or {}
         cells = [_number(median(by[name]), "s") if name in by else "" for name in names]
         if any(cells):
             text += f"| {called} | {' | '.join(cells)} |\n"

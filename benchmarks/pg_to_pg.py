@@ -7,6 +7,7 @@ The cases are in races.py. Rivals are installed from the package registry the fi
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from benchmarks.rivals import CACHE, RIVALS, versions
 
 def main() -> None:
     plan, arguments = _arguments()
+    load = round(os.getloadavg()[1], 1)  # of the last five minutes, before anything of ours
     found = measure(plan)
     made = document(
         found.cases,
@@ -27,9 +29,11 @@ def main() -> None:
     made |= {
         "rows": plan.rows,
         "rounds": plan.rounds,
+        "load_before": load,
         "beside": [case.plain() for case in found.beside],
         "start_seconds": found.starts,
         "seconds": found.seconds,
+        "cpu_seconds": found.cpu_seconds,
         "written": [written.plain() for written in found.written],
         "left_out": found.left_out,
     }

@@ -89,8 +89,20 @@ class Found:
 
     @property
     def seconds(self) -> dict[str, dict[str, list[float]]]:
+        """Return the time of each round."""
         return {
             race: {name: [round(_seconds(race, u), 3) for u in us] for name, us in by.items()}
+            for race, by in self.usages.items()
+        }
+
+    @property
+    def cpu_seconds(self) -> dict[str, dict[str, list[float]]]:
+        """Return the processor time of each round: of the client and both servers."""
+        return {
+            race: {
+                name: [round(u.cpu_seconds + u.server_cpu_seconds, 2) for u in usages]
+                for name, usages in by.items()
+            }
             for race, by in self.usages.items()
         }
 
@@ -287,8 +299,7 @@ class Race:
 
         def load(one: Contestant) -> Usage:
             one.forget(Target.CHANGES)
-            self._made.settle()
-            return one.load(Target.CHANGES, first=True)
+            return self._measured(one, Target.CHANGES, first=True)
 
         self._rounds("first_load", contestants, Target.CHANGES, load, lambda: None)
 
@@ -299,8 +310,7 @@ class Race:
         self.bring(contestants, target)
 
         def load(one: Contestant) -> Usage:
-            self._made.settle()
-            return one.load(target, first=False)
+            return self._measured(one, target, first=False)
 
         def change() -> None:
             if where is not None:
@@ -340,6 +350,14 @@ class Race:
                     usages[one.name].append(usage)
                     note(f"{name} {number + 1}: {one.name} {_seconds(name, usage):.2f} s")
         self._found.usages[name] = {one: found for one, found in usages.items() if found}
+
+    def _measured(self, one: Contestant, target: Target, *, first: bool) -> Usage:
+        """Load, with what the servers spend on it."""
+        self._made.settle()
+        before = self._made.server_cpu_seconds()
+        usage = one.load(target, first=first)
+        usage.server_cpu_seconds = self._made.server_cpu_seconds() - before
+        return usage
 
     @contextmanager
     def _forgiven(self, one: Contestant) -> Iterator[None]:
