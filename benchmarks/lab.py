@@ -183,6 +183,11 @@ class Lab:
         for cluster in (self.source, self.destination):
             self.act(cluster, "CHECKPOINT")
 
+    def server_cpu_seconds(self) -> float:
+        """Return the processor time of source and destination since they were started."""
+        pids = (self.source.pid, self.destination.pid)
+        return sum(tree_cpu_seconds(pid) for pid in pids if pid is not None)
+
     def by_hand(
         self, query: str, *, before: Sequence[str], into: str, after: Sequence[str]
     ) -> Usage:

@@ -185,10 +185,11 @@ def _table(
 def _how(found: Found) -> str:
     starts = ", ".join(f"{_number(s, 's')} of {NAMES[n]}" for n, s in found.starts.items())
     waits = " and ".join(_number(case.ours, "s") for case in found.beside)
-    return _HOW.format(
+    said = _HOW.format(
         waits=f"; whoever asks for such a run waits {waits}" if waits else "",
         starts=f": {starts}" if starts else "",
     )
+    return "\n" + "\n".join(wrap(said.strip(), _WIDTH, break_on_hyphens=False)) + "\n"
 
 
 def _over_tls(found: Found) -> str:
