@@ -37,17 +37,26 @@ def test_every_package_beside_us_is_pinned_with_its_hash(name):
 
 def test_the_page_says_what_was_missed_and_what_was_left_out(tmp_path, monkeypatch):
     found = Found(
+        servers={"postgres_tls": "17.10"},
         cases=[
             Case("first_load", 1.0, 1.0, "s per 1,000,000 rows", 1.15),
             Case("first_load_vs_sling", 1.0, 1.5, "s per 1,000,000 rows", 0.5),
+            Case("first_load_tls", 1.1, 1.0, "s per 1,000,000, plain beside"),
         ],
-        usages={"first_load": {"psql": [Usage(1.0)], "syncward": [Usage(1.0)]}},
+        usages={
+            "first_load": {"psql": [Usage(1.0)], "syncward": [Usage(1.0)]},
+            "first_load_tls": {
+                "syncward": [Usage(1.0, 0.5, server_cpu_seconds=1.5)],
+                "syncward_tls": [Usage(1.1, 1.0, server_cpu_seconds=1.5)],
+            },
+        },
         left_out={"dlt": "dlt: dlt.lock could not be installed (no network)"},
     )
     monkeypatch.setattr(page, "DOCS", tmp_path)
     page.write({**document(found.cases), "rows": 1_000_000, "rounds": 5, "load_before": 0.1}, found)
     text = (tmp_path / "benchmarks.md").read_text(encoding="utf-8")
     assert "| first load | sling | 1.0 s | 1.5 s | 0.67 | 0.50 | **missed** |" in text
+    assert "| first load | 1.1 s | 1.0 s | +10 % | +25 % |" in text
     assert "Left out: dlt: dlt.lock could not be installed (no network)." in text
     assert (tmp_path / "benchmarks.svg").read_text(encoding="utf-8").count("<rect") == 3
 
