@@ -1,42 +1,40 @@
 """What a table looks like, read from the catalog in one query per question."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import psycopg
 from psycopg import sql
 
+from connectors.pg_types import is_plain, travels
 from connectors.postgres import Connection, PostgresConfig, fits
 from schemas.errors import ConfigError
 from schemas.records import Column, LoadRequest, StreamShape
+from schemas.streams import StreamSpec
 
 #: Kinds of relation that can be read, and those whose rows have an xmin.
 READABLE = "rpvmf"
 WITH_XMIN = "rp"
 
-#: Types that mean something else on another server (OIDs inside), or have no binary form.
-_AS_TEXT = """
-  t.typsend = 0 OR t.oid::regtype::text LIKE 'reg%%' OR t.typtype = 'c'
-  OR (t.typcategory = 'A'
-      AND (e.oid >= 16384 OR e.typtype = 'c' OR e.oid::regtype::text LIKE 'reg%%'))
-"""
-
-_COLUMNS = f"""
+_COLUMNS = """
 SELECT a.attname, format_type(a.atttypid, a.atttypmod), NOT a.attnotnull,
-       coalesce({_AS_TEXT}, false), t.typcategory::text, t.typname
+       t.oid, t.typtype::text, t.typname::text, t.typcategory::text, t.typsend <> 0
 FROM pg_attribute a
 JOIN pg_type t ON t.oid = a.atttypid
-LEFT JOIN pg_type e ON e.oid = t.typelem AND t.typcategory = 'A'
 WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attnum
-"""  # noqa: S608 - constants of this module
+"""
 
+#: A key of a table that others inherit from says nothing of their rows, which are read with it.
 _KEY = """
 SELECT array_agg(a.attname ORDER BY k.position)
 FROM pg_index i
+JOIN pg_class c ON c.oid = i.indrelid
 CROSS JOIN LATERAL unnest(i.indkey) WITH ORDINALITY AS k (attnum, position)
 JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
 WHERE i.indrelid = %s AND i.indisunique AND i.indisvalid AND i.indpred IS NULL
   AND i.indexprs IS NULL AND k.position <= i.indnkeyatts
+  AND (c.relkind = 'p' OR NOT EXISTS (SELECT FROM pg_inherits h WHERE h.inhparent = c.oid))
 GROUP BY i.indexrelid, i.indisprimary
 HAVING i.indisprimary OR bool_and(a.attnotnull)
 ORDER BY i.indisprimary DESC, i.indexrelid
@@ -69,19 +67,43 @@ def find(conn: Connection, schema: str, table: str) -> Relation | None:
     if row is None:
         return None
     oid, kind = row
-    columns = conn.execute(_COLUMNS, (oid,)).fetchall()
+    columns, categories = _columns(conn, oid)
     keys = tuple(tuple(key) for (key,) in conn.execute(_KEY, (oid,)).fetchall())
     return Relation(
         oid=oid,
         kind=kind,
         shape=StreamShape(
-            columns=tuple(Column(c[0], c[1], c[2], as_text=c[3]) for c in columns),
+            columns=columns,
             key=keys[0] if keys else (),
             key_is_unique=bool(keys),
         ),
         keys=keys,
-        categories={c[0]: (c[4], c[5]) for c in columns},
+        categories=categories,
     )
+
+
+def _columns(conn: Connection, oid: int) -> tuple[tuple[Column, ...], dict[str, tuple[str, str]]]:
+    """Return the columns of a relation, and the category and name of each one's type."""
+    rows = conn.execute(_COLUMNS, (oid,)).fetchall()
+    columns: dict[str, Column] = {}
+    categories: dict[str, tuple[str, str]] = {}
+    asked = []
+    for name, type_, nullable, number, kind, type_name, category, has_binary in rows:
+        columns[name] = Column(name, type_, nullable)
+        categories[name] = category, type_name
+        if not is_plain(number, kind, type_name, has_binary=has_binary):
+            asked.append((name, number, type_))
+    found = travels(conn, [(number, type_) for _, number, type_ in asked]) if asked else []
+    for (name, _, _), travel in zip(asked, found, strict=True):
+        columns[name] = replace(
+            columns[name],
+            type=travel.type,
+            as_text=travel.as_text,
+            otherwise=travel.otherwise,
+            extension=travel.extension,
+        )
+        categories[name] = travel.category, travel.base
+    return tuple(columns.values()), categories
 
 
 def describe(conn: Connection, config: PostgresConfig, schema: str, table: str) -> Relation:
@@ -93,6 +115,30 @@ def describe(conn: Connection, config: PostgresConfig, schema: str, table: str) 
             "list what there is with: syncward resource discover"
         )
     return found
+
+
+def check_key(conn: Connection, stream: StreamSpec, relation: Relation) -> None:
+    """Refuse a table without columns and a key that cannot tell rows apart."""
+    names = [column.name for column in relation.shape.columns]
+    if not names:
+        raise ConfigError(f"{stream.name}: has no columns; remove the stream")
+    unknown = [name for name in stream.key if name not in names]
+    if unknown:
+        raise ConfigError(f"{stream.name}: key {', '.join(unknown)} is no column of it")
+    if not stream.key or relation.is_key(stream.key):
+        return
+    ordered = sql.SQL("SELECT FROM {} ORDER BY {} LIMIT 0").format(
+        sql.Identifier(stream.schema_name, stream.table_name),
+        sql.SQL(", ").join(map(sql.Identifier, stream.key)),
+    )
+    try:
+        conn.execute(ordered)
+    except psycopg.errors.UndefinedFunction:
+        kinds = ", ".join(f"{name} {relation.categories[name][1]}" for name in stream.key)
+        raise ConfigError(
+            f"{stream.name}: key ({kinds}) is of a type without order, such as json, xml or point; "
+            "choose another key, or mode: replace, which needs none"
+        ) from None
 
 
 #: Schemas that are the server's, or hold where streams resume.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from psycopg import sql
 
-from connectors import pg_drift
+from connectors import pg_drift, pg_types
 from connectors.pg_catalog import Relation, find
 from connectors.pg_drift import Table
 from connectors.postgres import Connection, PostgresConfig
@@ -58,7 +58,9 @@ class Load:
     @property
     def through_staging(self) -> bool:
         """Say whether rows do not go into the table as they come: this server reads them first."""
-        return tuple(self.columns) != self.shape.columns or any(c.as_text for c in self.columns)
+        return tuple(self.columns) != self.shape.columns or any(
+            c.as_text and c.type != "text" for c in self.columns
+        )
 
 
 def run(load: Load) -> LoadCounts:
@@ -306,14 +308,18 @@ def _replace_by_content(load: Load, staged: int, size: int) -> LoadCounts:
     """Without a key: a multiset difference by the digest of each row's image."""
     parts = _parts(load, ())
     numbered = sql.SQL(
-        "SELECT {id}, sha256(record_send(ROW({columns}))) AS digest, row_number() OVER "
-        "(PARTITION BY sha256(record_send(ROW({columns})))) AS copy FROM {table}"
+        "SELECT {id}, sha256(record_send(ROW({images}))) AS digest, row_number() OVER "
+        "(PARTITION BY sha256(record_send(ROW({images})))) AS copy FROM {table}"
     )
     old = numbered.format(
-        id=sql.SQL("ctid AS place"), columns=_names(load.columns), table=load.table
+        id=sql.SQL("ctid AS place"),
+        images=pg_types.images(load.columns, [sql.Identifier(c.name) for c in load.columns]),
+        table=load.table,
     )
     new = numbered.format(
-        id=sql.SQL("ctid AS place"), columns=_typed(load, ""), table=parts["staging_table"]
+        id=sql.SQL("ctid AS place"),
+        images=pg_types.images(load.columns, _values(load, "")),
+        table=parts["staging_table"],
     )
     deleted = load.conn.execute(
         sql.SQL(
@@ -367,20 +373,26 @@ def _names(columns: Sequence[Column]) -> sql.Composed:
 
 def _typed(load: Load, alias: str = "s.") -> sql.Composed:
     """Name the staged columns as the table's types: those that came otherwise are read here."""
+    return sql.SQL(", ").join(_values(load, alias))
+
+
+def _values(load: Load, alias: str) -> list[sql.Composed]:
     came = {c.name: c.type for c in load.shape.columns if not c.as_text}
-    return sql.SQL(", ").join(
+    return [
         sql.SQL("{}{}" if came.get(c.name) == c.type else "{}{}::{}").format(
             sql.SQL(alias),
             sql.Identifier(c.name),
             *([] if came.get(c.name) == c.type else [sql.SQL(c.type)]),
         )
         for c in load.columns
-    )
+    ]
 
 
 def _parts(load: Load, key: Sequence[str]) -> dict[str, sql.Composable]:
     here = sql.SQL(", ").join(sql.SQL("t.{}").format(sql.Identifier(c.name)) for c in load.columns)
-    same = sql.SQL(" AND ").join(sql.SQL("t.{0} = s.{0}").format(sql.Identifier(k)) for k in key)
+    same = sql.SQL(" AND ").join(
+        pg_types.equal(load.conn, column) for column in load.columns if column.name in key
+    )
     typed = _typed(load)
     return {
         "table": load.table,

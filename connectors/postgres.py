@@ -90,6 +90,8 @@ _SESSION = {
     "DateStyle": "ISO",
     "IntervalStyle": "postgres",
     "extra_float_digits": "1",
+    "bytea_output": "hex",
+    "xmloption": "content",
     "lc_monetary": "C",
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "600s",

@@ -116,6 +116,7 @@ FAILURES: dict[str, Failure] = {
     ),
     "streams": _person("`run logs` says it for each stream; the others are loaded"),
     "incomplete": _person("`run logs`; not every stream was read, so this is no success"),
+    "row_too_large": _person("read the table through a view without the column that is named"),
     "rows_missing": _person("compare the two sides; rows are unaccounted for, nothing was kept"),
     # ── run control ──────────────────────────────────────────────────────────────────────────
     "transient": _time("do what the sentence says if it stays"),

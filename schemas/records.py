@@ -31,6 +31,8 @@ class Column:
     type: str  # exact SQL type, e.g. numeric(12,2); user types are schema-qualified
     nullable: bool = True
     as_text: bool = False  # travels as text: its binary form means nothing on another server
+    otherwise: str = ""  # the type it is where `type` is missing; "" if there is none
+    extension: str = ""  # the extension that brings the type
 
 
 class Change(StrEnum):

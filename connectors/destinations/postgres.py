@@ -5,7 +5,7 @@ from time import monotonic
 from typing import Any
 from uuid import UUID
 
-from connectors import pg_discover, pg_load, pg_state
+from connectors import pg_discover, pg_load, pg_state, pg_types
 from connectors.pg_catalog import check_names, ensure_schema
 from connectors.pg_load import Load
 from connectors.pg_state import StateRow
@@ -96,7 +96,9 @@ class PostgresDestination:
             if not self._states[name].known:
                 ensure_schema(self._conn, request.target_schema)
         with translated(self._config, "destination"), self._conn.transaction():
-            counts = pg_load.run(self._plan(request, batch))
+            here = pg_types.settled(self._conn, self._config, request, batch)
+            counts = pg_load.run(self._plan(request, here))
+            pg_types.check_intervals(self._conn, self._config, request, here.shape.columns)
             result = _result(request, batch, counts, seconds=monotonic() - started)
             pg_state.commit(self._conn, request, result, expected=self._expected[name])
         self._expected[name] = batch.upper

@@ -7,8 +7,8 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from connectors import pg_discover, pg_window
-from connectors.pg_catalog import Relation, describe
+from connectors import pg_discover, pg_types, pg_window
+from connectors.pg_catalog import Relation, check_key, describe
 from connectors.pg_window import Window
 from connectors.postgres import (
     SECRET_FIELDS,
@@ -89,6 +89,7 @@ class PostgresSource:
         """Open a snapshot and yield its one batch: the window from the cursor to a frozen bound."""
         with translated(self._config, "source"):
             relation = describe(self._conn, self._config, stream.schema_name, stream.table_name)
+            check_key(self._conn, stream, relation)
             category = None
             if stream.cursor not in {None, "xmin"}:
                 category = pg_window.check_cursor_column(stream, relation)
@@ -124,7 +125,8 @@ class PostgresSource:
 
     def _batch(self, stream: StreamSpec, relation: Relation, window: Window) -> Batch:
         key = stream.key or relation.shape.key
-        copy = _Copy(self._conn, _query(stream, relation, window), self._config)
+        copy = _Copy(self._conn, _query(stream, relation, window), self._config, stream)
+        types = pg_types.notes(relation.shape.columns) if window.full else ()
         return Batch(
             shape=StreamShape(
                 columns=relation.shape.columns, key=key, key_is_unique=relation.is_key(key)
@@ -135,7 +137,7 @@ class PostgresSource:
             lower=window.lower,
             upper=window.upper,
             full=window.full,
-            notes=(*window.notes, *self._warnings()),
+            notes=(*window.notes, *types, *self._warnings()),
         )
 
     def _warnings(self) -> Iterator[str]:
@@ -171,10 +173,14 @@ def _query(stream: StreamSpec, relation: Relation, window: Window) -> sql.Compos
 class _Copy:
     """One COPY TO STDOUT, re-blocked. Rows are never parsed: the server counts them."""
 
-    def __init__(self, conn: Connection, query: sql.Composed, config: PostgresConfig) -> None:
+    def __init__(
+        self, conn: Connection, query: sql.Composed, config: PostgresConfig, stream: StreamSpec
+    ) -> None:
+        self._conn = conn
         self._cursor = conn.cursor()
         self._query = query
         self._config = config
+        self._stream = stream
         self._seen = 0
         self._total: int | None = None
 
@@ -186,12 +192,17 @@ class _Copy:
         """Yield the stream in blocks; ends only if the server said that it was complete."""
         with translated(self._config, "source"):
             block = bytearray()
-            with self._cursor.copy(self._query) as copy:
-                for message in copy:
-                    block += message
-                    self._seen += 1
-                    if len(block) >= _BLOCK:
-                        yield bytes(block)
-                        block.clear()
+            try:
+                with self._cursor.copy(self._query) as copy:
+                    for message in copy:
+                        block += message
+                        self._seen += 1
+                        if len(block) >= _BLOCK:
+                            yield bytes(block)
+                            block.clear()
+            except (psycopg.errors.ProgramLimitExceeded, psycopg.errors.InternalError_) as error:
+                if not pg_types.is_too_large(error):
+                    raise
+                raise pg_types.too_large(self._conn, self._config, self._stream) from error
             self._total = self._cursor.rowcount
             yield bytes(block)

@@ -118,9 +118,9 @@ def test_every_built_in_type_arrives_exactly_and_stays_unchanged(engine, spec):
     assert pair.same("every_type")
     types = "SELECT array_agg(format_type(atttypid, atttypmod) ORDER BY attnum) FROM pg_attribute "
     where = "WHERE attrelid = '{}.every_type'::regclass AND attnum > 0 AND attname !~ '^_syncward'"
-    assert pair.rows("source", types + where.format("public")) == pair.rows(
-        "destination", types + where.format("acme")
-    )
+    ((here,),) = pair.rows("source", types + where.format("public"))
+    ((there,),) = pair.rows("destination", types + where.format("acme"))
+    assert there == ["text" if name == "regclass" else name for name in here]
     pair.source("UPDATE every_type SET h = 'changed' WHERE id = 1")
     second, _ = engine.sync("every_type", **spec)
     if spec["mode"] == "append":
