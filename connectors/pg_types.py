@@ -26,6 +26,10 @@ MAX_ROW_BYTES = 1_073_741_823
 _HAS_INFINITE_INTERVALS = 170_000
 _HAS_MULTIRANGES = 140_000
 
+#: Built-in types whose binary form is not taken back as it was sent: xml loses its declaration,
+#: and the empty values of the others are refused.
+_INEXACT = frozenset({"xml", "tsquery", "oidvector", "int2vector"})
+
 #: What of a type decides how it travels, for the types asked for and all that they are made of.
 _TYPES = """
 WITH RECURSIVE found (oid) AS (
@@ -98,7 +102,7 @@ class Travel:
 def is_plain(oid: int, kind: str, name: str, *, has_binary: bool) -> bool:
     """Say whether a type is the same on every server: no further question is needed."""
     name = name.removeprefix("_")
-    special = name.startswith("reg") or name in {"aclitem", "xml"}
+    special = name.startswith("reg") or name == "aclitem" or name in _INEXACT
     return oid < _FIRST_OWN and kind in {"b", "r", "m"} and has_binary and not special
 
 
@@ -131,12 +135,11 @@ def _any_part(known: dict[int, _Type], oid: int, holds: Callable[[_Type], bool])
 
 
 def _as_text(known: dict[int, _Type], oid: int) -> bool:
-    """Say whether the binary form is missing, or holds numbers or names of this server's own.
-
-    xml has one, but it drops the declaration that the stored text begins with.
-    """
+    """Say whether the binary form is missing, or holds numbers or names of this server's own."""
     type_ = known[oid]
-    if not type_.has_binary or type_.names_objects or type_.kind == "c" or type_.name == "xml":
+    if not type_.has_binary or type_.names_objects or type_.kind == "c":
+        return True
+    if not type_.own and type_.name in _INEXACT:
         return True
     if type_.kind in {"r", "m"} and type_.own:
         return True

@@ -33,9 +33,10 @@ def ends(cluster, admin, logins):
     )
     made.run("source", MAKE_OWN.replace("{s}", '"both"'), MAKE_OWN.replace("{s}", "here"))
     made.run("destination", MAKE_OWN.replace("{s}", '"both"'))
-    made.run("destination", "GRANT USAGE ON SCHEMA \"both\" TO writer")
-    made.run("source", "CREATE SCHEMA ext", "CREATE SCHEMA gone")
+    made.run("destination", 'GRANT USAGE ON SCHEMA "both" TO writer')
+    made.run("source", "CREATE SCHEMA ext")
     made.run("destination", "CREATE SCHEMA ext", "CREATE SCHEMA elsewhere")
+    made.run("destination", "GRANT USAGE ON SCHEMA ext, elsewhere TO writer")
     yield made
     made.close()
     for name in names.values():
@@ -53,6 +54,163 @@ def test_a_built_in_type(ends, case):
 
 
 def _exact(ends, case) -> str:
-    ((name,),) = ends.rows("source", sql.SQL("SELECT format_type(to_regtype({0}), NULL)").format(
+    ((name,),) = ends.rows("source", sql.SQL("SELECT format_type(to_regtype({0}), -1)").format(
         sql.Literal(case.type)))  # fmt: skip
     return "" if "(" in case.type or case.name.startswith("interval_") else name
+
+
+@named(NAMES)
+def test_names_of_objects_are_text_at_the_destination(ends, case):
+    """They mean something else there, or nothing."""
+    case = case.inside("here")
+    ends.check(case, type_="text")
+    assert ends.type_of(case.name, "a") == "text[]"
+
+
+@named(OWN)
+def test_a_type_of_ones_own_is_itself_where_the_destination_has_it(ends, case):
+    case = case.inside('"both"')
+    ends.check(case, name=f"both {case.name}", type_=case.type)
+    assert case.type in " ".join(ends.notes)
+
+
+@named(OWN)
+def test_a_type_of_ones_own_is_what_every_server_has_where_it_is_missing(ends, case):
+    case = case.inside("here")
+    ends.check(case, name=f"here {case.name}", type_=case.otherwise)
+
+
+# ── types of extensions ──────────────────────────────────────────────────────────────────────
+
+
+@named(EXTENSIONS)
+def test_a_type_of_an_extension(ends, case):
+    """Missing: an error that says what to type. There: itself, also from another schema."""
+    here = case.inside("ext")
+    _extension(ends, case.extension, source="ext", destination=None)
+    ends.make(here, f"no {case.name}")
+    with pytest.raises(ConfigError) as refused:
+        ends.sync(f"no {case.name}", mode="replace")
+    for word in ("column v", f"ext.{case.name}", f"CREATE EXTENSION {case.extension};", "typed_"):
+        assert word in str(refused.value)
+    _extension(ends, case.extension, source="ext", destination="ext")
+    ends.check(here, name=f"ext {case.name}", type_=here.type)
+    _extension(ends, case.extension, source="ext", destination="elsewhere")
+    ends.check(here, name=f"else {case.name}", type_=case.inside("elsewhere").type)
+    ends.sessions["destination"].execute(
+        "DROP TABLE acme.{0}, acme.{1}, acme.{2}, acme.{3}".format(
+            *(f'"{place} {case.name}{bag}"' for place in ("ext", "else") for bag in ("", " bag"))
+        )
+    )
+
+
+def _extension(ends, name: str, *, source: str, destination: str | None) -> None:
+    """Have an extension in a schema of the source, and in one of the destination or not at all."""
+    ends.run("source", f"CREATE EXTENSION IF NOT EXISTS {name} SCHEMA {source} CASCADE")
+    if destination is None:
+        ends.run("destination", f"DROP EXTENSION IF EXISTS {name}")
+        return
+    ends.run("destination", f"CREATE EXTENSION IF NOT EXISTS {name} SCHEMA {destination}")
+    ends.run("destination", f"ALTER EXTENSION {name} SET SCHEMA {destination}")
+
+
+@pytest.mark.parametrize("place", ["ext", "elsewhere"])
+def test_a_key_of_citext_is_the_key_of_citext(ends, place):
+    """Compared as text, a key that changed its case would be a new row, and then refused."""
+    _extension(ends, "citext", source="ext", destination=place)
+    name = f"ci {place}"
+    ends.run(
+        "source",
+        f'CREATE TABLE public."{name}" (k ext.citext PRIMARY KEY, n int)',
+        f"INSERT INTO public.\"{name}\" VALUES ('Ab', 1), ('c', 2)",
+        f'GRANT SELECT ON public."{name}" TO reader',
+    )
+    spec = {"mode": "merge", "key": ("k",)}
+    assert ends.sync(name, **spec).rows_inserted == 2
+    assert ends.sync(name, **spec).rows_unchanged == 2
+    ends.run("source", f"UPDATE public.\"{name}\" SET k = 'aB' WHERE n = 1")
+    result = ends.sync(name, **spec)
+    assert (result.rows_updated, result.rows_inserted, result.rows_unchanged) == (1, 0, 1)
+    assert set(ends.rows("destination", f'SELECT k::text, n FROM acme."{name}"')) == {
+        ("aB", 1), ("c", 2)}  # fmt: skip
+
+
+KEYS = [
+    ("enum", '"both".mood', ["'sad'", "'o''k'"]),
+    ("enum missing", "here.mood", ["'sad'", "'o''k'"]),
+    ("domain", '"both".smallest', ["1", "2"]),
+    ("composite", '"both".as_row', ["ROW(1, 'x')", "ROW(1, 'y')"]),
+    ("composite missing", "here.as_row", ["ROW(1, 'x')", "ROW(1, 'y')"]),
+    ("array", "int[]", ["'{1,2}'", "'[0:1]={1,2}'"]),
+    ("array of enums", '"both".mood[]', ["'{sad}'", "'{}'"]),
+    ("range", '"both".floats', ["'[1,2)'", "'empty'"]),
+    ("numeric", "numeric", ["1.0", "'NaN'"]),
+    ("bytea", "bytea", ["''", r"'\x00'"]),
+    ("jsonb", "jsonb", ["'{}'", "'[]'"]),
+    ("timestamp", "timestamp", ["'infinity'", "'-infinity'"]),
+    ("inet", "inet", ["'10.0.0.1'", "'10.0.0.1/8'"]),
+    ("tsvector", "tsvector", ["''", "'a'"]),
+    ("oidvector", "oidvector", ["''", "'1'"]),
+    ("names", "regclass", ["'pg_class'", "'pg_type'"]),
+]
+
+
+@pytest.mark.parametrize(("name", "type_", "values"), KEYS, ids=[key[0] for key in KEYS])
+def test_a_key_of_any_type_that_has_order(ends, name, type_, values):
+    table = f'public."key {name}"'
+    ends.run(
+        "source",
+        f"CREATE TABLE {table} (k {type_} PRIMARY KEY, n int)",
+        f"INSERT INTO {table} VALUES ({values[0]}, 1), ({values[1]}, 2)",
+        f"GRANT SELECT ON {table} TO reader",
+    )
+    spec = {"mode": "merge", "key": ("k",)}
+    assert ends.sync(f"key {name}", **spec).rows_inserted == 2
+    ends.run("source", f"UPDATE {table} SET n = 3 WHERE n = 2")
+    result = ends.sync(f"key {name}", **spec)
+    assert (result.rows_updated, result.rows_inserted, result.rows_unchanged) == (1, 0, 1)
+    replaced = ends.sync(f"key {name}", mode="replace")
+    assert replaced.rows_unchanged == 2
+
+
+@pytest.mark.parametrize("type_", ["json", "point", "xid", "polygon"])
+def test_a_key_of_a_type_without_order_is_refused_with_its_name(ends, type_):
+    table = f"unordered_{type_}"
+    ends.run(
+        "source", f"CREATE TABLE public.{table} (k {type_})",
+        f"GRANT SELECT ON public.{table} TO reader",
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=rf"public\.{table}: key \(k {type_}\) .* without order"):
+        ends.sync(table, mode="merge", key=("k",))
+    with pytest.raises(ConfigError, match="key nope is no column"):
+        ends.sync(table, mode="merge", key=("nope",))
+    assert ends.sync(table, mode="replace").rows_loaded == 0
+
+
+def test_an_enum_with_a_new_label_arrives_where_it_is_text(ends):
+    ends.run(
+        "source",
+        "CREATE TYPE here.grows AS ENUM ('a')",
+        "CREATE TABLE public.grown (id int PRIMARY KEY, v here.grows)",
+        "INSERT INTO public.grown VALUES (1, 'a')",
+        "GRANT SELECT ON public.grown TO reader",
+    )
+    ends.sync("grown", mode="replace")
+    ends.run("source", "ALTER TYPE here.grows ADD VALUE 'b' BEFORE 'a'")
+    ends.run("source", "UPDATE public.grown SET v = 'b'")
+    assert ends.sync("grown", mode="replace").rows_updated == 1
+    # made afterwards, the type changes nothing for a table that is there
+    ends.run("destination", "CREATE SCHEMA here", "CREATE TYPE here.grows AS ENUM ('a', 'b')")
+    ends.run("destination", "GRANT USAGE ON SCHEMA here TO writer")
+    try:
+        assert ends.sync("grown", mode="replace").rows_unchanged == 1
+        assert ends.type_of("grown", "v") == "text"
+    finally:
+        ends.run("destination", "DROP SCHEMA here CASCADE")
+
+
+def test_xml_is_refused_where_the_server_was_built_without_it(ends):
+    ends.run("source", "CREATE TABLE public.papers (x xml)",
+             "GRANT SELECT ON public.papers TO reader")  # fmt: skip
+    with pytest.raises(ConfigError, match=r"public\.papers: .*typed_.* built without libxml"):
+        ends.sync("papers", mode="replace")

@@ -170,7 +170,7 @@ OWN = [
 
 #: `{s}` is the schema of the extension.
 EXTENSIONS = [
-    _case("hstore", "'a=>1, b=>NULL, \"c d\"=>\"\"'", "''", type_="{s}.hstore", extension="hstore"),
+    _case("hstore", '\'a=>1, b=>NULL, "c d"=>""\'', "''", type_="{s}.hstore", extension="hstore"),
     _case("citext", "'Ab'", "''", type_="{s}.citext", extension="citext"),
     _case("ltree", "'a.b_1.c'", "''", type_="{s}.ltree", extension="ltree"),
     _case("lquery", "'*.b{1,2}.!c'", type_="{s}.lquery", extension="ltree"),

@@ -18,7 +18,7 @@ _SIGHT = {
     "search_path": "pg_catalog",
     "TimeZone": "UTC",
     "DateStyle": "ISO, MDY",
-    "IntervalStyle": "postgres_verbose",
+    "IntervalStyle": "postgres",
     "bytea_output": "hex",
     "lc_monetary": "C",
     "extra_float_digits": "3",
@@ -135,9 +135,7 @@ class Ends:
             sql.SQL(
                 "SELECT format_type(atttypid, atttypmod) FROM pg_attribute "
                 "WHERE attrelid = {}::regclass AND attname = {}"
-            ).format(
-                sql.Literal(sql.Identifier("acme", name).as_string()), sql.Literal(column)
-            ),
+            ).format(sql.Literal(sql.Identifier("acme", name).as_string()), sql.Literal(column)),
         )
         return found
 
@@ -155,10 +153,12 @@ class Ends:
         table = sql.Identifier("public", name)
         self.run(
             "source",
-            sql.SQL("UPDATE {0} SET v = NULL, a = (SELECT a FROM {0} WHERE id = 2) WHERE id = 0")
-            .format(table),
-            sql.SQL("UPDATE {0} SET v = (SELECT v FROM {0} WHERE id = 1) WHERE id = 4")
-            .format(table),
+            sql.SQL(
+                "UPDATE {0} SET v = NULL, a = (SELECT a FROM {0} WHERE id = 2) WHERE id = 0"
+            ).format(table),
+            sql.SQL("UPDATE {0} SET v = (SELECT v FROM {0} WHERE id = 1) WHERE id = 4").format(
+                table
+            ),
             sql.SQL("INSERT INTO {0} SELECT 99, v, a FROM {0} WHERE id = 3").format(table),
         )
         here = self.images("source", name, case)
@@ -186,4 +186,3 @@ class Ends:
 def at_least(cases: list[Case], major: int) -> list[Case]:
     """The cases that a server of a major version has."""
     return [case for case in cases if case.since <= major]
-
