@@ -122,13 +122,17 @@ def time_window(
     below: sql.Composable = sql.SQL("{} < {}").format(column, sql.Literal(upper))
     if kind == "date":
         below = ALL  # a day is not over: its rows are read now and again next time
+    # infinity is behind every bound: read in full, and each time where that repeats nothing
+    endless = sql.SQL("{} = 'infinity'").format(column)
     if lower is None:
-        where = sql.SQL("({} OR {} IS NULL)").format(below, column)
+        where = sql.SQL("({} OR {} OR {} IS NULL)").format(below, endless, column)
         return Window(where, None, stored, full=True, notes=notes)
     start = sql.SQL("({}::{} - {}::interval)").format(
         sql.Literal(lower), sql.SQL(kind), sql.Literal(f"{stream.overlap.total_seconds()} s")
     )
-    where = sql.SQL("{} >= {} AND {}").format(column, start, below)
+    where: sql.Composable = sql.SQL("{} >= {} AND {}").format(column, start, below)
+    if stream.mode is Mode.MERGE:
+        where = sql.SQL("(({}) OR {})").format(where, endless)
     return Window(where, cursor, stored, full=False, notes=notes)
 
 

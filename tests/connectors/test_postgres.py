@@ -448,11 +448,11 @@ def test_a_new_column_or_another_type_is_named(engine):
 
 
 def test_a_type_the_destination_lacks_is_named(engine):
-    engine.pair.source("CREATE TYPE colour AS ENUM ('red')", "CREATE TABLE y (c colour)")
+    engine.pair.source("CREATE EXTENSION hstore", "CREATE TABLE y (c hstore)")
     refused(
         engine,
         ConfigError,
-        r"type public\.colour, which .* does not have",
+        r"type public\.hstore, of the extension hstore, which .* does not have",
         name="y",
         mode="replace",
     )

@@ -1,0 +1,249 @@
+"""Kinds of tables, names and sizes: what is read is what SELECT * gives, and arrives as it is."""
+
+import os
+
+import pytest
+from psycopg import sql
+
+from connectors import pg_types
+from schemas.errors import ConfigError
+from tests.connectors.typed import Ends
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def ends(pair):
+    made = Ends(
+        {role: pair.connect(role) for role in ("source", "destination")},
+        {role: pair.config(role) for role in ("source", "destination")},
+        {role: pair.secret(role) for role in ("source", "destination")},
+    )
+    yield made
+    made.close()
+
+
+def make(ends, *statements: str) -> None:
+    ends.run("source", "SET search_path = public", *statements, "SET search_path = pg_catalog")
+    ends.run("source", "GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader")
+
+
+def same(ends, table: str) -> bool:
+    here = ends.rows("source", f"SELECT * FROM public.{table}")
+    names = ", ".join(
+        row[0]
+        for row in ends.rows(
+            "destination",
+            "SELECT quote_ident(attname) FROM pg_attribute WHERE attrelid = "
+            f"'acme.{table}'::regclass AND attnum > 0 AND attname <> '_syncward_synced_at' "
+            "ORDER BY attnum",
+        )
+    )
+    return sorted(map(repr, here)) == sorted(
+        map(repr, ends.rows("destination", f"SELECT {names} FROM acme.{table}"))
+    )
+
+
+MERGE = {"mode": "merge", "key": ("id",)}
+
+
+def test_generated_identity_serial_and_dropped_columns_are_columns(ends):
+    make(
+        ends,
+        "CREATE TABLE made (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, gone text, s serial, "
+        "n int DEFAULT 7, stored int GENERATED ALWAYS AS (n * 2) STORED, "
+        "virtual int GENERATED ALWAYS AS (n * 3) VIRTUAL)",
+        "ALTER TABLE made DROP COLUMN gone",
+        "INSERT INTO made (n) VALUES (1), (NULL)",
+    )
+    assert ends.sync("made", **MERGE).rows_inserted == 2
+    make(ends, "UPDATE made SET n = 5 WHERE id = 1")
+    assert ends.sync("made", **MERGE).rows_updated == 1
+    assert ends.sync("made", **MERGE).rows_unchanged == 2
+    assert same(ends, "made")
+
+
+def test_a_partitioned_table_is_one_table(ends):
+    make(
+        ends,
+        "CREATE TABLE parts (id int, region text, v text, PRIMARY KEY (id, region)) "
+        "PARTITION BY LIST (region)",
+        "CREATE TABLE parts_eu PARTITION OF parts FOR VALUES IN ('eu')",
+        # columns in another order, with one dropped: rows are converted
+        "CREATE TABLE parts_us (gone int, v text, region text NOT NULL, id int NOT NULL)",
+        "ALTER TABLE parts_us DROP COLUMN gone",
+        "ALTER TABLE parts ATTACH PARTITION parts_us FOR VALUES IN ('us')",
+        "INSERT INTO parts VALUES (1, 'eu', 'a'), (1, 'us', NULL)",
+    )
+    spec = {"mode": "merge", "key": ("id", "region"), "cursor": "xmin"}
+    assert ends.sync("parts", **spec).rows_inserted == 2
+    make(ends, "UPDATE parts SET v = '' WHERE region = 'us'")
+    assert ends.sync("parts", **spec).rows_updated == 1
+    assert same(ends, "parts")
+    assert ends.sync("parts", mode="replace").rows_unchanged == 2
+
+
+def test_a_parent_is_read_with_its_children_and_its_key_proves_nothing(ends):
+    """As SELECT reads it; children may hold the key again, which no constraint forbids."""
+    make(
+        ends,
+        "CREATE TABLE parent (id int PRIMARY KEY, v text)",
+        "CREATE TABLE child (extra text) INHERITS (parent)",
+        "INSERT INTO parent VALUES (1, 'parent')",
+        "INSERT INTO child VALUES (2, 'child', 'x')",
+    )
+    assert ends.sync("parent", **MERGE).rows_inserted == 2
+    assert ends.sync("child", mode="replace").rows_inserted == 1
+    assert same(ends, "parent")
+    assert same(ends, "child")
+    make(ends, "INSERT INTO child VALUES (1, 'again', 'y')")
+    with pytest.raises(ConfigError, match=r"public\.parent: key \(id\) is no key: 1 values repeat"):
+        ends.sync("parent", **MERGE)
+    ends.run("destination", "DROP TABLE acme.parent")
+    assert ends.sync("parent", mode="replace").rows_inserted == 3  # without a key it is a bag
+    assert ends.sync("parent", mode="replace").rows_unchanged == 3
+    assert same(ends, "parent")
+
+
+def test_views_materialized_views_and_foreign_tables_are_read(ends):
+    make(
+        ends,
+        "CREATE TABLE base (id int, v json)",
+        """INSERT INTO base VALUES (1, '{"a":1}'), (1, '{"a":1}'), (2, NULL)""",
+        "CREATE VIEW seen AS SELECT v, id FROM base",
+        "CREATE MATERIALIZED VIEW kept AS SELECT * FROM base",
+    )
+    for name in ("seen", "kept"):
+        assert ends.sync(name, mode="replace").rows_inserted == 3
+        assert ends.sync(name, mode="replace").rows_unchanged == 3
+        assert same(ends, name)
+
+
+def test_nothing_is_not_an_empty_string_nor_the_word_null(ends):
+    make(
+        ends,
+        "CREATE TABLE nothing (id int PRIMARY KEY, t text, c char(3), b bytea, a text[], j jsonb)",
+        "INSERT INTO nothing VALUES (1, NULL, NULL, NULL, NULL, NULL), "
+        """(2, '', '', '', '{}', 'null'), (3, 'NULL', '\\N', '\\\\N', '{NULL,"NULL",""}', '""')""",
+    )
+    ends.sync("nothing", **MERGE)
+    assert same(ends, "nothing")
+    make(ends, "UPDATE nothing SET t = '' WHERE id = 1", "UPDATE nothing SET t = NULL WHERE id = 2")
+    result = ends.sync("nothing", **MERGE)
+    assert (result.rows_updated, result.rows_unchanged) == (2, 1)
+    assert same(ends, "nothing")
+
+
+NAMES = [
+    "select",
+    "a b",
+    'quo"te',
+    "Ünïcode ☃",
+    "é" * 31 + "x",
+    "%s",
+    "{}",
+    "it's",
+    "tab\there",
+    " ",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_a_name_of_table_column_and_key(ends, name):
+    table, column = sql.Identifier("public", name), sql.Identifier(name)
+    ends.run(
+        "source",
+        sql.SQL("CREATE TYPE {} AS ENUM ({})").format(
+            sql.Identifier("public", f"{name}"[:20] + "'T"), sql.Literal(name[:20])
+        ),
+        sql.SQL("CREATE TABLE {} ({} int PRIMARY KEY, v {})").format(
+            table, column, sql.Identifier("public", f"{name}"[:20] + "'T")
+        ),
+        sql.SQL("INSERT INTO {} VALUES (1, {})").format(table, sql.Literal(name[:20])),
+        sql.SQL("GRANT SELECT ON {} TO reader").format(table),
+    )
+    spec = {"mode": "merge", "key": (name,), "cursor": name}
+    assert ends.sync(name, **spec).rows_inserted == 1
+    assert ends.sync(name, **spec).rows_unchanged == 1
+    there = ends.rows(
+        "destination", sql.SQL("SELECT {}, v FROM {}").format(column, sql.Identifier("acme", name))
+    )
+    assert there == [(1, name[:20])]
+
+
+def test_a_table_without_columns_is_refused(ends):
+    make(ends, "CREATE TABLE none ()")
+    with pytest.raises(ConfigError, match=r"public\.none: has no columns"):
+        ends.sync("none", mode="replace")
+
+
+def test_as_many_columns_as_a_table_can_have_less_ours(ends):
+    columns = ", ".join(f"c{n} int" for n in range(1598))
+    make(ends, f"CREATE TABLE wide (id int PRIMARY KEY, {columns})")
+    make(ends, "INSERT INTO wide (id, c7) VALUES (1, 7)")
+    assert ends.sync("wide", **MERGE).rows_inserted == 1
+    make(ends, "UPDATE wide SET c7 = 8")
+    assert ends.sync("wide", **MERGE).rows_updated == 1
+
+
+@pytest.mark.parametrize("type_", ["timestamptz", "timestamp", "date", "moment"])
+def test_a_cursor_at_infinity_is_read_with_every_window(ends, type_):
+    """It lies behind every bound: without this the row would never arrive."""
+    make(
+        ends,
+        "CREATE DOMAIN moment AS timestamptz",
+        f"CREATE TABLE t (id int PRIMARY KEY, at {type_}, v int)",
+        "INSERT INTO t VALUES (1, 'infinity'), (2, '-infinity'), (3, NULL), (4, '0044-03-15 BC')",
+    )
+    spec = {**MERGE, "cursor": "at"}
+    assert ends.sync("t", **spec).rows_inserted == 4
+    make(ends, "UPDATE t SET v = 1 WHERE id = 1", "INSERT INTO t VALUES (5, 'infinity')")
+    result = ends.sync("t", **spec)
+    assert (result.rows_inserted, result.rows_updated) == (1, 1)
+    text = [
+        sorted(ends.rows(role, f"SELECT id, at::text, v FROM {schema}.t"), key=repr)
+        for role, schema in (("source", "public"), ("destination", "acme"))
+    ]
+    assert text[0] == text[1]
+
+
+# ── sizes ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_value_of_many_megabytes_arrives_as_it_is(ends):
+    make(
+        ends,
+        "CREATE TABLE big (id int PRIMARY KEY, b bytea, t text)",
+        "ALTER TABLE big ALTER b SET STORAGE EXTERNAL",
+        "INSERT INTO big SELECT 1, decode(repeat('00ff10', 8000000), 'hex'), repeat('ä', 8000000)",
+    )
+    assert ends.sync("big", **MERGE).rows_inserted == 1
+    assert ends.sync("big", **MERGE).rows_unchanged == 1
+    digest = "SELECT md5(b), md5(t), octet_length(b), octet_length(t) FROM {}.big"
+    assert ends.rows("source", digest.format("public")) == ends.rows(
+        "destination", digest.format("acme")
+    )
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(
+    os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 8 * 2**30, reason="needs 8 GB"
+)
+@pytest.mark.parametrize("mode", [{"mode": "replace"}, {**MERGE, "cursor": "xmin"}])
+def test_a_row_longer_than_a_server_can_send_is_refused_by_name(ends, mode):
+    make(
+        ends,
+        "CREATE TABLE huge (id int PRIMARY KEY, small text, one text, other text)",
+        "INSERT INTO huge SELECT 1, 'x', repeat('x', 500000000)",
+        "UPDATE huge SET other = repeat('y', 600000000)",
+    )
+    with pytest.raises(ConfigError) as refused:
+        ends.sync("huge", **mode)
+    assert refused.value.code == "row_too_large"
+    for word in ("public.huge", "column other", f"{pg_types.MAX_ROW_BYTES:,}", "view without that"):
+        assert word in str(refused.value)
+    make(ends, "UPDATE huge SET other = 'y'")  # the session goes on
+    assert ends.sync("huge", **mode).rows_inserted == 1
+    size = "SELECT octet_length(one) FROM {}.huge"
+    assert ends.rows("destination", size.format("acme")) == [(500_000_000,)]
