@@ -360,12 +360,13 @@ def check_intervals(
         return
     table = sql.Identifier(request.target_schema, request.stream.table_name)
     for column in names:
-        array = column.type.endswith("[]")
-        value = sql.SQL("ANY({})" if array else "{}").format(sql.Identifier(column.name))
+        infinite = sql.SQL(_INFINITE_IN if column.type.endswith("[]") else _INFINITE).format(
+            sql.Identifier(column.name), sql.Literal([_LATEST, _EARLIEST])
+        )
         row = conn.execute(
-            sql.SQL(
-                "SELECT FROM {} WHERE _syncward_synced_at = now() AND ({} = {} OR {} = {}) LIMIT 1"
-            ).format(table, _LATEST, value, _EARLIEST, value)
+            sql.SQL("SELECT FROM {} WHERE _syncward_synced_at = now() AND {} LIMIT 1").format(
+                table, infinite
+            )
         ).fetchone()
         if row is not None:
             raise ConfigError(
@@ -375,12 +376,10 @@ def check_intervals(
             )
 
 
-def _interval(months: int, days: int, time: str) -> sql.Composed:
-    return sql.SQL("(make_interval(months => {}, days => {}) + {}::interval)").format(
-        sql.Literal(months), sql.Literal(days), sql.Literal(time)
-    )
-
-
-#: What an older server makes of infinity: every field at its limit.
-_LATEST = _interval(2**31 - 1, 2**31 - 1, "2562047788:00:54.775807")
-_EARLIEST = _interval(-(2**31), -(2**31), "-2562047788:00:54.775808")
+#: Every field at its limit: infinity for a server that knows it, 178,956,970 years for others.
+_LATEST = bytes.fromhex("7f" + "ff" * 7 + "7fffffff" * 2)
+_EARLIEST = bytes.fromhex("80" + "00" * 7 + "80000000" * 2)
+_INFINITE = "interval_send({}) = ANY({}::bytea[])"
+_INFINITE_IN = (
+    "EXISTS (SELECT FROM unnest({}) AS u (one) WHERE interval_send(u.one) = ANY({}::bytea[]))"
+)

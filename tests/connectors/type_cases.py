@@ -180,3 +180,14 @@ EXTENSIONS = [
     _case("seg", "'1.0 .. ~2.00'", type_="{s}.seg", extension="seg"),
     _case("isbn13", "'978-0-393-04002-9'", type_="{s}.isbn13", extension="isn"),
 ]
+
+#: Only where the server was built with libxml.
+XML = [
+    _case("xml", "'<a/>'", "'<?xml version=\"1.0\"?><a> </a>'", "'text & more'".replace("&", "&amp;"),
+          "'<?xml version=\"1.0\" standalone=\"yes\"?><a>ä</a>'", "''", "'<!DOCTYPE a><a/>'"),
+]  # fmt: skip
+
+
+def at_least(cases: list[Case], major: int) -> list[Case]:
+    """The cases that a server of a major version has."""
+    return [case for case in cases if case.since <= major]

@@ -59,6 +59,7 @@ class Ends:
             "postgres", configs["destination"], secrets["destination"], LOOSE
         )
         self.notes: tuple[str, ...] = ()
+        self.versions = (0, 0)
 
     def close(self) -> None:
         self._source.close()
@@ -83,6 +84,9 @@ class Ends:
             (batch,) = batches
             self.notes = batch.notes
             return self._destination.load(request, batch)
+
+    def discover(self):
+        return self._source.discover()
 
     # ── a table for a type ───────────────────────────────────────────────────────────────────
 
@@ -181,8 +185,3 @@ class Ends:
         result = self.sync(name, mode="replace")
         assert (result.rows_deleted, result.rows_inserted) == (1, 0)
         assert self.images("destination", name, case) == self.images("source", name, case)
-
-
-def at_least(cases: list[Case], major: int) -> list[Case]:
-    """The cases that a server of a major version has."""
-    return [case for case in cases if case.since <= major]
