@@ -101,6 +101,7 @@ def _columns(conn: Connection, oid: int) -> tuple[tuple[Column, ...], dict[str, 
             as_text=travel.as_text,
             otherwise=travel.otherwise,
             extension=travel.extension,
+            labels=travel.labels,
         )
         categories[name] = travel.category, travel.base
     return tuple(columns.values()), categories

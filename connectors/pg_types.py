@@ -6,8 +6,8 @@ another server; text is read by the other server's own rules. docs/connectors.md
 """
 
 import re
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import psycopg
@@ -50,6 +50,8 @@ SELECT t.oid, t.typname::text, t.typtype::text, t.typcategory::text, t.typsend <
        array(SELECT a.atttypid FROM pg_attribute a WHERE a.attrelid = t.typrelid
              AND t.typtype = 'c' AND a.attnum > 0 AND NOT a.attisdropped),
        coalesce((SELECT g.rngsubtype FROM pg_range g WHERE g.rngtypid = t.oid), 0),
+       array(SELECT l.enumlabel::text FROM pg_enum l WHERE l.enumtypid = t.oid
+             ORDER BY l.enumsortorder),
        coalesce((SELECT x.extname::text FROM pg_depend d JOIN pg_extension x ON x.oid = d.refobjid
          WHERE d.classid = 'pg_type'::regclass AND d.objid = t.oid AND d.deptype = 'e'
            AND d.refclassid = 'pg_extension'::regclass), '')
@@ -71,6 +73,7 @@ class _Type:
     base_name: str | None
     attributes: list[int]  # of a composite
     bound: int  # of a range
+    labels: list[str]  # of an enum
     extension: str
 
     @property
@@ -94,6 +97,7 @@ class Travel:
     type: str  # what it should be there
     otherwise: str  # what it is where that type is missing; "" if it is nothing then
     extension: str  # whose type it is
+    labels: tuple[str, ...]  # of an enum, also in an array or below a domain
     as_text: bool
     category: str  # of the type, below its domains
     base: str  # name of the type, below its domains
@@ -120,10 +124,14 @@ def _travel(known: dict[int, _Type], oid: int, name: str) -> Travel:
     base = known[oid]
     while base.base:
         base = known[base.base]
+    enum = base
+    while enum.base or enum.element:
+        enum = known[enum.base or enum.element]
     return Travel(
         type=name,
         otherwise="" if otherwise == name else otherwise,
         extension=_extension(known, oid),
+        labels=tuple(enum.labels),
         as_text=_as_text(known, oid),
         category=base.category,
         base=base.name,
@@ -279,6 +287,41 @@ def _here(conn: Connection, config: PostgresConfig, request: LoadRequest, column
         raise ConfigError(_missing(config, request, column))
     # What the table has decides: a type that was made after its first load changes nothing.
     return there if there in names else names[0]
+
+
+@contextmanager
+def labels_named(
+    conn: Connection, config: PostgresConfig, request: LoadRequest, columns: Sequence[Column]
+) -> Iterator[None]:
+    """Say which label of an enum is missing here, where a value was refused for that."""
+    try:
+        yield
+    except psycopg.errors.InvalidTextRepresentation as error:
+        for column in columns:
+            enum, lacking = _lacking(conn, column) if column.labels else ("", [])
+            if lacking:
+                added = " ".join(
+                    f"ALTER TYPE {enum} ADD VALUE {sql.Literal(label).as_string(conn)};"
+                    for label in lacking
+                )
+                raise ConfigError(
+                    f"{request.stream.name}: a value of column {column.name} has a label that "
+                    f"{enum} of {config.where} lacks; run there: {added}",
+                    code="data_refused",
+                ) from error
+        raise
+
+
+def _lacking(conn: Connection, column: Column) -> tuple[str, list[str]]:
+    """Return the enum below a column's type here, and the labels that only the source has."""
+    rows = conn.execute(
+        "SELECT format_type(l.enumtypid, NULL), l.enumlabel::text FROM pg_enum l JOIN pg_type t "
+        "ON l.enumtypid IN (t.oid, t.typbasetype) WHERE t.oid = to_regtype(%s)",
+        (column.type.removesuffix("[]"),),
+    ).fetchall()
+    here = {label for _, label in rows}
+    enum = rows[0][0] if rows else ""
+    return enum, [label for label in column.labels if here and label not in here]
 
 
 def _missing(config: PostgresConfig, request: LoadRequest, column: Column) -> str:

@@ -125,8 +125,8 @@ def time_window(
     # infinity is behind every bound: read in full, and each time where that repeats nothing
     endless = sql.SQL("{} = 'infinity'").format(column)
     if lower is None:
-        where = sql.SQL("({} OR {} OR {} IS NULL)").format(below, endless, column)
-        return Window(where, None, stored, full=True, notes=notes)
+        everything = sql.SQL("({} OR {} OR {} IS NULL)").format(below, endless, column)
+        return Window(everything, None, stored, full=True, notes=notes)
     start = sql.SQL("({}::{} - {}::interval)").format(
         sql.Literal(lower), sql.SQL(kind), sql.Literal(f"{stream.overlap.total_seconds()} s")
     )

@@ -33,6 +33,7 @@ class Column:
     as_text: bool = False  # travels as text: its binary form means nothing on another server
     otherwise: str = ""  # the type it is where `type` is missing; "" if there is none
     extension: str = ""  # the extension that brings the type
+    labels: tuple[str, ...] = ()  # of an enum, at the source
 
 
 class Change(StrEnum):

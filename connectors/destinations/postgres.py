@@ -95,11 +95,12 @@ class PostgresDestination:
         with translated(self._config, "destination"):
             if not self._states[name].known:
                 ensure_schema(self._conn, request.target_schema)
-        with translated(self._config, "destination"), self._conn.transaction():
+        labels = pg_types.labels_named(self._conn, self._config, request, batch.shape.columns)
+        with translated(self._config, "destination"), labels, self._conn.transaction():
             here = pg_types.settled(self._conn, self._config, request, batch)
             counts = pg_load.run(self._plan(request, here))
             pg_types.check_intervals(self._conn, self._config, request, here.shape.columns)
-            result = _result(request, batch, counts, seconds=monotonic() - started)
+            result = _result(request, here, counts, seconds=monotonic() - started)
             pg_state.commit(self._conn, request, result, expected=self._expected[name])
         self._expected[name] = batch.upper
         return result

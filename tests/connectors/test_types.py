@@ -97,11 +97,9 @@ def test_a_type_of_an_extension(ends, case):
     ends.check(here, name=f"ext {case.name}", type_=here.type)
     _extension(ends, case.extension, source="ext", destination="elsewhere")
     ends.check(here, name=f"else {case.name}", type_=case.inside("elsewhere").type)
-    ends.sessions["destination"].execute(
-        "DROP TABLE acme.{0}, acme.{1}, acme.{2}, acme.{3}".format(
-            *(f'"{place} {case.name}{bag}"' for place in ("ext", "else") for bag in ("", " bag"))
-        )
-    )
+    for place in ("ext", "else"):
+        for bag in ("", " bag"):
+            ends.run("destination", f'DROP TABLE acme."{place} {case.name}{bag}"')
 
 
 def _extension(ends, name: str, *, source: str, destination: str | None) -> None:
@@ -214,3 +212,62 @@ def test_xml_is_refused_where_the_server_was_built_without_it(ends):
              "GRANT SELECT ON public.papers TO reader")  # fmt: skip
     with pytest.raises(ConfigError, match=r"public\.papers: .*typed_.* built without libxml"):
         ends.sync("papers", mode="replace")
+
+
+@pytest.mark.parametrize("type_", ['"both".older', '"both".older[]', '"both".oldest'])
+@pytest.mark.parametrize("mode", [{"mode": "replace"}, {"mode": "merge", "key": ("id",)}])
+def test_a_label_that_the_destination_lacks_is_named_with_what_to_type(ends, type_, mode):
+    drop = 'DROP TYPE IF EXISTS "both".older CASCADE'
+    for role, labels in (("source", "'a', 'it''s new'"), ("destination", "'a'")):
+        ends.run(role, drop, f'CREATE TYPE "both".older AS ENUM ({labels})')
+        ends.run(role, 'CREATE DOMAIN "both".oldest AS "both".older')
+    name = f"labels {type_} {mode['mode']}".replace('"', "")
+    table = f'public."{name}"'
+    value = "'{a,it''s new}'" if "[]" in type_ else "'it''s new'"
+    ends.run(
+        "source",
+        f"CREATE TABLE {table} (id int PRIMARY KEY, v {type_})",
+        f"INSERT INTO {table} VALUES (1, NULL)",
+        f"GRANT SELECT ON {table} TO reader",
+    )
+    assert ends.sync(name, **mode).rows_inserted == 1
+    ends.run("source", f"INSERT INTO {table} VALUES (2, {value})")
+    with pytest.raises(ConfigError, match=r"column v has a label that .* lacks") as refused:
+        ends.sync(name, **mode)
+    ends.run("destination", str(refused.value).split("run there: ")[1])
+    assert ends.sync(name, **mode).rows_inserted == 1
+    ends.run("source", f"DROP TABLE {table}")
+
+
+def test_uuids_keys_time_zones_and_arrays_are_not_garbled(ends):
+    """What others lose of just such a table: types, the key, zones, whole columns."""
+    types = {
+        "id": "bigint", "event_uuid": "uuid", "title": "text", "qty": "integer",
+        "amount": "numeric(12,2)", "is_active": "boolean", "updated_at": "timestamp with time zone",
+        "event_date": "date", "payload": "jsonb", "note": "text", "score": "double precision",
+        "tags": "text[]",
+    }  # fmt: skip
+    columns = ", ".join(f"{name} {type_}" for name, type_ in types.items())
+    ends.run(
+        "source",
+        f"CREATE TABLE public.events ({columns}, PRIMARY KEY (id))",
+        "INSERT INTO public.events SELECT g, md5(g::text)::uuid, 'event ' || g, g * 2, g * 1.10, "
+        "g % 3 = 0, timestamptz '2026-03-29 02:30:00+02' + g * interval '1 hour', "
+        "date '2020-01-01' + g, jsonb_build_object('b', g, 'a', 1.10), "
+        "CASE WHEN g % 3 = 0 THEN '' END, 0.1 * g, ARRAY['t' || g, NULL, ''] "
+        "FROM generate_series(1, 500) g",
+        "GRANT SELECT ON public.events TO reader",
+    )
+    ends.sync("events", mode="merge", key=("id",), cursor="updated_at")
+    images = "SELECT id, record_send(ROW({0})), ({1})::text FROM {2}.events ORDER BY id"
+    names = ", ".join(types)
+    assert ends.rows("source", images.format(names, f"ROW({names})", "public")) == ends.rows(
+        "destination", images.format(names, f"ROW({names})", "acme")
+    )
+    assert {name: ends.type_of("events", name) for name in types} == types
+    keys = (
+        "SELECT pg_get_indexdef(indexrelid) FROM pg_index WHERE indrelid = 'acme.events'::regclass"
+    )
+    ((key,),) = ends.rows("destination", keys)
+    assert "UNIQUE" in key
+    assert key.endswith("(id)")

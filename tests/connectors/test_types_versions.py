@@ -55,6 +55,13 @@ def _cluster(place: Path, bindir: Path) -> Cluster:
     return Cluster(home, durable=False, bindir=bindir, guard_parent=True)
 
 
+def _superuser(cluster: Cluster, database: str) -> psycopg.Connection:
+    return psycopg.connect(
+        host=cluster.host, port=cluster.port, dbname=database,
+        user=cluster.superuser, password=cluster.password, autocommit=True,
+    )  # fmt: skip
+
+
 @contextmanager
 def _ends(source: Cluster, destination: Cluster):
     """The least logins on each server, and a database at each end."""
@@ -62,9 +69,8 @@ def _ends(source: Cluster, destination: Cluster):
     for role, cluster in (("source", source), ("destination", destination)):
         name, login = f"{role}_{secrets.token_hex(4)}", {"source": "reader"}.get(role, "writer")
         passwords[role] = {"password": secrets.token_urlsafe(12)}
-        at = {"host": cluster.host, "port": cluster.port}
-        known = {"user": cluster.superuser, "password": cluster.password, "autocommit": True}
-        with psycopg.connect(**at, **known, dbname="postgres") as admin:
+        at: dict[str, object] = {"host": cluster.host, "port": cluster.port}
+        with _superuser(cluster, "postgres") as admin:
             for user in ("reader", "writer"):
                 known_there = "SELECT FROM pg_roles WHERE rolname = %s"
                 if admin.execute(known_there, (user,)).fetchone() is None:
@@ -78,7 +84,7 @@ def _ends(source: Cluster, destination: Cluster):
             admin.execute(
                 sql.SQL("GRANT CREATE ON DATABASE {} TO writer").format(sql.Identifier(name))
             )
-        sessions[role] = psycopg.connect(**at, **known, dbname=name)
+        sessions[role] = _superuser(cluster, name)
         configs[role] = {**at, "database": name, "user": login, "sslmode": "disable"}
     made = Ends(sessions, configs, passwords)
     made.run("source", MAKE_OWN.replace("{s}", "here"))
@@ -88,7 +94,7 @@ def _ends(source: Cluster, destination: Cluster):
 
 @pytest.fixture(scope="module", params=["18-15", "15-18", "17-15", "15-15"])
 def ends(request):
-    """Ends of two versions; the first server is a new one, as others use the shared one's logins."""
+    """Ends of two versions, on servers of their own: others use the logins of the shared one."""
     found = {"15": "debians", "17": "wheels", "18": "eighteen"}
     source, destination = (request.getfixturevalue(found[n]) for n in request.param.split("-"))
     with _ends(source, destination) as made:

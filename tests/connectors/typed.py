@@ -1,7 +1,7 @@
 """Two databases whose sessions show values in one fixed way, and a stream for each type."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from typing import Any
 from uuid import uuid4
 
 import psycopg
@@ -71,7 +71,7 @@ class Ends:
         for statement in statements:
             self.sessions[role].execute(statement)
 
-    def rows(self, role: str, query: str | sql.Composed) -> list[tuple]:
+    def rows(self, role: str, query: str | sql.Composed) -> list[tuple[Any, ...]]:
         return self.sessions[role].execute(query).fetchall()
 
     def sync(self, table: str, **spec) -> StreamResult:
@@ -175,7 +175,7 @@ class Ends:
         if type_:
             assert self.type_of(name, "v") == type_
 
-    def _check_bag(self, case: Case, name: str, here: list[tuple]) -> None:
+    def _check_bag(self, case: Case, name: str, here: list[tuple[Any, ...]]) -> None:
         """Without a key, in every way: new, unchanged, and a row more and a row less."""
         assert self.sync(name, mode="replace").rows_inserted == len(here)
         assert self.images("destination", name, case) == here
