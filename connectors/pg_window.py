@@ -152,7 +152,13 @@ def _value(stream: StreamSpec, cursor: Cursor | None) -> str | None:
     return cursor["value"]
 
 
-def ordered_window(conn: Connection, stream: StreamSpec, cursor: Cursor | None) -> Window:
+#: Older servers have NaN only behind all other numbers.
+_HAS_INFINITE_NUMERICS = 140_000
+
+
+def ordered_window(
+    conn: Connection, stream: StreamSpec, relation: Relation, cursor: Cursor | None
+) -> Window:
     """Make the window of a number, text or uuid column; inside the snapshot. Merge only.
 
     Values become visible out of order (cached sequences, slow transactions), so this can miss
@@ -165,7 +171,12 @@ def ordered_window(conn: Connection, stream: StreamSpec, cursor: Cursor | None) 
         )
     column = sql.Identifier(stream.cursor or "")
     table = sql.Identifier(stream.schema_name, stream.table_name)
-    row = conn.execute(sql.SQL("SELECT max({})::text FROM {}").format(column, table)).fetchone()
+    endless = _endless(conn, relation.categories[stream.cursor or ""][1], column)
+    row = conn.execute(
+        sql.SQL(
+            "SELECT {0}::text FROM {1} WHERE {0} IS NOT NULL AND NOT {2} ORDER BY {0} DESC LIMIT 1"
+        ).format(column, table, endless)
+    ).fetchone()
     lower, upper = _value(stream, cursor), row[0] if row else None
     stored = {"kind": "column", "column": stream.cursor or "", "value": upper or lower or ""}
     note = f"inexact: rows whose {stream.cursor} commits out of order are missed; prefer xmin"
@@ -173,6 +184,14 @@ def ordered_window(conn: Connection, stream: StreamSpec, cursor: Cursor | None) 
         return Window(ALL, None, stored if upper else None, full=True, notes=(note,))
     where = sql.SQL("{} >= {}").format(column, sql.Literal(lower))
     return Window(where, cursor, stored, full=False, notes=(note,))
+
+
+def _endless(conn: Connection, kind: str, column: sql.Identifier) -> sql.Composable:
+    """Tell NaN and infinity from other numbers; they lie in every window, behind its lower end."""
+    if kind not in {"float4", "float8", "numeric"}:
+        return sql.SQL("false")
+    known = kind != "numeric" or conn.info.server_version >= _HAS_INFINITE_NUMERICS
+    return sql.SQL("{} >= {}").format(column, sql.Literal("Infinity" if known else "NaN"))
 
 
 _SNAPSHOT = """

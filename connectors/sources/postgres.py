@@ -121,7 +121,7 @@ class PostgresSource:
             return pg_window.full_window()
         if stream.cursor == "xmin":
             return pg_window.xmin_window(self._conn, self._config, stream, relation, cursor)
-        return pg_window.ordered_window(self._conn, stream, cursor)
+        return pg_window.ordered_window(self._conn, stream, relation, cursor)
 
     def _batch(self, stream: StreamSpec, relation: Relation, window: Window) -> Batch:
         key = stream.key or relation.shape.key

@@ -1,6 +1,7 @@
 """Kinds of tables, names and sizes: what is read is what SELECT * gives, and arrives as it is."""
 
 import os
+import secrets
 
 import pytest
 from psycopg import sql
@@ -8,6 +9,7 @@ from psycopg import sql
 from connectors import pg_types
 from schemas.errors import ConfigError
 from tests.connectors.typed import Ends
+from tests.world import Pair
 
 pytestmark = pytest.mark.integration
 
@@ -205,6 +207,86 @@ def test_a_cursor_at_infinity_is_read_with_every_window(ends, type_):
         for role, schema in (("source", "public"), ("destination", "acme"))
     ]
     assert text[0] == text[1]
+
+
+@pytest.mark.parametrize("type_", ["numeric", "real", "double precision", "amount"])
+@pytest.mark.parametrize("last", ["NaN", "Infinity"])
+def test_a_number_behind_all_others_does_not_end_the_stream(ends, type_, last):
+    """As the bound of a window, nothing would ever lie above it."""
+    make(
+        ends,
+        "CREATE DOMAIN amount AS numeric",
+        f"CREATE TABLE n (id int PRIMARY KEY, at {type_})",
+        f"INSERT INTO n VALUES (1, 1.5), (2, '{last}'), (3, '-Infinity'), (4, NULL)",
+    )
+    spec = {**MERGE, "cursor": "at"}
+    assert ends.sync("n", **spec).rows_inserted == 4
+    make(ends, "INSERT INTO n VALUES (5, 2.5)", f"INSERT INTO n VALUES (6, '{last}')")
+    assert ends.sync("n", **spec).rows_inserted == 2
+    make(ends, "INSERT INTO n VALUES (7, 2.5)")
+    assert ends.sync("n", **spec).rows_inserted == 1
+
+
+ORDERED = [
+    ("uuid", "'0190163d-8694-739b-aea5-966c26f8ad91'", "'0190163d-8695-739b-aea5-966c26f8ad91'"),
+    ("text", "'a'", "'b'"),
+    ("varchar(3)", "''", "'é'"),
+    ("oid", "1", "4294967295"),
+    ("money", "'1.10'", "'2.20'"),
+    ("smallint", "-1", "1"),
+]
+
+
+@pytest.mark.parametrize(("type_", "first", "second"), ORDERED, ids=[row[0] for row in ORDERED])
+def test_a_cursor_of_any_type_that_has_order(ends, type_, first, second):
+    make(
+        ends,
+        f"CREATE TABLE o (id int PRIMARY KEY, at {type_})",
+        f"INSERT INTO o VALUES (1, {first})",
+    )
+    spec = {**MERGE, "cursor": "at"}
+    assert ends.sync("o", **spec).rows_inserted == 1
+    make(ends, f"INSERT INTO o VALUES (2, {second}), (3, {first})")
+    assert ends.sync("o", **spec).rows_inserted == 2
+    result = ends.sync("o", **spec)
+    assert (result.rows_extracted, result.rows_unchanged) == (1, 1)
+
+
+@pytest.fixture
+def latin(cluster, admin, logins, pair):
+    """A source whose characters are stored in another encoding."""
+    name = f"latin_{secrets.token_hex(4)}"
+    admin.execute(
+        f"CREATE DATABASE {name} ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0"
+    )  # fmt: skip
+    other = Pair(cluster, name, pair.names["destination"], logins)
+    made = Ends(
+        {"source": other.connect("source"), "destination": pair.connect("destination")},
+        {role: other.config(role) for role in ("source", "destination")},
+        {role: other.secret(role) for role in ("source", "destination")},
+    )
+    made.run("source", "SET client_encoding = 'UTF8'")
+    yield made
+    made.close()
+    admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_characters_arrive_from_another_encoding(latin):
+    make(
+        latin,
+        "CREATE TYPE odd AS ENUM ('ä', 'ÿ')",
+        "CREATE TYPE two AS (a text, b odd)",
+        "CREATE TABLE chars (id int PRIMARY KEY, t text, c char(3), n name, j json, e odd, "
+        "es odd[], r two, b bytea, v tsvector)",
+        """INSERT INTO chars VALUES (1, 'äÿ', 'é', 'ñ', '{"ß": "ø"}', 'ä', '{ÿ,NULL}', """
+        r"""ROW('å', 'ÿ'), '\xe4ff', 'ü:1A')""",
+    )
+    assert latin.sync("chars", **MERGE).rows_inserted == 1
+    assert latin.sync("chars", **MERGE).rows_unchanged == 1
+    shown = "SELECT t, c, n, j::text, e::text, es::text, r::text, b::text, v::text FROM {}.chars"
+    assert latin.rows("source", shown.format("public")) == latin.rows(
+        "destination", shown.format("acme")
+    )
 
 
 # ── sizes ────────────────────────────────────────────────────────────────────────────────────

@@ -271,3 +271,41 @@ def test_uuids_keys_time_zones_and_arrays_are_not_garbled(ends):
     ((key,),) = ends.rows("destination", keys)
     assert "UNIQUE" in key
     assert key.endswith("(id)")
+
+
+def test_a_new_column_of_a_type_that_is_missing_there_follows(ends):
+    ends.run(
+        "source",
+        "CREATE TABLE public.grows (id int PRIMARY KEY)",
+        "INSERT INTO public.grows VALUES (1)",
+        "GRANT SELECT ON public.grows TO reader",
+    )
+    spec = {"mode": "merge", "key": ("id",)}
+    ends.sync("grows", **spec)
+    ends.run(
+        "source",
+        "ALTER TABLE public.grows ADD v here.mood[], ADD p here.posint, ADD r regclass",
+        "INSERT INTO public.grows VALUES (2, '{sad,NULL}', 7, 'pg_class')",
+    )
+    result = ends.sync("grows", **spec)
+    assert (result.rows_inserted, result.rows_unchanged) == (1, 1)
+    assert [ends.type_of("grows", name) for name in "vpr"] == ["text[]", "integer", "text"]
+    again = ends.sync("grows", **spec)
+    assert (again.rows_unchanged, again.schema_changes) == (2, ())
+
+
+def test_a_run_says_what_may_arrive_as_something_else(world):
+    world.pair.source(
+        "CREATE TYPE mood AS ENUM ('sad')",
+        "CREATE TABLE t (id int PRIMARY KEY, v mood)",
+        "INSERT INTO t VALUES (1, 'sad')",
+    )
+    world.apply({"public.t": "{mode: merge, key: [id], cursor: xmin}"})
+    run, streams = world.sync()
+    assert streams["t"].rows_inserted == 1, run.error
+    said = "column v is public.mood, or text where the destination has no such type"
+    assert said in world.log(run.run_id)
+    world.pair.source("INSERT INTO t VALUES (2, 'sad')")
+    run, streams = world.sync()
+    assert streams["t"].rows_inserted == 1
+    assert said not in world.log(run.run_id)  # once, with what is read in full
