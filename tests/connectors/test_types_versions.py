@@ -166,3 +166,15 @@ def test_a_server_is_discovered_whatever_its_version(ends):
     ends.make(case, "found")
     found = {stream.name: stream for stream in ends.discover()}
     assert [c.type for c in found["public.found"].columns] == ["integer", "boolean", "boolean[]"]
+
+
+def test_a_cursor_of_uuid_needs_no_server_that_knows_their_maximum(ends):
+    case = Case("marks", "uuid", ("'0190163d-8694-739b-aea5-966c26f8ad91'",))
+    ends.make(case, "marks")
+    spec = {"mode": "merge", "key": ("id",), "cursor": "v"}
+    assert ends.sync("marks", **spec).rows_inserted == 5
+    ends.run(
+        "source",
+        "INSERT INTO public.marks (id, v) VALUES (9, '0190163d-8695-739b-aea5-966c26f8ad91')",
+    )
+    assert ends.sync("marks", **spec).rows_inserted == 1
