@@ -309,3 +309,24 @@ def test_a_run_says_what_may_arrive_as_something_else(world):
     run, streams = world.sync()
     assert streams["t"].rows_inserted == 1
     assert said not in world.log(run.run_id)  # once, with what is read in full
+
+
+def test_a_tsquery_finds_the_same_and_stays_unchanged_though_it_is_grouped_anew(ends):
+    """Postgres writes both groupings as one text, and refuses its own binary form of the empty."""
+    ends.run(
+        "source",
+        "CREATE TABLE public.queries (id int PRIMARY KEY, q tsquery)",
+        "INSERT INTO public.queries VALUES (1, 'a'::tsquery && ('b'::tsquery && 'c'::tsquery)), "
+        "(2, ''), (3, 'a | (b & !c)'), (4, 'a'::tsquery <-> 'b <-> c'::tsquery)",
+        "GRANT SELECT ON public.queries TO reader",
+    )
+    spec = {"mode": "merge", "key": ("id",)}
+    ends.sync("queries", **spec)
+    assert ends.sync("queries", **spec).rows_unchanged == 4
+    found = (
+        "SELECT id, q::text, array(SELECT v @@ q FROM unnest('{a b c,b:1 a:2 c:3,a:1 b:2 c:3,a:1}'"
+        "::tsvector[]) v) FROM {}.queries ORDER BY id"
+    )
+    assert ends.rows("source", found.replace("{}", "public")) == ends.rows(
+        "destination", found.replace("{}", "acme")
+    )
