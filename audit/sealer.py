@@ -102,7 +102,12 @@ class Sealer:
         self._holds = seen.held and seen.holder == self.holder
         if seen.held and not self._holds:
             return _Done(edge)  # another one seals
-        edge, lost = self._verified_edge(tx, seen, edge)
+        try:
+            edge, lost = self._verified_edge(tx, seen, edge)
+        except LogWentBack:
+            if sealing.state(tx) == seen:
+                raise
+            return _Done(None)  # another one sealed while we looked: what we read was of two states
         begins = lost is not None or seen.elsewhere
         busy = begins or seen.left_over
         found = None if busy else sealing.window(tx, seen, self._most)

@@ -117,6 +117,7 @@ def killed_at(world, point, n=0):
 def goes_on(world):
     """Let another sealer finish; nothing is lost, doubled, or open to doubt."""
     with sealer(world, "after") as one:
+        one.wait_for("sealer_ready")
         until(lambda: state_of(world) == "done", about="the drop")
         until(lambda: all_published(world), about="publishing")
         assert one.said("prune_refused") == []

@@ -10,6 +10,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 from sqlalchemy import text
+from sqlalchemy.event import listen, remove
 
 from audit import memory, statement
 from audit.anchors.loading import Opening
@@ -265,6 +266,33 @@ def test_a_large_transaction_is_sorted_a_few_times_only(control, tmp_path):
     found = examine(control, key)
     assert found.clean
     assert (steps < 10, found.checkpoints) == (True, 40_000 // 1_024 + 1)
+
+
+@pytest.mark.parametrize("moment", ["audit.tile", "audit.checkpoint"])
+def test_a_log_that_grows_while_another_sealer_looks_is_not_taken_for_one_that_went_back(
+    control, tmp_path, moment
+):
+    key = tmp_path / "signer.json"
+    write(control, 3)
+    first = sealer(control.engine("sealer"), key, "first")
+    seal_all(first)
+    write(control, 3)
+    second = sealer(control.engine("sealer"), key, "second")
+    grown: list[str] = []
+
+    def grow(*said: object) -> None:
+        if f"FROM {moment}" in str(said[2]) and not grown:
+            grown.append(str(said[2]))
+            assert first.step() is not None
+
+    listen(second.engine, "before_cursor_execute", grow)
+    assert second.step() is None
+    remove(second.engine, "before_cursor_execute", grow)
+    assert grown
+    write(control, 1)
+    first.close()
+    assert second.step() is not None
+    assert examine(control, key).clean
 
 
 # ── keys that were rotated away ──────────────────────────────────────────────────────────────
