@@ -259,7 +259,7 @@ def _stream_differences(old: StreamSpec | None, new: StreamSpec) -> list[str]:
     if old is None:
         return [f"{new.name}: new, read from the beginning"]
     changed = [f for f in StreamSpec.model_fields if getattr(old, f) != getattr(new, f)]
-    resets = [f for f in changed if f in {"mode", "key", "cursor"}]
+    resets = [f for f in changed if f in {"mode", "key", "cursor", "tombstone"}]
     if resets:
         return [f"{new.name}: {', '.join(resets)} changes; it is read from the beginning"]
     return [f"{new.name}: {', '.join(changed)} changes; it goes on where it is"] if changed else []

@@ -22,7 +22,7 @@ from uuid import UUID
 import click
 from sqlalchemy import text
 
-from cli import demo_audit, dev, leak_search
+from cli import demo_audit, demo_guard, dev, leak_search
 from cli.apply import make_so
 from cli.audit.tail import line_of
 from cli.context import Cli, command
@@ -280,6 +280,7 @@ def _story(
     crashed = _crash(story, instance, world, operator, supervisor)
     _until(lambda: _settled(operator), "a run after the traffic")
     equal = _prove(story, world)
+    held = _lose_rows(story, world, operator)
     clean = _search(story, instance, world, operator, supervisor)
     caught = _rewrite_an_event(story, instance)
     story.show("Log of the run that was killed", operator.run_log(crashed))
@@ -289,7 +290,7 @@ def _story(
         "Try next",
         "make demo KEEP=1\nmake up\n./syncward apply -f examples/two-databases.yaml",
     )
-    return equal and clean and caught
+    return equal and held and clean and caught
 
 
 def _until(look: Callable[[], T | None], what: str) -> T:
@@ -363,6 +364,20 @@ def _settled(operator: Operator) -> Run | None:
             moved = sum(r.rows_inserted + r.rows_updated for r in results)
             return run if moved == 0 else None
     return None
+
+
+def _lose_rows(story: Story, world: World, operator: Operator) -> bool:
+    """Let the source lose 90 % of a table, and look at what the destination serves meanwhile."""
+    demo_guard.fill(world.cluster)
+    make_so(operator.cli(), demo_guard.document(world.document()), write=True)
+    found = demo_guard.lose_and_run(world.cluster, operator.cli(), _until)
+    story.claim(
+        f"The source loses 90 % of its rows: {found.run.state}; the old ones stay served",
+        *(found.run.error or "").split(". "),
+        f"served before: {found.served_before:,} rows, while it waits: {found.served_then:,}; "
+        f"rejected: {found.rejected.state}",
+    )
+    return found.held
 
 
 def _search(

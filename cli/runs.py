@@ -15,16 +15,24 @@ from cli.records import OpenedLine, Reader, opened_output, read_event
 from cli.show import (
     explanation_text,
     jsonable,
+    output_text,
     plain,
     run_document,
     run_table,
     run_text,
-    stream_table,
 )
 from cli.waiting import wait_for_run
 from schemas.audit import AuditAction
 from schemas.errors import Conflict, NotFound
-from schemas.runs import FINAL_STATES, Run, RunKind, RunOptions, RunState
+from schemas.runs import (
+    FINAL_STATES,
+    Explanation,
+    Rule,
+    Run,
+    RunKind,
+    RunOptions,
+    RunState,
+)
 from storage import audit, connections, logs, outputs, runs
 from storage import explain as explanations
 
@@ -141,7 +149,7 @@ def show(cli: Cli, name: str) -> None:
     with cli.inside(name) as (tx, account, short):
         found = _find(tx, account.account_id, short)
         results = outputs.streams(tx, found.run_id)
-    cli.answer({**_whole(found), "streams": jsonable(results)}, lambda: run_text(found, results))
+    cli.answer({**_fields(found), "streams": jsonable(results)}, lambda: run_text(found, results))
 
 
 @command(run)
@@ -151,10 +159,13 @@ def explain(cli: Cli, name: str) -> None:
     with cli.inside(name) as (tx, account, short):
         run_id = _find_id(tx, account.account_id, short)
         why = explanations.explain(tx, run_id, runs_max=cli.settings.runs_max)
-    cli.answer(why, lambda: explanation_text(why))
+        awaits = why.rule is Rule.AWAITING_APPROVAL
+        found = runs.get(tx, run_id).findings if awaits else ()
+    document = {**_fields(why), **({"findings": jsonable(found)} if awaits else {})}
+    cli.answer(document, lambda: explanation_text(why, found))
 
 
-def _whole(found: Run) -> dict[str, object]:
+def _fields(found: Run | Explanation) -> dict[str, object]:
     document = jsonable(found)
     assert isinstance(document, dict)  # noqa: S101 - a dataclass becomes a dict
     return document
@@ -229,7 +240,7 @@ def output(cli: Cli, name: str) -> None:
         stored = outputs.stored(tx, found.run_id)
     document = opened_output(cli, found, stored)
     answer = {**run_document(found, results), **({"document": document} if document else {})}
-    cli.answer(answer, lambda: stream_table(results) if results else str(jsonable(document)))
+    cli.answer(answer, lambda: output_text(results, document))
 
 
 @command(run)
@@ -247,7 +258,7 @@ def cancel(cli: Cli, name: str) -> None:
 @command(run)
 @click.argument("name", metavar="RUN|CONNECTION")
 def approve(cli: Cli, name: str) -> None:
-    """Let a run that a guard stopped go on."""
+    """Let a run that a guard stopped go on: with as much of that finding, and no more."""
     with cli.inside(name) as (tx, account, short):
         found = _find(tx, account.account_id, short)
         runs.approve(tx, found.run_id, cli.principal)

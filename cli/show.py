@@ -1,7 +1,7 @@
 """How things look on a terminal of 80 columns, and as JSON."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -9,6 +9,7 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
+from schemas.guards import Finding
 from schemas.records import Cursor, StreamResult
 from schemas.runs import Explanation, Run
 
@@ -107,7 +108,7 @@ def stream_document(result: StreamResult) -> dict[str, object]:
     """Return the documented keys of one stream's result."""
     keys = (
         *("stream", "state", "mode", "rows_extracted", "rows_loaded", "rows_inserted"),
-        *("rows_updated", "rows_unchanged", "rows_rejected", "bytes"),
+        *("rows_updated", "rows_unchanged", "rows_deleted", "rows_rejected", "bytes"),
     )
     return {
         **{key: getattr(result, key) for key in keys},
@@ -132,7 +133,7 @@ def run_document(run: Run, results: Sequence[StreamResult]) -> dict[str, object]
 def stream_table(results: Sequence[StreamResult]) -> str:
     """Show what each stream of a run did."""
     return table(
-        ("STREAM", "STATE", "MODE", "READ", "INS", "UPD", "SAME", "SEC"),
+        ("STREAM", "STATE", "MODE", "READ", "INS", "UPD", "SAME", "DEL", "SEC"),
         [
             (
                 r.stream,
@@ -142,6 +143,7 @@ def stream_table(results: Sequence[StreamResult]) -> str:
                 f"{r.rows_inserted:,}",
                 f"{r.rows_updated:,}",
                 f"{r.rows_unchanged:,}",
+                f"{r.rows_deleted:,}",
                 f"{r.seconds:.2f}",
             )
             for r in results
@@ -158,7 +160,7 @@ def run_table(runs: Sequence[Run]) -> str:
     )
 
 
-def explanation_text(why: Explanation) -> str:
+def explanation_text(why: Explanation, findings: Sequence[Finding] = ()) -> str:
     """Show what holds a run back."""
     lines = [
         f"run         {why.run_id}",
@@ -170,6 +172,39 @@ def explanation_text(why: Explanation) -> str:
         lines.append(f"ahead       {why.ahead} runs")
     if why.expected_start:
         lines.append(f"expected    {ago(why.expected_start)}")
+    return "\n".join([*lines, *findings_text(findings)])
+
+
+def findings_text(findings: Sequence[Finding]) -> list[str]:
+    """Preview what guards found, in counts; the keys are data, and sealed."""
+    if not findings:
+        return []
+    lines = []
+    for found in findings:
+        counts = [
+            f"{name} {number:,}"
+            for name, number in (
+                ("served", found.before),
+                ("at the source", found.after),
+                ("to delete", found.to_delete),
+            )
+            if number is not None
+        ]
+        said = ", ".join(counts) or plain(found.what) or f"{found.amount:,}"
+        lines.append(f"{'found':<12}{found.guard}, {plain(found.stream)}: {said}")
+    lines.append("decide      run output shows keys; then run approve or run reject")
+    return lines
+
+
+def output_text(results: Sequence[StreamResult], document: Mapping[str, object]) -> str:
+    """Show what a run's streams did, and what guards found with a few keys of what would go."""
+    previews = document.get("guards")
+    if not isinstance(previews, list):
+        return stream_table(results) if results else str(jsonable(document))
+    lines = [stream_table(results), ""] if results else []
+    for preview in previews:
+        lines.append(f"{preview['guard']}: {plain(preview['sentence'])}")
+        lines += [f"  key {plain(key)}" for key in preview["sample_keys"]]
     return "\n".join(lines)
 
 
@@ -184,6 +219,7 @@ def run_text(run: Run, results: Sequence[StreamResult]) -> str:
     ]
     if run.error:
         lines.append(f"error       {plain(run.error)}")
+    lines += findings_text(run.findings)
     if run.run_again:
         lines.append("then        runs again: asked for while it was running")
     return "\n".join([*lines, "", stream_table(results)] if results else lines)

@@ -1,66 +1,33 @@
-"""Set-based loading: COPY, then at most three statements, however many rows there are."""
+"""Set-based loading: COPY, then a few statements, however many rows there are."""
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+import psycopg
 from psycopg import sql
 
-from connectors import pg_drift, pg_types
+from connectors import pg_deletes, pg_drift, pg_guards, pg_types
+from connectors.pg_batch import (
+    DELETED_AT,
+    STAGING,
+    SYNCED_AT,
+    Load,
+    copy_into,
+    interferes,
+    names,
+    parts,
+    stage,
+    stage_keys,
+    typed,
+    values,
+)
 from connectors.pg_catalog import Relation, find
+from connectors.pg_deletes import SourceRows
 from connectors.pg_drift import Table
-from connectors.postgres import Connection, PostgresConfig
 from schemas.errors import ConfigError, SyncwardError
-from schemas.records import Batch, Column, LoadCounts, LoadRequest, SchemaChange, StreamShape
-from schemas.streams import Mode
-
-#: Our column in every destination table: when this row version was loaded.
-SYNCED_AT = "_syncward_synced_at"
-_STAGING = "syncward_staging"
-#: Staged rows from which on statistics pay for themselves.
-_ANALYZE_FROM = 1_000
-
-#: Record image: json, xml and point have no equality, and 1.0 is not 1.00.
-_DIFFERS = sql.SQL("ROW({})::record *<> ROW({})::record")
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """One batch on its way into one table, inside the caller's transaction."""
-
-    conn: Connection
-    config: PostgresConfig
-    request: LoadRequest
-    batch: Batch
-    rewrite: bool  # the table's content becomes the batch, also for append
-    seen_shape: str | None = None  # `schema_hash` of what was loaded last
-    #: what of the batch the table takes, in its types; None: all as it is
-    carried: tuple[Column, ...] | None = None
-    changes: tuple[SchemaChange, ...] = ()  # what was done to the table for this batch
-
-    @property
-    def table(self) -> sql.Identifier:
-        return sql.Identifier(self.request.target_schema, self.request.stream.table_name)
-
-    @property
-    def name(self) -> str:
-        return f"{self.request.target_schema}.{self.request.stream.table_name}"
-
-    @property
-    def shape(self) -> StreamShape:
-        return self.batch.shape
-
-    @property
-    def columns(self) -> Sequence[Column]:
-        """The columns that are written, in the target's types."""
-        return self.batch.shape.columns if self.carried is None else self.carried
-
-    @property
-    def through_staging(self) -> bool:
-        """Say whether rows do not go into the table as they come: this server reads them first."""
-        return tuple(self.columns) != self.shape.columns or any(
-            c.as_text and c.type != "text" for c in self.columns
-        )
+from schemas.records import Column, LoadCounts, StreamShape
+from schemas.streams import Deletes, Mode
 
 
 def run(load: Load) -> LoadCounts:
@@ -73,18 +40,28 @@ def run(load: Load) -> LoadCounts:
 
 
 def _into_table(load: Load, target: Relation) -> LoadCounts:
+    merge = load.request.stream.mode is Mode.MERGE
     if load.request.stream.mode is Mode.APPEND and not load.rewrite:
         return _append(load)
-    if load.request.stream.mode is Mode.MERGE:
+    if merge:
         _check_key(load, target)
-    if _is_empty(load) and not load.through_staging:
-        return _append(load)
-    staged, size = _stage(load)
-    if load.request.stream.mode is Mode.MERGE:
-        return _merge(load, staged, size, load.request.stream.key)
+    if _is_empty(load) and not load.through_staging and _key_is_sure(load):
+        return _fill(load)
+    staged, size = stage(load)
+    found = SourceRows(staged, stage_keys(load))
+    if load.batch.full or found.keys is not None:
+        pg_guards.check_zero_rows(load, found.all)
+    if merge:
+        return _merge(load, found, size, load.request.stream.key)
     if load.shape.key and target.is_key(load.shape.key):
-        return _replace_by_key(load, staged, size)
+        counts = _merge(load, found, size, load.shape.key)
+        _check_replaced(load)
+        return counts
     return _replace_by_content(load, staged, size)
+
+
+def _key_is_sure(load: Load) -> bool:
+    return load.shape.key_is_unique or not load.shape.key
 
 
 # ── first load ───────────────────────────────────────────────────────────────────────────────
@@ -93,19 +70,45 @@ def _into_table(load: Load, target: Relation) -> LoadCounts:
 def _into_new_table(load: Load) -> LoadCounts:
     """Create the table with the source's exact types; its key comes after the rows."""
     _check_types(load, load.columns)
-    columns = sql.SQL(", ").join(_definition(column) for column in load.columns)
-    load.conn.execute(
-        sql.SQL("CREATE TABLE {} ({}, {} timestamptz NOT NULL DEFAULT now())").format(
-            load.table, columns, sql.Identifier(SYNCED_AT)
-        )
-    )
-    counts = _append(load)
+    load = replace(load, stamps=load.deletion is Deletes.SOFT)
+    own = [sql.SQL("{} timestamptz NOT NULL DEFAULT now()").format(sql.Identifier(SYNCED_AT))]
+    if load.stamps:
+        own.append(sql.SQL("{} timestamptz").format(sql.Identifier(DELETED_AT)))
+    columns = sql.SQL(", ").join([*(_definition(column) for column in load.columns), *own])
+    load.conn.execute(sql.SQL("CREATE TABLE {} ({})").format(load.table, columns))
+    counts = _fill(load)
     # An update arrives as one more row in append, so its target has no key to break.
     if load.shape.key and load.request.stream.mode is not Mode.APPEND:
-        key = sql.SQL(", ").join(map(sql.Identifier, load.shape.key))
-        load.conn.execute(sql.SQL("ALTER TABLE {} ADD PRIMARY KEY ({})").format(load.table, key))
+        rejected = _add_key(load)
+        counts = replace(counts, inserted=counts.inserted - rejected, rejected=rejected)
     load.conn.execute(sql.SQL("ANALYZE {}").format(load.table))
     return counts
+
+
+def _add_key(load: Load) -> int:
+    """Make the key; return how many rows that repeat it were rejected, where that is allowed."""
+    key = sql.SQL(", ").join(map(sql.Identifier, load.shape.key))
+    add = sql.SQL("ALTER TABLE {} ADD PRIMARY KEY ({})").format(load.table, key)
+    if load.shape.key_is_unique:
+        load.conn.execute(add)
+        return 0
+    try:
+        with load.conn.transaction():
+            load.conn.execute(add)
+    except psycopg.errors.UniqueViolation:
+        rejected = pg_guards.make_unique(load, load.shape.key, load.table)
+        load.conn.execute(add)
+        return rejected
+    return 0
+
+
+def _fill(load: Load) -> LoadCounts:
+    """Load the batch into an empty table; rows that say they are deleted go or are stamped."""
+    counts = _append(load)
+    buried = pg_deletes.bury(load)
+    if load.deletion is Deletes.SOFT:
+        return replace(counts, deleted=buried)
+    return replace(counts, inserted=counts.inserted - buried, unchanged=buried)
 
 
 def _definition(column: Column) -> sql.Composed:
@@ -133,7 +136,8 @@ def _check_types(load: Load, columns: Sequence[Column]) -> None:
 
 def _adapted(load: Load, target: Relation) -> Load:
     """Refuse a table that is not ours; let ours follow the source as the stream says."""
-    if SYNCED_AT not in {column.name for column in target.shape.columns}:
+    own = {column.name for column in target.shape.columns}
+    if SYNCED_AT not in own:
         raise ConfigError(
             f"{load.config.where}: table {load.name} exists and was not made by Syncward; choose "
             "another target schema, or move the table"
@@ -143,12 +147,33 @@ def _adapted(load: Load, target: Relation) -> Load:
     key = {column for columns in target.keys for column in columns}
     table = Table(load.conn, load.table, load.name, there, key, spec.drift)
     every_row = load.batch.full or spec.mode is Mode.APPEND
-    done = pg_drift.adapt(
-        table, here, full=every_row, first=load.seen_shape != schema_hash(load.shape)
-    )
+    first = load.seen_shape != schema_hash(load.shape)
+    if first:
+        pg_guards.check_narrowed(load, pg_drift.changes(there, here, key))
+    done = pg_drift.adapt(table, here, full=every_row, first=first)
     if done:
         there = _ours_apart(find(load.conn, load.request.target_schema, spec.table_name))
-    return replace(load, carried=pg_drift.carried(there, here), changes=done)
+    load = replace(load, carried=pg_drift.carried(there, here), changes=done)
+    return _stampable(load, target, stamps=DELETED_AT in own)
+
+
+def _stampable(load: Load, target: Relation, *, stamps: bool) -> Load:
+    """Give the table the column of stamps if it needs one; refuse what no key can tell apart."""
+    if load.deletion is Deletes.SOFT and not stamps:  # a table of before, or of another setting
+        load.conn.execute(
+            sql.SQL("ALTER TABLE {} ADD COLUMN {} timestamptz").format(
+                load.table, sql.Identifier(DELETED_AT)
+            )
+        )
+        stamps = True
+    key = load.request.stream.key or load.shape.key
+    replaces = load.request.stream.mode is Mode.REPLACE
+    if replaces and load.deletion is not Deletes.HARD and not (key and target.is_key(key)):
+        raise ConfigError(
+            f"{load.request.stream.name}: deletes: {load.deletion} needs a key to tell which rows "
+            "are gone; name one, or set deletes: hard"
+        )
+    return replace(load, stamps=stamps)
 
 
 def _ours_apart(target: Relation | None) -> dict[str, Column]:
@@ -179,154 +204,95 @@ def _is_empty(load: Load) -> bool:
 def _append(load: Load) -> LoadCounts:
     """Add the batch as it is."""
     if load.through_staging:
-        _, size = _stage(load)
-        columns = _names(load.columns)
+        _, size = stage(load)
         rows = load.conn.execute(
-            sql.SQL("INSERT INTO {} ({}) SELECT {} FROM pg_temp.{} s").format(
-                load.table, columns, _typed(load), sql.Identifier(_STAGING)
+            sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {} s").format(
+                load.table, names(load.columns), typed(load), STAGING
             )
         ).rowcount
         return LoadCounts(rows, 0, 0, bytes=size)
-    rows, size = _copy_into(load, load.table)
+    rows, size = copy_into(load, load.table)
     return LoadCounts(inserted=rows, updated=0, unchanged=0, bytes=size)
 
 
-def _copy_into(load: Load, table: sql.Composable) -> tuple[int, int]:
-    """Relay the batch into a table; return (rows by this server's count, bytes)."""
-    size = 0
-    cursor = load.conn.cursor()
-    statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(
-        table, _names(load.shape.columns)
-    )
-    with cursor.copy(statement) as copy:
-        for chunk in load.batch.chunks:
-            copy.write(chunk)
-            size += len(chunk)
-    return cursor.rowcount, size
+def _merge(load: Load, found: SourceRows, size: int, key: Sequence[str]) -> LoadCounts:
+    """Remove what is gone, update what differs, insert what is missing.
 
-
-def _stage(load: Load) -> tuple[int, int]:
-    """Copy the batch into a temporary table without constraints; return (rows, bytes)."""
-    staging = sql.Identifier(_STAGING)
-    load.conn.execute(sql.SQL("DROP TABLE IF EXISTS pg_temp.{}").format(staging))
-    columns = sql.SQL(", ").join(
-        sql.SQL("{} {}").format(
-            sql.Identifier(c.name),
-            sql.SQL("text" if c.as_text else c.type),
-        )
-        for c in load.shape.columns
-    )
-    load.conn.execute(sql.SQL("CREATE TEMP TABLE {} ({}) ON COMMIT DROP").format(staging, columns))
-    rows, size = _copy_into(load, sql.SQL("pg_temp.{}").format(staging))
-    if rows >= _ANALYZE_FROM:
-        load.conn.execute(sql.SQL("ANALYZE pg_temp.{}").format(staging))
-    return rows, size
-
-
-def _merge(load: Load, staged: int, size: int, key: Sequence[str]) -> LoadCounts:
-    """Update what differs, insert what is missing; rows that are equal are not touched."""
-    if not load.shape.key_is_unique:
-        _check_staged_key(load, key)
-    wanted = _wanted(load, key) if _interferes(load) else None
+    Rows that are equal are not touched. Readers see the old content until the commit.
+    """
+    rejected = 0 if load.shape.key_is_unique else pg_guards.make_unique(load, key)
+    meddled = interferes(load)
+    deleted = pg_deletes.remove(load, key, found, meddled=meddled)
+    dead = pg_deletes.drop_dead(load, found.staged)
+    staged = found.staged - rejected - dead
+    wanted = _wanted(load, key) if meddled else None
     updated = _update_changed(load, key)
     inserted = load.conn.execute(
         sql.SQL(
-            "INSERT INTO {table} ({columns}) SELECT {typed} FROM pg_temp.{staging} s "
+            "INSERT INTO {table} ({columns}{stamped}) SELECT {typed}{born} FROM {staging} s "
             "WHERE NOT EXISTS (SELECT FROM {table} t WHERE {same})"
-        ).format(**_parts(load, key))
+        ).format(**parts(load, key))
     ).rowcount
     unchanged = staged - (inserted + updated if wanted is None else wanted)
-    return LoadCounts(inserted, updated, unchanged, bytes=size)
-
-
-def _interferes(load: Load) -> bool:
-    """Say whether something of the target's own may swallow rows without a word.
-
-    Then what is not written must not be taken for unchanged.
-    """
-    row = load.conn.execute(
-        sql.SQL(
-            "SELECT c.relhasrules OR row_security_active(c.oid) OR EXISTS ("
-            "SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal "
-            "AND g.tgenabled <> 'D' AND g.tgtype & 2 = 2) "
-            "FROM pg_class c WHERE c.oid = {}::regclass"
-        ).format(sql.Literal(load.table.as_string(load.conn)))
-    ).fetchone()
-    return row is not None and bool(row[0])
+    return LoadCounts(inserted, updated, unchanged + dead, deleted, rejected, bytes=size)
 
 
 def _wanted(load: Load, key: Sequence[str]) -> int:
     """Count the staged rows that differ from the target's or are missing there."""
     row = load.conn.execute(
         sql.SQL(
-            "SELECT count(*) FROM pg_temp.{staging} s WHERE NOT EXISTS (SELECT FROM {table} t "
+            "SELECT count(*) FROM {staging} s WHERE NOT EXISTS (SELECT FROM {table} t "
             "WHERE {same} AND NOT ({differs}))"
-        ).format(**_parts(load, key))
+        ).format(**parts(load, key))
     ).fetchone()
     return int(row[0]) if row else 0
 
 
-def _check_replaced(load: Load, staged: int) -> None:
-    """Refuse a replaced table that holds other rows than were read: a DELETE was swallowed."""
-    if not _interferes(load):
+def _check_replaced(load: Load) -> None:
+    """Refuse a replaced table that serves other rows than were read: a DELETE was swallowed."""
+    if load.deletion is Deletes.IGNORE or not interferes(load):
         return
-    row = load.conn.execute(sql.SQL("SELECT count(*) FROM {}").format(load.table)).fetchone()
-    if row is None or row[0] != staged:
+    row = load.conn.execute(
+        sql.SQL("SELECT (SELECT count(*) FROM {}), (SELECT count(*) FROM {} WHERE {})").format(
+            pg_deletes.alive(load), load.table, load.served
+        )
+    ).fetchone()
+    read, there = row or (0, None)
+    if read != there:
         raise SyncwardError(
-            f"{load.name}: {staged} rows were read and {row[0] if row else 'no'} are there now; a "
-            "trigger, rule or policy of the table interferes; nothing was kept",
+            f"{load.name}: {read} rows were read and {there} are there now; a trigger, rule or "
+            "policy of the table interferes; nothing was kept",
             code="rows_missing",
         )
 
 
 def _update_changed(load: Load, key: Sequence[str]) -> int:
-    parts = _parts(load, key)
     return load.conn.execute(
         sql.SQL(
-            "UPDATE {table} t SET ({columns}, {synced}) = ROW({staged}, now()) "
-            "FROM pg_temp.{staging} s WHERE {same} AND {differs}"
-        ).format(**parts)
+            "UPDATE {table} t SET ({columns}, {synced}{stamped}) = ROW({typed}, now(){stamp}) "
+            "FROM {staging} s WHERE {same} AND {differs}"
+        ).format(**parts(load, key))
     ).rowcount
-
-
-def _replace_by_key(load: Load, staged: int, size: int) -> LoadCounts:
-    """Make the table's content the batch: readers see the old one until the commit."""
-    key = load.shape.key
-    if not load.shape.key_is_unique:
-        _check_staged_key(load, key)
-    deleted = load.conn.execute(
-        sql.SQL(
-            "DELETE FROM {table} t WHERE NOT EXISTS (SELECT FROM pg_temp.{staging} s WHERE {same})"
-        ).format(**_parts(load, key))
-    ).rowcount
-    merged = _merge(load, staged, size, key)
-    _check_replaced(load, staged)
-    return LoadCounts(merged.inserted, merged.updated, merged.unchanged, deleted, bytes=size)
 
 
 def _replace_by_content(load: Load, staged: int, size: int) -> LoadCounts:
     """Without a key: a multiset difference by the digest of each row's image."""
-    parts = _parts(load, ())
+    dead = pg_deletes.drop_dead(load, staged)
+    staged -= dead
     numbered = sql.SQL(
         "SELECT {id}, sha256(record_send(ROW({images}))) AS digest, row_number() OVER "
         "(PARTITION BY sha256(record_send(ROW({images})))) AS copy FROM {table}"
     )
-    old = numbered.format(
-        id=sql.SQL("ctid AS place"),
-        images=pg_types.images(load.columns, [sql.Identifier(c.name) for c in load.columns]),
-        table=load.table,
+    place = sql.SQL("ctid AS place")
+    here = pg_types.images(load.columns, [sql.Identifier(c.name) for c in load.columns])
+    staged_here = pg_types.images(load.columns, values(load, ""))
+    old = numbered.format(id=place, images=here, table=load.table)
+    new = numbered.format(id=place, images=staged_here, table=STAGING)
+    gone = sql.SQL(
+        "WITH old AS ({old}), new AS ({new}) DELETE FROM {table} WHERE ctid IN (SELECT o.place "
+        "FROM old o LEFT JOIN new n USING (digest, copy) WHERE n.digest IS NULL)"
     )
-    new = numbered.format(
-        id=sql.SQL("ctid AS place"),
-        images=pg_types.images(load.columns, _values(load, "")),
-        table=parts["staging_table"],
-    )
-    deleted = load.conn.execute(
-        sql.SQL(
-            "WITH old AS ({old}), new AS ({new}) DELETE FROM {table} WHERE ctid IN (SELECT o.place "
-            "FROM old o LEFT JOIN new n USING (digest, copy) WHERE n.digest IS NULL)"
-        ).format(old=old, new=new, table=load.table)
-    ).rowcount
+    deleted = pg_guards.marked(load.conn, gone.format(old=old, new=new, table=load.table))
     inserted = load.conn.execute(
         sql.SQL(
             "WITH old AS ({old}), new AS ({new}) INSERT INTO {table} ({columns}) SELECT {typed} "
@@ -336,78 +302,18 @@ def _replace_by_content(load: Load, staged: int, size: int) -> LoadCounts:
             old=old,
             new=new,
             table=load.table,
-            columns=parts["columns"],
-            typed=parts["typed"],
-            staging=parts["staging_table"],
+            columns=names(load.columns),
+            typed=typed(load),
+            staging=STAGING,
         )
     ).rowcount
-    _check_replaced(load, staged)
-    return LoadCounts(inserted, 0, staged - inserted, deleted, bytes=size)
-
-
-def _check_staged_key(load: Load, key: Sequence[str]) -> None:
-    """Refuse keys that repeat or are NULL: which row should win is not ours to guess."""
-    names = sql.SQL(", ").join(map(sql.Identifier, key))
-    missing = sql.SQL(" OR ").join(sql.SQL("{} IS NULL").format(sql.Identifier(k)) for k in key)
-    row = load.conn.execute(
-        sql.SQL(
-            "SELECT (SELECT count(*) FROM (SELECT FROM {t} GROUP BY {k} "
-            "HAVING count(*) > 1) AS d), "
-            "(SELECT count(*) FROM {t} WHERE {m})"
-        ).format(t=sql.SQL("pg_temp.{}").format(sql.Identifier(_STAGING)), k=names, m=missing)
-    ).fetchone()
-    repeated, nulls = row or (0, 0)
-    if repeated or nulls:
-        raise ConfigError(
-            f"{load.request.stream.name}: key ({', '.join(key)}) is no key: {repeated} values "
-            f"repeat, {nulls} rows have NULL in it"
-        )
-
-
-# ── pieces of SQL ────────────────────────────────────────────────────────────────────────────
-
-
-def _names(columns: Sequence[Column]) -> sql.Composed:
-    return sql.SQL(", ").join(sql.Identifier(c.name) for c in columns)
-
-
-def _typed(load: Load, alias: str = "s.") -> sql.Composed:
-    """Name the staged columns as the table's types: those that came otherwise are read here."""
-    return sql.SQL(", ").join(_values(load, alias))
-
-
-def _values(load: Load, alias: str) -> list[sql.Composed]:
-    came = {c.name: c.type for c in load.shape.columns if not c.as_text}
-    return [
-        sql.SQL("{}{}" if came.get(c.name) == c.type else "{}{}::{}").format(
-            sql.SQL(alias),
-            sql.Identifier(c.name),
-            *([] if came.get(c.name) == c.type else [sql.SQL(c.type)]),
-        )
-        for c in load.columns
-    ]
-
-
-def _parts(load: Load, key: Sequence[str]) -> dict[str, sql.Composable]:
-    here = sql.SQL(", ").join(sql.SQL("t.{}").format(sql.Identifier(c.name)) for c in load.columns)
-    same = sql.SQL(" AND ").join(
-        pg_types.equal(load.conn, column) for column in load.columns if column.name in key
-    )
-    typed = _typed(load)
-    return {
-        "table": load.table,
-        "staging": sql.Identifier(_STAGING),
-        "staging_table": sql.SQL("pg_temp.{}").format(sql.Identifier(_STAGING)),
-        "columns": _names(load.columns),
-        "typed": typed,
-        "staged": typed,
-        "synced": sql.Identifier(SYNCED_AT),
-        "same": same,
-        "differs": _DIFFERS.format(here, typed),
-    }
+    # Without a key an update is one row that goes and one that comes: what counts is the rest.
+    pg_guards.check_deletes(load, deleted - inserted, staged)
+    _check_replaced(load)
+    return LoadCounts(inserted, 0, staged - inserted + dead, deleted, bytes=size)
 
 
 def schema_hash(shape: StreamShape) -> str:
     """Return a digest of names, types and key: a change of it is drift."""
-    parts = [f"{c.name} {c.type} {c.nullable}" for c in shape.columns]
-    return hashlib.sha256("\n".join([*parts, *shape.key]).encode()).hexdigest()
+    hashed = [f"{c.name} {c.type} {c.nullable}" for c in shape.columns]
+    return hashlib.sha256("\n".join([*hashed, *shape.key]).encode()).hexdigest()

@@ -16,6 +16,7 @@ from connectors.pg_catalog import ensure_schema
 from connectors.postgres import Connection, PostgresConfig
 from schemas.errors import ConfigError, LeaseLost, TransientError
 from schemas.records import Cursor, LoadRequest, StreamResult, ahead
+from schemas.streams import StreamSpec
 
 SCHEMA = "_syncward"
 
@@ -37,12 +38,20 @@ CREATE TABLE _syncward.state (
   run_id uuid,
   result jsonb,
   updated_at timestamptz NOT NULL DEFAULT now(),
+  runs_since_full integer NOT NULL DEFAULT 0,
+  runs_since_sweep integer NOT NULL DEFAULT 0,
   PRIMARY KEY (connection_id, stream)
 )
 """
+#: What tables made by an earlier version lack.
+_ADD = """
+ALTER TABLE _syncward.state ADD COLUMN IF NOT EXISTS runs_since_full integer NOT NULL DEFAULT 0,
+  ADD COLUMN IF NOT EXISTS runs_since_sweep integer NOT NULL DEFAULT 0
+"""
 #: The row lock waits out a zombie's commit, and holds until our fence is in place.
 _SEEN = """
-SELECT fence, claimed_by, cursor, reads, run_id, result, generation, schema_hash
+SELECT fence, claimed_by, cursor, reads, run_id, result, generation, schema_hash,
+  runs_since_full, runs_since_sweep
 FROM _syncward.state
 WHERE connection_id = %(connection)s AND stream = %(stream)s FOR UPDATE
 """
@@ -53,6 +62,10 @@ WHERE connection_id = %(connection)s AND stream = %(stream)s
 _COMMIT = """
 UPDATE _syncward.state SET cursor = %(upper)s, reads = %(reads)s, generation = generation + 1,
   schema_hash = %(schema_hash)s, run_id = %(run)s, result = %(result)s,
+  runs_since_full = CASE WHEN %(full)s THEN 0 ELSE runs_since_full + (run_id IS DISTINCT FROM
+    %(run)s)::int END,
+  runs_since_sweep = CASE WHEN %(swept)s THEN 0 ELSE runs_since_sweep + (run_id IS DISTINCT FROM
+    %(run)s)::int END,
   updated_at = clock_timestamp()
 WHERE connection_id = %(connection)s AND stream = %(stream)s AND fence = %(fence)s
   AND cursor IS NOT DISTINCT FROM %(expected)s
@@ -70,22 +83,38 @@ class StateRow:
     fence: int  # the highest before this run's
     run_id: UUID | None  # the run that loaded it last
     schema_hash: str | None = None  # of what was loaded last
+    runs_since_full: int = 0
+    runs_since_sweep: int = 0
+
+    def full_due(self, stream: StreamSpec) -> bool:
+        """Say whether this is the N-th run since everything was read."""
+        every = stream.full_every
+        return self.known and every is not None and self.runs_since_full + 1 >= every
+
+    def sweep_due(self, stream: StreamSpec) -> bool:
+        """Say whether this is the N-th run since all keys were compared."""
+        every = stream.key_sweep
+        return self.known and every is not None and self.runs_since_sweep + 1 >= every
 
 
 def ensure(conn: Connection, config: PostgresConfig) -> None:
     """Make the state schema where it is missing; ConfigError if it is not ours to use."""
     row = conn.execute(
         "SELECT pg_has_role(current_user, n.nspowner, 'USAGE'), to_regclass('_syncward.state'), "
-        "has_database_privilege(current_database(), 'CREATE') "
+        "has_database_privilege(current_database(), 'CREATE'), "
+        "EXISTS (SELECT FROM pg_attribute a WHERE a.attname = 'runs_since_sweep' "
+        "AND a.attrelid = to_regclass('_syncward.state')) "
         "FROM (VALUES (1)) AS one LEFT JOIN pg_namespace n ON n.nspname = '_syncward'"
     ).fetchone()
-    owned, table, may_create = row or (None, None, False)
+    owned, table, may_create, whole = row or (None, None, False, False)
     if owned is False:
         raise ConfigError(
             f"{config.where}: schema {SCHEMA} belongs to another role than {config.user}; "
             "use one destination login per database"
         )
     if table is not None:
+        if not whole:
+            conn.execute(_ADD)
         return
     if owned is None and not may_create:
         raise ConfigError(
@@ -117,7 +146,7 @@ def claim(conn: Connection, request: LoadRequest) -> StateRow:
             row = conn.execute(_SEEN, names).fetchone()
         if row is None:  # forgotten in this very moment
             raise TransientError(f"{request.stream.name}: its state was removed; try again")
-        fence, claimed_by, cursor, reads, run_id, result, generation, schema_hash = row
+        fence, claimed_by, cursor, reads, run_id, result, generation, schema_hash, *counted = row
         if fence > request.fence or (fence == request.fence and claimed_by != request.run_id):
             # A zombie's own finish is refused by its lease; the owner must not go on unseen.
             raise ahead(request.stream.name)
@@ -130,6 +159,8 @@ def claim(conn: Connection, request: LoadRequest) -> StateRow:
         fence=fence,
         run_id=run_id,
         schema_hash=schema_hash,
+        runs_since_full=counted[0],
+        runs_since_sweep=counted[1],
     )
 
 
@@ -152,6 +183,8 @@ def commit(
     result: StreamResult,
     *,
     expected: Cursor | None,
+    full: bool,
+    swept: bool,
 ) -> None:
     """Store cursor and result as the last act of the rows' transaction; LeaseLost if fenced off."""
     done = conn.execute(
@@ -166,6 +199,8 @@ def commit(
             "result": Jsonb(result.model_dump(mode="json", exclude_defaults=True)),
             "upper": _jsonb(result.cursor_to),
             "expected": _jsonb(expected),
+            "full": full,
+            "swept": swept,
         },
     )
     if done.rowcount != 1:
@@ -180,6 +215,8 @@ def definition(request: LoadRequest) -> str:
     """Return a digest of what decides which rows belong into the target, and where that is."""
     stream = request.stream
     parts = [stream.mode, *stream.key, stream.cursor or "", request.target_schema]
+    if stream.tombstone is not None:  # it decides about rows that are there already
+        parts += [stream.tombstone, stream.deletion]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

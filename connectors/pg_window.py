@@ -3,15 +3,16 @@
 Never max(seen): a transaction that commits later with older values would be skipped for ever.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Any
 
 from psycopg import sql
 
 from connectors.pg_catalog import WITH_XMIN, Relation
 from connectors.postgres import Connection, PostgresConfig
 from schemas.errors import ConfigError
-from schemas.records import Cursor
+from schemas.records import Cursor, FarCursor
 from schemas.streams import Mode, StreamSpec
 
 #: How far behind now a time window ends where open transactions cannot be seen.
@@ -26,6 +27,7 @@ _TWO_32 = 2**32
 _TWO_31 = 2**31
 
 ALL = sql.SQL("true")
+_NOT_ASKED = sql.SQL("NULL")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,33 +48,41 @@ class TimeBound:
     at: datetime | None  # None: unknown, hold the previous bound
     exact: bool
     notes: tuple[str, ...]
+    beyond: FarCursor | None = None
 
 
 _BOUND = """
 SELECT clock_timestamp(), pg_is_in_recovery(),
        pg_has_role(current_user, 'pg_read_all_stats', 'USAGE'),
        (SELECT gid FROM pg_prepared_xacts WHERE database = current_database() LIMIT 1),
-       oldest.xact_start, oldest.pid
+       oldest.xact_start, oldest.pid, {beyond}
 FROM (VALUES (1)) AS one
 LEFT JOIN LATERAL (
   SELECT xact_start, pid FROM pg_stat_activity
   WHERE xact_start IS NOT NULL AND pid <> pg_backend_pid()
     AND (datname = current_database() OR datname IS NULL)
-    AND backend_type NOT LIKE 'autovacuum%%' AND application_name NOT LIKE 'syncward:source%%'
+    AND backend_type NOT LIKE 'autovacuum%' AND application_name NOT LIKE 'syncward:source%'
   ORDER BY xact_start LIMIT 1) AS oldest ON true
 """
 
 
-def time_bound(conn: Connection, stream: StreamSpec) -> TimeBound:
+def time_bound(
+    conn: Connection, stream: StreamSpec, beyond: sql.Composable = _NOT_ASKED
+) -> TimeBound:
     """Find how far time has settled. Call before the snapshot is taken, never after.
 
     A transaction that begins after this call has a later start than the bound; one that is open
     now holds the bound at its start; one that has ended is visible to the later snapshot.
     """
-    row = conn.execute(_BOUND).fetchone()
+    row = conn.execute(sql.SQL(_BOUND).format(beyond=beyond)).fetchone()
     if row is None:
         raise RuntimeError("one row is selected without a FROM that could be empty")
-    now, standby, sees_all, prepared, started, pid = row
+    far = FarCursor(row[6][0], int(row[6][1])) if row[6] else None
+    return replace(_bound(row, stream), beyond=far)
+
+
+def _bound(row: tuple[Any, ...], stream: StreamSpec) -> TimeBound:
+    now, standby, sees_all, prepared, started, pid = row[:6]
     if standby or not sees_all:
         settle = stream.settle or DEFAULT_SETTLE
         why = "a standby" if standby else "without pg_read_all_stats open transactions are hidden"

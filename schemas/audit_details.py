@@ -132,6 +132,10 @@ class SchemaChanged(Detail):
     after: str | None
 
 
+class Decided(OfRun):
+    found: str | None = None
+
+
 class FenceRaised(OfRun):
     before: Int
     after: Int
@@ -278,8 +282,8 @@ DETAILS: dict[AuditAction, type[Detail]] = {
     _A.RUN_CANCEL_REQUESTED: OfRun,
     _A.RUN_CANCELLED: OfRun,
     _A.RUN_AWAITING_APPROVAL: OfRun,
-    _A.RUN_APPROVED: OfRun,
-    _A.RUN_REJECTED: OfRun,
+    _A.RUN_APPROVED: Decided,
+    _A.RUN_REJECTED: Decided,
     _A.RUN_FENCE_RAISED: FenceRaised,
     _A.OUTPUT_READ: Detail,
     _A.LOGS_READ: Detail,

@@ -40,6 +40,10 @@ def _nobody(help_: str) -> Failure:
     return Failure(Who.NOBODY, help_)
 
 
+def _approver(help_: str) -> Failure:
+    return Failure(Who.APPROVER, help_)
+
+
 FAILURES: dict[str, Failure] = {
     # ── credentials and keys ─────────────────────────────────────────────────────────────────
     "credentials": _person("`resource rotate`, then `connection resume`", pauses=True),
@@ -111,6 +115,11 @@ FAILURES: dict[str, Failure] = {
     # ── the connection itself ────────────────────────────────────────────────────────────────
     "config": _person("do what the sentence says"),
     "guard": Failure(Who.APPROVER, "look at what it found; `run approve` or `run reject`"),
+    "zero_rows": _approver("the source is empty: is it the right one? `run output` previews it"),
+    "delete_ratio": _approver("`run output` shows what would go; or change the stream's guards"),
+    "duplicate_keys": _approver("mend the rows or the key; approved, one row of each is kept"),
+    "future_cursor": _approver("correct the rows at the source; approved, the others are loaded"),
+    "narrowed_type": _approver("change the target's column; approved, it stays the wider one"),
     "control_restored": Failure(
         Who.APPROVER, "was the control database restored? `run approve` goes on from the data"
     ),

@@ -10,6 +10,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.errors import GuardTripped
+from schemas.guards import Finding
 from schemas.streams import StreamSpec
 
 #: Code of the guard that stops a run whose destination is ahead of the control database.
@@ -77,6 +78,25 @@ class StreamShape:
     key_is_unique: bool = False  # the source's own constraint proves the key
 
 
+@dataclass(frozen=True, slots=True)
+class KeySweep:
+    """The keys of all rows of the source that are not marked as deleted, of the batch's snapshot.
+
+    `chunks` may be consumed once, after those of the batch.
+    """
+
+    columns: tuple[Column, ...]
+    chunks: Iterator[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class FarCursor:
+    """The farthest value of a time cursor beyond what its guard allows."""
+
+    text: str
+    seconds: int  # since 1970
+
+
 @dataclass(slots=True)
 class Batch:
     """Rows of one stream plus the cursor after them.
@@ -93,6 +113,13 @@ class Batch:
     upper: Cursor | None
     full: bool
     notes: tuple[str, ...] = ()  # sentences for the run's log, e.g. who holds the bound back
+    keys: KeySweep | None = None  # only where the run sweeps and the batch itself is not all rows
+    beyond: FarCursor | None = None  # a guard's finding at the source
+
+    @property
+    def everything(self) -> bool:
+        """Whether the batch is the whole table of its snapshot, without any bound."""
+        return self.full and self.upper is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +178,11 @@ class StreamClaim:
     #: the highest fence before this run's, and the run that loaded the stream last
     fence_before: int = 0
     last_run: UUID | None = None
+    #: this connection has loaded the stream before; what it finds gone, it had loaded
+    loaded_before: bool = False
+    #: counted in the destination's own state: this run reads everything, or compares all keys
+    full_due: bool = False
+    sweep_due: bool = False
 
 
 def ahead(stream: str) -> GuardTripped:
@@ -207,6 +239,8 @@ class LoadRequest:
     target_schema: str
     #: replace the content even where the mode would add to it (a full refresh of an append)
     rewrite: bool = False
+    #: what a person has approved of what guards found in this run before
+    approvals: tuple[Finding, ...] = ()
 
 
 class Source(Protocol):
@@ -215,9 +249,12 @@ class Source(Protocol):
     def test(self) -> ServerReport: ...
     def discover(self) -> Sequence[DiscoveredStream]: ...
     def extract(
-        self, stream: StreamSpec, cursor: Cursor | None
+        self, stream: StreamSpec, cursor: Cursor | None, *, sweep: bool = False
     ) -> AbstractContextManager[Iterator[Batch]]:
-        """Open one snapshot and yield its batches in cursor order; None reads everything."""
+        """Open one snapshot and yield its batches in cursor order; None reads everything.
+
+        With `sweep` the last batch brings the keys of all rows, unless it is all rows itself.
+        """
         ...
 
     def cancel(self) -> None:

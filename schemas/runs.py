@@ -6,8 +6,9 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
+from schemas.guards import Finding
 from schemas.records import StreamResult
 
 
@@ -75,6 +76,14 @@ class RunOptions(BaseModel):
     full_refresh: bool = False
     streams: tuple[str, ...] = ()  # empty: every stream of the connection
     approved: str | None = None  # the guard whose finding a person has approved
+    tripped: tuple[Finding, ...] = ()  # what guards found, waiting for a person
+    approvals: tuple[Finding, ...] = ()  # what a person has approved of that: so much, no more
+
+    @model_serializer(mode="wrap")
+    def _nothing_found_is_not_written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = write(self)  # an older version does not know these
+        found = ("tripped", "approvals")
+        return {name: value for name, value in written.items() if value or name not in found}
 
     def merged(self, other: "RunOptions") -> "RunOptions":
         """Combine two triggers that one run will serve: the wider wish wins."""
@@ -105,6 +114,7 @@ class Run:
     error_code: str | None
     error: str | None
     run_again: bool = False
+    findings: tuple[Finding, ...] = ()  # of guards, while it awaits approval
 
 
 class Rule(StrEnum):
@@ -180,6 +190,7 @@ class Outcome:
     retry_after: timedelta | None = None
     streams: tuple[StreamResult, ...] = ()
     document: dict[str, Any] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
 
     @property
     def progressed(self) -> bool:

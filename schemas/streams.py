@@ -3,9 +3,19 @@
 import re
 from datetime import timedelta
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
@@ -48,6 +58,41 @@ class Drift(StrEnum):
     IGNORE = "ignore"
 
 
+class Deletes(StrEnum):
+    """What becomes of a target's row whose source row is gone."""
+
+    IGNORE = "ignore"  # it stays as it is
+    SOFT = "soft"  # it stays and is stamped in _syncward_deleted_at
+    HARD = "hard"  # it is deleted
+
+
+class Guards(BaseModel):
+    """When a stream's run stops and asks a person (docs/connectors.md); `false` turns one off."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    zero_rows: bool = True
+    delete_ratio: float = Field(0.2, ge=0, le=1)  # 1 is off: more than all cannot be deleted
+    floor: int = Field(100, ge=0)  # the first two look only where so many rows are served
+    duplicate_keys: bool = True
+    future_cursor: Duration | None = timedelta(days=1)  # how far beyond now is too far
+    narrowed_type: bool = True
+
+    @field_validator("delete_ratio", mode="before")
+    @classmethod
+    def _never(cls, value: object) -> object:
+        return 1.0 if value is False else value
+
+    @field_validator("future_cursor", mode="before")
+    @classmethod
+    def _not_at_all(cls, value: object) -> object:
+        return None if value is False else value
+
+
+#: Settings that are written only where they are set: an older worker reads all other documents.
+_OPTIONAL = frozenset({"deletes", "key_sweep", "tombstone", "full_every", "guards"})
+
+
 class StreamSpec(BaseModel):
     """One stream of a connection as its owner wrote it."""
 
@@ -60,6 +105,11 @@ class StreamSpec(BaseModel):
     overlap: Duration = timedelta(0)
     drift: Drift = Drift.EVOLVE
     settle: Duration | None = None  # how far behind now, where open transactions are invisible
+    deletes: Deletes | None = None  # unset: as the mode has it, see `deletion`
+    key_sweep: int | None = Field(None, ge=1)  # every so many runs all keys are compared
+    tombstone: str | None = None  # a column that says that its row is deleted
+    full_every: int | None = Field(None, ge=1)  # every so many runs everything is read
+    guards: Guards = Guards()
 
     @model_validator(mode="after")
     def _modes_have_what_they_need(self) -> Self:
@@ -74,6 +124,34 @@ class StreamSpec(BaseModel):
         if len(set(self.key)) != len(self.key):
             raise ValueError(f"{self.name}: a key column is named twice")
         return self
+
+    @model_validator(mode="after")
+    def _deletes_have_what_they_need(self) -> Self:
+        if self.mode is Mode.APPEND and self.deletion is not Deletes.IGNORE:
+            raise ValueError(f"{self.name}: append only adds rows; for deletes use mode: merge")
+        if self.key_sweep and (self.mode is not Mode.MERGE or self.cursor is None):
+            raise ValueError(f"{self.name}: every run sees all keys already; remove key_sweep")
+        if self.full_every and self.cursor is None:
+            raise ValueError(f"{self.name}: every run reads everything; remove full_every")
+        wants = "key_sweep" if self.key_sweep else "tombstone" if self.tombstone else None
+        if wants and self.deletion is Deletes.IGNORE:
+            raise ValueError(f"{self.name}: {wants} finds deleted rows; say deletes: soft or hard")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _unset_is_not_written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = write(self)
+        for name in _OPTIONAL & set(written):
+            if getattr(self, name) == type(self).model_fields[name].default:
+                del written[name]
+        return written
+
+    @property
+    def deletion(self) -> Deletes:
+        """What happens to rows that are gone: a replaced table mirrors its source."""
+        if self.deletes is not None:
+            return self.deletes
+        return Deletes.HARD if self.mode is Mode.REPLACE else Deletes.IGNORE
 
     @property
     def schema_name(self) -> str:

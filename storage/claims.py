@@ -387,15 +387,25 @@ _DEFER = (
 )
 _DELAYED = frozenset({OutcomeKind.RETRY, OutcomeKind.DEFERRED})
 _RETRY = "state = 'queued', lease_token = NULL, not_before = clock_timestamp() + :delay"
+_AWAIT = (
+    "state = 'awaiting_approval', lease_token = NULL, "
+    "options = options || jsonb_build_object('tripped', CAST(:tripped AS jsonb))"
+)
 _PUT_BACK = {
     OutcomeKind.RETRY: (_RETRY, AuditAction.RUN_REQUEUED),
     OutcomeKind.DEFERRED: (_DEFER, AuditAction.RUN_REQUEUED),
     OutcomeKind.HANDED_BACK: (_HAND_BACK, AuditAction.RUN_REQUEUED),
-    OutcomeKind.AWAITING_APPROVAL: (
-        "state = 'awaiting_approval', lease_token = NULL",
-        AuditAction.RUN_AWAITING_APPROVAL,
-    ),
+    OutcomeKind.AWAITING_APPROVAL: (_AWAIT, AuditAction.RUN_AWAITING_APPROVAL),
 }
+
+
+def _more(outcome: Outcome) -> dict[str, Any]:
+    """Return what the move of this kind needs besides: a delay, or what guards have found."""
+    if outcome.kind in _DELAYED:
+        return {"delay": outcome.retry_after}
+    if outcome.kind is OutcomeKind.AWAITING_APPROVAL:
+        return {"tripped": Jsonb([found.model_dump(mode="json") for found in outcome.findings])}
+    return {}
 
 
 def _put_back(
@@ -412,7 +422,7 @@ def _put_back(
             f"UPDATE active_runs SET {assignments}, worker_id = NULL, error_code = :code, "  # noqa: S608 - constants of this module
             "error = :error WHERE run_id = :run AND lease_token = :token AND state = 'running' "
             "AND cancel_requested_at IS NULL RETURNING *"
-        ).bindparams(**({"delay": outcome.retry_after} if outcome.kind in _DELAYED else {})),
+        ).bindparams(**_more(outcome)),
         {
             "run": held.run_id,
             "token": held.token,

@@ -1,6 +1,5 @@
 """Runs as people ask for them and look at them: enqueue, show, list, cancel, approve, reject."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,6 +10,7 @@ from sqlalchemy import Connection, Row, text
 
 from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
 from schemas.errors import Conflict, NotFound
+from schemas.guards import Finding
 from schemas.ids import new_id
 from schemas.runs import LIVE_STATES, Priority, Run, RunKind, RunOptions, RunState, Trigger
 from storage import audit
@@ -163,11 +163,11 @@ _RUNS = """
 WITH found AS (
   SELECT run_id, account_id, kind, subject_id, state, trigger, attempt, queued_at, started_at,
          worker_id, error_code, error, NULL::timestamptz AS finished_at, not_before,
-         again_run_id IS NOT NULL AS run_again
+         again_run_id IS NOT NULL AS run_again, options->'tripped' AS tripped
   FROM active_runs WHERE {where}
   UNION ALL
   (SELECT run_id, account_id, kind, subject_id, state, trigger, attempt, queued_at, started_at,
-          worker_id, error_code, error, finished_at, NULL, false
+          worker_id, error_code, error, finished_at, NULL, false, NULL
    FROM runs WHERE {where} ORDER BY finished_at DESC LIMIT :limit)
 )
 SELECT f.*, coalesce(c.name, r.name, '(deleted)') AS subject_name
@@ -201,6 +201,7 @@ def _run(row: Row[Any]) -> Run:
         error_code=row.error_code,
         error=row.error,
         run_again=row.run_again,
+        findings=tuple(Finding.model_validate(found) for found in row.tripped or ()),
     )
 
 
@@ -354,23 +355,37 @@ def busy(tx: Connection, *, account_id: UUID, subject_id: UUID | None = None) ->
 def approve(tx: Connection, run_id: UUID, principal: Principal) -> None:
     """Let a run that a guard stopped go on; it is queued again with the approval noted."""
     live = _awaiting(tx, run_id)
-    options = {**live.options, "approved": live.error_code}
+    before = RunOptions.model_validate(live.options)
+    options = before.model_copy(
+        update={
+            "approved": before.approved if before.tripped else live.error_code,
+            "tripped": (),
+            "approvals": (*before.approvals, *before.tripped),
+        }
+    )
     tx.execute(
         text(
             "UPDATE active_runs SET state = 'queued', not_before = clock_timestamp(), "
             "options = CAST(:options AS jsonb) WHERE run_id = :id"
         ),
-        {"id": run_id, "options": json.dumps(options)},
+        {"id": run_id, "options": options.model_dump_json()},
     )
     wake_account(tx, live.account_id)
-    audit.append(tx, run_event(AuditAction.RUN_APPROVED, live, principal, reason=live.error_code))
+    audit.append(tx, _decision(AuditAction.RUN_APPROVED, live, principal))
 
 
 def reject(tx: Connection, run_id: UUID, principal: Principal) -> None:
     """End a run that a guard stopped; the previous data stays served."""
     live = _awaiting(tx, run_id)
-    audit.append(tx, run_event(AuditAction.RUN_REJECTED, live, principal, reason=live.error_code))
+    audit.append(tx, _decision(AuditAction.RUN_REJECTED, live, principal))
     end(tx, run_id, RunState.CANCELLED, principal, error_code="rejected", error=live.error)
+
+
+def _decision(action: AuditAction, live: Row[Any], principal: Principal) -> AuditEvent:
+    """Make the event of a decision; it says of how much, as that is all that an approval covers."""
+    tripped = RunOptions.model_validate(live.options).tripped
+    found = "; ".join(f"{f.stream} {f.guard} {f.amount}" for f in tripped) or None
+    return run_event(action, live, principal, reason=live.error_code, found=found)
 
 
 def _awaiting(tx: Connection, run_id: UUID) -> Row[Any]:

@@ -28,10 +28,11 @@ from schemas.audit import (
 from schemas.audit_body import REASON_MAX, body_of
 from schemas.audit_details import DETAILS
 from schemas.failures import FAILURES, PAUSING, Who
+from schemas.guards import Guard
 from schemas.plans import PLANS
 from schemas.runs import MOVES, Rule
 from schemas.settings import Settings
-from schemas.streams import format_duration
+from schemas.streams import Guards, StreamSpec, format_duration
 from storage.gauges import ConnectionGauges, Gauges
 
 ROOT = Path(__file__).parent.parent
@@ -159,6 +160,21 @@ def test_every_setting_of_a_connector_is_documented(name):
     documented = {row[0].strip("`") for row in table(section, "| Setting")}
     config = importlib.import_module(f"connectors.sources.{name}").CONFIG
     assert documented == set(config.model_fields)
+
+
+def test_every_setting_of_a_stream_is_documented():
+    documented = [row[0].strip("`") for row in table(page("connectors.md"), "| Stream setting")]
+    assert documented == list(StreamSpec.model_fields)
+
+
+def test_every_guard_is_documented_with_its_default():
+    documented = {row[0]: row[1] for row in table(page("connectors.md"), "| Guard ")}
+    shown = {True: "true"}
+    assert documented == {
+        f"`{name}`": f"`{shown.get(value, value)}`"
+        for name, value in Guards().model_dump(mode="json").items()
+    }
+    assert set(Guard) <= {name.strip("`") for name in documented}
 
 
 def test_every_check_of_doctor_is_documented_with_why_and_what_to_do():

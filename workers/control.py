@@ -7,9 +7,10 @@ cut; a thread that still hangs is given up, and its process ends as soon as noth
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import suppress
+from dataclasses import replace
 from threading import Event, Lock, Thread
 from typing import TypeVar
 
@@ -167,6 +168,11 @@ class RunControl:
         """Show a stream as the one being worked on."""
         self._stream, self._rows, self._bytes = name, 0, 0
 
+    def _checked(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        for chunk in chunks:
+            self.check()
+            yield chunk
+
     def watch(self, batch: Batch) -> Batch:
         """Return the batch with its chunks counted and every chunk a chance to stop."""
         chunks = batch.chunks
@@ -178,6 +184,8 @@ class RunControl:
                 self._rows = batch.rows()
                 yield chunk
 
+        if batch.keys is not None:
+            batch.keys = replace(batch.keys, chunks=self._checked(batch.keys.chunks))
         batch.chunks = counted()  # type: ignore[assignment]  # a generator is an iterator
         return batch
 

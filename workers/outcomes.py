@@ -17,6 +17,7 @@ from schemas.errors import (
     SyncwardError,
     TransientError,
 )
+from schemas.guards import DataGuardTripped
 from schemas.limits import (
     ATTEMPTS_MAX,
     ATTEMPTS_WITH_PROGRESS_MAX,
@@ -102,6 +103,8 @@ def _classified(  # noqa: PLR0911 - one return per class reads as a table
             return Outcome(OutcomeKind.CANCELLED, error.code, error.public)
         case Draining() | LeaseLost():
             return Outcome(OutcomeKind.HANDED_BACK, error.code)
+        case DataGuardTripped():
+            return _awaiting(error)  # said in the log of its stream
         case GuardTripped():
             run_log.warning(error.public)
             return Outcome(OutcomeKind.AWAITING_APPROVAL, error.code, error.public)
@@ -119,6 +122,17 @@ def _classified(  # noqa: PLR0911 - one return per class reads as a table
             return Outcome(OutcomeKind.FAILED, error.code, error.public)
         case _:
             return _internal(error, run_log)
+
+
+def _awaiting(error: DataGuardTripped) -> Outcome:
+    """Ask a person: what was found in counts, and the previews for the sealed document."""
+    return Outcome(
+        OutcomeKind.AWAITING_APPROVAL,
+        error.code,
+        error.public,
+        document={"guards": [preview.document() for preview in error.previews]},
+        findings=tuple(preview.finding for preview in error.previews),
+    )
 
 
 def _retry(error: TransientError, claim: Claim) -> Outcome:

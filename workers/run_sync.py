@@ -15,9 +15,10 @@ from schemas.errors import (
     TransientError,
 )
 from schemas.failures import OF_ONE_STREAM
+from schemas.guards import DataGuardTripped
 from schemas.jobs import Job
 from schemas.limits import GIVE_UP_AFTER_S
-from schemas.records import Cursor, Destination, LoadRequest, Source, StreamResult
+from schemas.records import Cursor, Destination, LoadRequest, Source, StreamClaim, StreamResult
 from schemas.runs import Claim, Outcome, OutcomeKind, RunKind
 from schemas.streams import Mode
 from storage import claims, work
@@ -25,7 +26,7 @@ from storage.claims import ClaimRefusal
 from storage.engine import again, transaction
 from storage.outputs import SealedOutput
 from storage.work import Work
-from workers import answers, history, metrics, outcomes
+from workers import answers, guards, history, metrics, outcomes
 from workers.attempt import Attempt, Dependencies, Taken
 from workers.causes import raw_texts
 from workers.control import clock
@@ -120,6 +121,7 @@ def _sync(attempt: Attempt, subject: Work) -> Outcome:
     wanted = len(list(_requests(attempt.claim, subject)))
     results: list[StreamResult] = []
     postponed: list[TransientError] = []
+    tripped: list[DataGuardTripped] = []
     warm(keyring, subject.source, subject.destination)
     with (
         open_source(subject.source, keyring, control, policy) as source,
@@ -138,6 +140,10 @@ def _sync(attempt: Attempt, subject: Work) -> Outcome:
                 attempt.run_log.raw(raw_texts(error), request.stream.name)
                 postponed.append(error)
                 continue
+            except DataGuardTripped as error:
+                attempt.run_log.warning(error.public, request.stream.name)
+                tripped.append(error)
+                continue
             _count(result, subject)
             results.append(result)
             if len(results) < wanted:  # the last one is recorded with the outcome
@@ -146,6 +152,8 @@ def _sync(attempt: Attempt, subject: Work) -> Outcome:
                     claims.record_stream(tx, attempt.claim, known, position, attempt.deps.principal)
     if postponed:
         raise postponed[0]
+    if tripped:
+        raise DataGuardTripped([preview for error in tripped for preview in error.previews])
     return outcomes.of_streams(results, wanted=wanted)
 
 
@@ -165,6 +173,7 @@ def _requests(claim: Claim, subject: Work) -> Iterator[LoadRequest]:
                 stream=spec,
                 target_schema=subject.target_schema,
                 rewrite=claim.options.full_refresh and spec.mode is Mode.APPEND,
+                approvals=claim.options.approvals,
             )
 
 
@@ -216,12 +225,13 @@ def _move(
     if known.result is not None:  # an earlier attempt of this run committed it, then died
         run_log.info(f"already loaded by attempt {known.result.attempt}; not read again", spec.name)
         return known.result
-    cursor = None if attempt.claim.options.full_refresh else known.cursor
+    full = attempt.claim.options.full_refresh or known.full_due
+    cursor = None if full else known.cursor
     try:
-        result = _load(attempt, request, source, destination, cursor)
+        result = _load(attempt, request, source, destination, known=known, cursor=cursor)
     except ReadAgain as reason:
         run_log.info(f"{reason.public}; everything is read", spec.name)
-        result = _load(attempt, request, source, destination, None)
+        result = _load(attempt, request, source, destination, known=known, cursor=None)
     for sentence in outcomes.told(result.schema_changes):
         run_log.info(sentence, spec.name)
     run_log.info(outcomes.sentence(result), spec.name)
@@ -233,12 +243,16 @@ def _load(
     request: LoadRequest,
     source: Source,
     destination: Destination,
+    *,
+    known: StreamClaim,
     cursor: Cursor | None,
 ) -> StreamResult:
     """Read a stream from a cursor, or from its beginning, and load each batch of it."""
     spec, result = request.stream, None
-    with source.extract(spec, cursor) as batches:
+    sweep = known.loaded_before and (cursor is None or known.sweep_due)
+    with source.extract(spec, cursor, sweep=sweep) as batches:
         for batch in batches:
+            guards.check_cursor(request, batch)
             for note in batch.notes:
                 attempt.run_log.info(note, spec.name)
             loaded = destination.load(request, attempt.control.watch(batch))
@@ -265,7 +279,7 @@ def _sealed_output(attempt: Attempt, outcome: Outcome) -> tuple[Outcome, SealedO
     Nor does a run succeed whose log cannot be kept: its streams are loaded, it comes again.
     """
     claim, records = attempt.claim, attempt.deps.records
-    if outcome.kind is not OutcomeKind.SUCCEEDED:
+    if outcome.kind not in {OutcomeKind.SUCCEEDED, OutcomeKind.AWAITING_APPROVAL}:
         return outcome, None
     try:
         records.ready(claim.account_id)

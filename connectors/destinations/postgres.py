@@ -6,8 +6,8 @@ from typing import Any
 from uuid import UUID
 
 from connectors import pg_discover, pg_load, pg_state, pg_types
+from connectors.pg_batch import Load
 from connectors.pg_catalog import check_names, ensure_schema
-from connectors.pg_load import Load
 from connectors.pg_state import StateRow
 from connectors.postgres import (
     SECRET_FIELDS,
@@ -76,7 +76,15 @@ class PostgresDestination:
         self._states[request.stream.name] = state
         self._expected[request.stream.name] = state.cursor
         cursor = state.cursor if state.resumable else None
-        return StreamClaim(cursor, state.result, state.fence, state.run_id)
+        return StreamClaim(
+            cursor,
+            state.result,
+            state.fence,
+            state.run_id,
+            loaded_before=state.known,
+            full_due=state.full_due(request.stream),
+            sweep_due=state.sweep_due(request.stream),
+        )
 
     def highest_fence(self, connection_id: UUID) -> int:
         """Return the highest fence that any stream of the connection has seen; 0 if none."""
@@ -101,7 +109,14 @@ class PostgresDestination:
             counts = pg_load.run(self._plan(request, here))
             pg_types.check_intervals(self._conn, self._config, request, here.shape.columns)
             result = _result(request, here, counts, seconds=monotonic() - started)
-            pg_state.commit(self._conn, request, result, expected=self._expected[name])
+            pg_state.commit(
+                self._conn,
+                request,
+                result,
+                expected=self._expected[name],
+                full=batch.full,
+                swept=batch.full or batch.keys is not None,
+            )
         self._expected[name] = batch.upper
         return result
 

@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from connectors import pg_discover, pg_types, pg_window
+from connectors import pg_discover, pg_keys, pg_types, pg_window
 from connectors.pg_catalog import Relation, check_key, describe
 from connectors.pg_window import Window
 from connectors.postgres import (
@@ -22,8 +22,16 @@ from connectors.postgres import (
 )
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError
-from schemas.records import Batch, Cursor, DiscoveredStream, ServerReport, StreamShape, WireFormat
-from schemas.streams import StreamSpec
+from schemas.records import (
+    Batch,
+    Cursor,
+    DiscoveredStream,
+    KeySweep,
+    ServerReport,
+    StreamShape,
+    WireFormat,
+)
+from schemas.streams import Deletes, StreamSpec
 
 CONFIG = PostgresConfig
 __all__ = ["CONFIG", "SECRET_FIELDS", "check_link", "open_source"]
@@ -85,7 +93,9 @@ class PostgresSource:
             return pg_discover.streams(self._conn)
 
     @contextmanager
-    def extract(self, stream: StreamSpec, cursor: Cursor | None) -> Iterator[Iterator[Batch]]:
+    def extract(
+        self, stream: StreamSpec, cursor: Cursor | None, *, sweep: bool = False
+    ) -> Iterator[Iterator[Batch]]:
         """Open a snapshot and yield its one batch: the window from the cursor to a frozen bound."""
         with translated(self._config, "source"):
             relation = describe(self._conn, self._config, stream.schema_name, stream.table_name)
@@ -93,13 +103,20 @@ class PostgresSource:
             category = None
             if stream.cursor not in {None, "xmin"}:
                 category = pg_window.check_cursor_column(stream, relation)
-            bound = pg_window.time_bound(self._conn, stream) if category == "D" else None
+            bound = None
+            if category == "D":
+                beyond = pg_keys.far_cursor(stream, relation, self._zone, full=cursor is None)
+                bound = pg_window.time_bound(self._conn, stream, beyond)
             with self._snapshot():
                 if bound is not None:
                     window = pg_window.time_window(stream, relation, bound, cursor, self._zone)
                 else:
                     window = self._window(stream, relation, cursor)
-                yield iter((self._batch(stream, relation, window),))
+                batch = self._batch(stream, relation, window)
+                batch.beyond = bound.beyond if bound is not None else None
+                if sweep or (window.full and cursor is not None):
+                    batch.keys = self._keys(stream, relation, batch)
+                yield iter((batch,))
 
     @contextmanager
     def _snapshot(self) -> Iterator[None]:
@@ -139,6 +156,13 @@ class PostgresSource:
             full=window.full,
             notes=(*window.notes, *types, *self._warnings()),
         )
+
+    def _keys(self, stream: StreamSpec, relation: Relation, batch: Batch) -> KeySweep | None:
+        """Bring all keys of this snapshot, unless nobody wants them or the batch is all rows."""
+        if stream.deletion is Deletes.IGNORE or not stream.key or batch.everything:
+            return None
+        copy = _Copy(self._conn, pg_keys.keys_query(stream, relation), self._config, stream)
+        return KeySweep(pg_keys.key_columns(stream, relation), copy.chunks())
 
     def _warnings(self) -> Iterator[str]:
         if _is_superuser(self._conn):

@@ -418,7 +418,7 @@ def test_a_sequence_cursor_is_refused_for_append(odd):
 
 
 def test_a_key_that_is_none_is_refused_and_nothing_is_kept(odd):
-    refused(odd, ConfigError, "not unique", name="odd", cursor="xmin", **MERGE)
+    refused(odd, GuardTripped, "1 values repeat", name="odd", cursor="xmin", **MERGE)
     assert odd.pair.rows("destination", "SELECT to_regclass('acme.odd')") == [(None,)]
 
 

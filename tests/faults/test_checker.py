@@ -323,10 +323,13 @@ def a_row_is_refused_by_the_destination(shop, facts: Facts) -> None:
     facts.secrets = {"a customer's number": ROW_VALUE}
     table = f"dup{shop.control.one('SELECT count(*) FROM runs')}"
     shop.pair.source(
-        f"CREATE TABLE {table} (v text)",
-        f"INSERT INTO {table} SELECT '{ROW_VALUE}' FROM generate_series(1, 2)",
+        f"CREATE TABLE {table} (id int PRIMARY KEY, v text)",
+        f"INSERT INTO {table} VALUES (1, '{ROW_VALUE}')",
     )
-    shop.apply({**STREAMS, f"public.{table}": "{mode: merge, key: [v]}"})
+    shop.apply({**STREAMS, f"public.{table}": "{mode: merge, key: [id]}"})
+    shop.sync()
+    shop.pair.session("destination").execute(f"CREATE UNIQUE INDEX ON acme.{table} (v)")
+    shop.pair.source(f"INSERT INTO {table} VALUES (2, '{ROW_VALUE}')")
     run, _ = shop.sync()
     assert run.state is RunState.FAILED
 

@@ -70,7 +70,8 @@ def test_enqueue_wait_prints_the_documented_json(working, shell):
     assert list(document) == ["run_id", "connection", "state", "attempt", "streams", "error"]
     assert list(document["streams"][0]) == [
         *("stream", "state", "mode", "rows_extracted", "rows_loaded", "rows_inserted"),
-        *("rows_updated", "rows_unchanged", "rows_rejected", "bytes", "cursor_from", "cursor_to"),
+        *("rows_updated", "rows_unchanged", "rows_deleted", "rows_rejected", "bytes"),
+        *("cursor_from", "cursor_to"),
         "seconds",
     ]
     assert document["streams"][0]["rows_inserted"] == 25

@@ -129,12 +129,15 @@ def test_parameters_and_details_of_the_control_database_are_in_no_error(world):
 @pytest.mark.integration
 def test_what_a_driver_says_of_rows_is_masked_even_in_the_runs_log(world):
     world.pair.source(
-        "CREATE TABLE t (id int, email text)",
-        f"INSERT INTO t VALUES (1, '{ROW}'), (2, '{ROW}')",
+        "CREATE TABLE t (id int PRIMARY KEY, email text)",
+        f"INSERT INTO t VALUES (1, '{ROW}')",
         f"CREATE TABLE texts AS SELECT '{ROW}'::text AS email",
         "CREATE VIEW u AS SELECT email::int AS id FROM texts",
     )
-    world.apply({"public.t": "{mode: merge, key: [email]}", "public.u": "{mode: replace}"})
+    world.apply({"public.t": "{mode: merge, key: [id]}", "public.u": "{mode: replace}"})
+    world.sync()
+    world.pair.session("destination").execute("CREATE UNIQUE INDEX ON acme.t (email)")
+    world.pair.source(f"INSERT INTO t VALUES (2, '{ROW}')")
     run, streams = world.sync()
     assert run.state is RunState.FAILED
     assert {stream.state for stream in streams.values()} == {"failed"}

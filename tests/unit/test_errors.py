@@ -13,6 +13,7 @@ from connectors.pg_errors import AT_SOURCE, CLASSES, STATES, TEXTS, Kind, answer
 from connectors.postgres import PostgresConfig, explain
 from schemas.errors import ConfigError, CredentialsError, SyncwardError, TransientError
 from schemas.failures import FAILURES, PAUSING, Who
+from schemas.guards import Guard
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = PostgresConfig(host="db.example.com", database="shop", user="reader")
@@ -179,7 +180,7 @@ def codes_of_the_program() -> set[str]:
     ]
     found = {code for path in files for code in codes_in(ast.parse(path.read_text()))}
     reap = (ROOT / "storage" / "reap.py").read_text()
-    return found | set(re.findall(r"error_code = '(\w+)'", reap))
+    return found | set(re.findall(r"error_code = '(\w+)'", reap)) | {guard.value for guard in Guard}
 
 
 def test_every_code_of_the_program_has_its_line_and_every_line_its_code():

@@ -46,8 +46,10 @@ class NoopSource:
         return ()
 
     @contextmanager
-    def extract(self, stream: StreamSpec, cursor: Cursor | None) -> Iterator[Iterator[Batch]]:
-        del stream
+    def extract(
+        self, stream: StreamSpec, cursor: Cursor | None, *, sweep: bool = False
+    ) -> Iterator[Iterator[Batch]]:
+        del stream, sweep
         batch = Batch(
             shape=StreamShape(columns=(), key=(), key_is_unique=False),
             wire=WireFormat.PG_BINARY,

@@ -1,0 +1,215 @@
+"""One batch on its way into one table: what it is, how it is staged, and the SQL of its parts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from psycopg import sql
+
+from connectors import pg_keys, pg_types
+from connectors.postgres import Connection, PostgresConfig
+from schemas.records import Batch, Column, LoadRequest, SchemaChange, StreamShape
+from schemas.streams import Deletes, Mode
+
+#: Our columns in destination tables: when this row version was loaded, and since when its source
+#: row is gone.
+SYNCED_AT = "_syncward_synced_at"
+DELETED_AT = "_syncward_deleted_at"
+STAGING = sql.Identifier("pg_temp", "syncward_staging")
+KEYS = sql.Identifier("pg_temp", "syncward_keys")
+#: Staged rows from which on statistics pay for themselves.
+_ANALYZE_FROM = 1_000
+
+#: Record image: json, xml and point have no equality, and 1.0 is not 1.00.
+_DIFFERS = sql.SQL("ROW({})::record *<> ROW({})::record")
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One batch on its way into one table, inside the caller's transaction."""
+
+    conn: Connection
+    config: PostgresConfig
+    request: LoadRequest
+    batch: Batch
+    rewrite: bool  # the table's content becomes the batch, also for append
+    seen_shape: str | None = None  # `schema_hash` of what was loaded last
+    #: what of the batch the table takes, in its types; None: all as it is
+    carried: tuple[Column, ...] | None = None
+    changes: tuple[SchemaChange, ...] = ()  # what was done to the table for this batch
+    stamps: bool = False  # the table has a column that says since when a row is deleted
+
+    @property
+    def table(self) -> sql.Identifier:
+        return sql.Identifier(self.request.target_schema, self.request.stream.table_name)
+
+    @property
+    def name(self) -> str:
+        return f"{self.request.target_schema}.{self.request.stream.table_name}"
+
+    @property
+    def shape(self) -> StreamShape:
+        return self.batch.shape
+
+    @property
+    def columns(self) -> Sequence[Column]:
+        """The columns that are written, in the target's types."""
+        return self.batch.shape.columns if self.carried is None else self.carried
+
+    @property
+    def deletion(self) -> Deletes:
+        """What becomes of rows that are gone; a rewritten table has nothing but the batch."""
+        return Deletes.HARD if self.rewrite else self.request.stream.deletion
+
+    @property
+    def covers_all(self) -> bool:
+        """Whether a row that is not in the batch is gone from the source."""
+        append = self.request.stream.mode is Mode.APPEND
+        return self.rewrite if append else self.batch.everything
+
+    @property
+    def through_staging(self) -> bool:
+        """Say whether rows do not go into the table as they come: this server reads them first."""
+        return tuple(self.columns) != self.shape.columns or any(
+            c.as_text and c.type != "text" for c in self.columns
+        )
+
+    @property
+    def served(self) -> sql.Composable:
+        """The condition of rows that readers take for rows of the source."""
+        alive = sql.SQL("{} IS NULL").format(sql.Identifier(DELETED_AT))
+        return alive if self.stamps else sql.SQL("true")
+
+
+def copy_into(load: Load, table: sql.Composable) -> tuple[int, int]:
+    """Relay the batch into a table; return (rows by this server's count, bytes)."""
+    size = 0
+    cursor = load.conn.cursor()
+    statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(
+        table, names(load.shape.columns)
+    )
+    with cursor.copy(statement) as copy:
+        for chunk in load.batch.chunks:
+            copy.write(chunk)
+            size += len(chunk)
+    return cursor.rowcount, size
+
+
+def stage(load: Load) -> tuple[int, int]:
+    """Copy the batch into a temporary table without constraints; return (rows, bytes)."""
+    _make_temp(load, STAGING, load.shape.columns)
+    rows, size = copy_into(load, STAGING)
+    if rows >= _ANALYZE_FROM:
+        load.conn.execute(sql.SQL("ANALYZE {}").format(STAGING))
+    return rows, size
+
+
+def stage_keys(load: Load) -> int | None:
+    """Copy the keys of all source rows beside the batch; None if this run brings none."""
+    keys = load.batch.keys
+    if keys is None:
+        return None
+    known = {column.name: column for column in load.shape.columns}
+    _make_temp(load, KEYS, [known[column.name] for column in keys.columns])
+    cursor = load.conn.cursor()
+    statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(KEYS, names(keys.columns))
+    with cursor.copy(statement) as copy:
+        for chunk in keys.chunks:
+            copy.write(chunk)
+    rows = cursor.rowcount
+    if rows >= _ANALYZE_FROM:
+        load.conn.execute(sql.SQL("ANALYZE {}").format(KEYS))
+    return rows
+
+
+def _make_temp(load: Load, table: sql.Identifier, columns: Sequence[Column]) -> None:
+    load.conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(table))
+    definitions = sql.SQL(", ").join(
+        sql.SQL("{} {}").format(sql.Identifier(c.name), sql.SQL("text" if c.as_text else c.type))
+        for c in columns
+    )
+    load.conn.execute(
+        sql.SQL("CREATE TEMP TABLE {} ({}) ON COMMIT DROP").format(table, definitions)
+    )
+
+
+def interferes(load: Load) -> bool:
+    """Say whether something of the target's own may swallow rows without a word.
+
+    Then what is not written must not be taken for unchanged.
+    """
+    row = load.conn.execute(
+        sql.SQL(
+            "SELECT c.relhasrules OR row_security_active(c.oid) OR EXISTS ("
+            "SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal "
+            "AND g.tgenabled <> 'D' AND g.tgtype & 2 = 2) "
+            "FROM pg_class c WHERE c.oid = {}::regclass"
+        ).format(sql.Literal(load.table.as_string(load.conn)))
+    ).fetchone()
+    return row is not None and bool(row[0])
+
+
+# ── pieces of SQL ────────────────────────────────────────────────────────────────────────────
+
+
+def names(columns: Sequence[Column]) -> sql.Composed:
+    """Name columns."""
+    return sql.SQL(", ").join(sql.Identifier(c.name) for c in columns)
+
+
+def typed(load: Load, alias: str = "s.") -> sql.Composed:
+    """Name the staged columns as the table's types: those that came otherwise are read here."""
+    return sql.SQL(", ").join(values(load, alias))
+
+
+def values(load: Load, alias: str) -> list[sql.Composed]:
+    """Return each staged column as a value of the table's type."""
+    came = {c.name: c.type for c in load.shape.columns if not c.as_text}
+    return [
+        sql.SQL("{}{}" if came.get(c.name) == c.type else "{}{}::{}").format(
+            sql.SQL(alias),
+            sql.Identifier(c.name),
+            *([] if came.get(c.name) == c.type else [sql.SQL(c.type)]),
+        )
+        for c in load.columns
+    ]
+
+
+def same(load: Load, key: Sequence[str]) -> sql.Composable:
+    """Make the condition that `t` and `s` are the same row by its key."""
+    return sql.SQL(" AND ").join(
+        pg_types.equal(load.conn, column) for column in load.columns if column.name in key
+    )
+
+
+def dead(load: Load) -> sql.Composable | None:
+    """Make the condition that the staged row `s` says itself that it is deleted; None: cannot."""
+    if load.request.stream.tombstone is None:
+        return None
+    return pg_keys.is_dead(load.request.stream, load.shape.columns, "s.")
+
+
+def parts(load: Load, key: Sequence[str]) -> dict[str, sql.Composable]:
+    """Return the parts of which the statements of a load are made."""
+    here = sql.SQL(", ").join(sql.SQL("t.{}").format(sql.Identifier(c.name)) for c in load.columns)
+    staged = typed(load)
+    differs: sql.Composable = _DIFFERS.format(here, staged)
+    stamped: sql.Composable = sql.SQL("")
+    stamp = born = stamped
+    if load.stamps:
+        column, says = sql.Identifier(DELETED_AT), dead(load) or sql.SQL("false")
+        stamped = sql.SQL(", {}").format(column)
+        stamp = sql.SQL(", CASE WHEN {} THEN coalesce(t.{}, now()) END").format(says, column)
+        born = sql.SQL(", CASE WHEN {} THEN now() END").format(says)
+        differs = sql.SQL("({} OR (t.{} IS NOT NULL) <> ({}))").format(differs, column, says)
+    return {
+        "table": load.table,
+        "staging": STAGING,
+        "columns": names(load.columns),
+        "typed": staged,
+        "synced": sql.Identifier(SYNCED_AT),
+        "stamped": stamped,  # the column of the stamp, and what an update or an insert puts there
+        "stamp": stamp,
+        "born": born,
+        "same": same(load, key),
+        "differs": differs,
+    }
