@@ -100,14 +100,11 @@ class Sealer:
     def _within(self, tx: Connection, edge: Edge | None) -> _Done:
         seen = sealing.state(tx)
         self._holds = seen.held and seen.holder == self.holder
-        if seen.held and not self._holds:
-            return _Done(edge)  # another one seals
-        try:
-            edge, lost = self._verified_edge(tx, seen, edge)
-        except LogWentBack:
-            if sealing.state(tx) == seen:
-                raise
-            return _Done(None)  # another one sealed while we looked: what we read was of two states
+        others = seen.held and not self._holds
+        looked = None if others else self._looked_at(tx, seen, edge)
+        if looked is None:
+            return _Done(None)  # another one seals
+        edge, lost = looked
         begins = lost is not None or seen.elsewhere
         busy = begins or seen.left_over
         found = None if busy else sealing.window(tx, seen, self._most)
@@ -129,6 +126,17 @@ class Sealer:
             audit.append(tx, self._event(AuditAction.AUDIT_HEARTBEAT, size=seen.size))
             self._quiet_since = monotonic()
         return _Done(edge)
+
+    def _looked_at(
+        self, tx: Connection, seen: LogState, edge: Edge | None
+    ) -> tuple[Edge, LastSigned | None] | None:
+        """Return `_verified_edge`; None if another one sealed meanwhile: we read two states."""
+        try:
+            return self._verified_edge(tx, seen, edge)
+        except LogWentBack:
+            if sealing.state(tx) == seen:
+                raise
+            return None
 
     def _signed(self, log_id: UUID, size: int, root: bytes) -> LastSigned:
         return LastSigned(log_id, size, root, tuple(key.line for key in self.signer.public))

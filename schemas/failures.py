@@ -126,6 +126,9 @@ FAILURES: dict[str, Failure] = {
     "streams": _person("`run logs` says it for each stream; the others are loaded"),
     "incomplete": _person("`run logs`; not every stream was read, so this is no success"),
     "row_too_large": _person("read the table through a view without the column that is named"),
+    "schema_drift": _person(
+        "change the target as the error says, or choose another `drift` for the stream"
+    ),
     "rows_missing": _person("compare the two sides; rows are unaccounted for, nothing was kept"),
     # ── run control ──────────────────────────────────────────────────────────────────────────
     "transient": _time("do what the sentence says if it stays"),
@@ -140,6 +143,7 @@ FAILURES: dict[str, Failure] = {
         "look at the workers' memory and logs, then `connection resume`", pauses=True
     ),
     "lease_lost": _nobody("nothing: another worker goes on"),
+    "read_again": _nobody("nothing: the same run reads the stream from its beginning"),
     "draining": _nobody("nothing: the worker stopped, another one goes on"),
     "cancelled": _nobody("nothing: somebody asked for it"),
     "rejected": _nobody("nothing: a person rejected what a guard found"),
