@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from psycopg import sql
 
@@ -18,6 +19,8 @@ STAGING = sql.Identifier("pg_temp", "syncward_staging")
 KEYS = sql.Identifier("pg_temp", "syncward_keys")
 #: Staged rows from which on statistics pay for themselves.
 _ANALYZE_FROM = 1_000
+#: Memory of a join over a batch: what it needs, up to this, if the server gives less by itself.
+_WORK_MEM_MAX = 64 * 2**20
 
 #: Record image: json, xml and point have no equality, and 1.0 is not 1.00.
 _DIFFERS = sql.SQL("ROW({})::record *<> ROW({})::record")
@@ -80,6 +83,24 @@ class Load:
         return alive if self.stamps else sql.SQL("true")
 
 
+#: A binary COPY without a row: its header and its end.
+_NO_ROWS = 19 + 2
+
+
+def brings_rows(load: Load) -> bool:
+    """Look at the beginning of the batch, and put it back: False if the source sent no row."""
+    batch, seen = load.batch, list[bytes]()
+    for chunk in batch.chunks:
+        seen.append(chunk)
+        if sum(map(len, seen)) > _NO_ROWS:
+            break
+    else:
+        batch.chunks = iter(seen)
+        return batch.rows() > 0
+    batch.chunks = chain(seen, batch.chunks)
+    return True
+
+
 def copy_into(load: Load, table: sql.Composable) -> tuple[int, int]:
     """Relay the batch into a table; return (rows by this server's count, bytes)."""
     size = 0
@@ -99,8 +120,31 @@ def stage(load: Load) -> tuple[int, int]:
     _make_temp(load, STAGING, load.shape.columns)
     rows, size = copy_into(load, STAGING)
     if rows >= _ANALYZE_FROM:
-        load.conn.execute(sql.SQL("ANALYZE {}").format(STAGING))
+        analyze(load, STAGING)
+        wanted = min(2 * size, _WORK_MEM_MAX) // 1024
+        load.conn.execute(_MORE_MEMORY, (wanted, wanted))
     return rows, size
+
+
+def analyze(load: Load, table: sql.Identifier) -> None:
+    """Tell the planner how many rows there are and what their key is like, which joins go by.
+
+    Statistics of the other columns are the dear part (documents, arrays), and no use here.
+    """
+    key = load.request.stream.key or load.shape.key
+    columns = sql.SQL(", ").join(map(sql.Identifier, key))
+    load.conn.execute(
+        sql.SQL("ANALYZE {} ({})" if key else "ANALYZE {}").format(
+            table, *([columns] if key else [])
+        )
+    )
+
+
+#: For this transaction; never less than the server's own setting.
+_MORE_MEMORY = """
+SELECT set_config('work_mem', %s::bigint || 'kB', true) FROM pg_settings
+WHERE name = 'work_mem' AND setting::bigint < %s::bigint
+"""
 
 
 def stage_keys(load: Load) -> int | None:

@@ -90,7 +90,7 @@ class Guards(BaseModel):
 
 
 #: Settings that are written only where they are set: an older worker reads all other documents.
-_OPTIONAL = frozenset({"deletes", "key_sweep", "tombstone", "full_every", "guards"})
+_OPTIONAL = frozenset({"deletes", "key_sweep", "tombstone", "full_every", "guards", "drift"})
 
 
 class StreamSpec(BaseModel):
