@@ -65,7 +65,8 @@ def far_cursor(stream: StreamSpec, relation: Relation, zone: str, *, full: bool)
     kind = relation.categories[name][1]
     if margin is None or kind not in {"timestamptz", "timestamp", "date"}:
         return sql.SQL("NULL")
-    limit = sql.SQL("(clock_timestamp() AT TIME ZONE {} + {}::interval)").format(
+    # Stable, not volatile: only so may an index look no further than the limit.
+    limit = sql.SQL("(statement_timestamp() AT TIME ZONE {} + {}::interval)").format(
         sql.Literal("UTC" if kind == "timestamptz" else zone),
         sql.Literal(f"{margin.total_seconds()} s"),
     )
