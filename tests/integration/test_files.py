@@ -1,17 +1,19 @@
 """Resources that are files, through the whole machine: documents, worker, audit, refusals."""
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pyarrow import parquet
 
 from cli.records import opened_output
 from schemas.accounts import Account
 from schemas.errors import ConfigError
 from schemas.records import WireFormat
 from schemas.runs import RunKind, RunOptions, RunState
-from storage import accounts, outputs, resources, runs
+from storage import accounts, connections, outputs, resources, runs
 from storage.runs import Subject
 from storage.work import Work
 from tests.connectors.conformance.ends import DESTINATIONS, SqliteSource
@@ -33,6 +35,22 @@ connections:
     target: {schema: acme}
     streams:
       main.orders: {mode: append, cursor: id}
+"""
+
+
+DOCUMENT_OF_POSTGRES = """
+account: acme
+resources:
+  pg: {kind: postgres, config: CONFIG, secret: {password: {file: shop.pw}}}
+  pq: {kind: files, config: {path: pq, format: parquet}}
+connections:
+  pg-to-pq:
+    source: pg
+    destination: pq
+    schedule: manual
+    target: {schema: acme}
+    streams:
+      public.t: {mode: merge, key: [id], cursor: xmin}
 """
 
 
@@ -71,6 +89,29 @@ def test_a_connection_between_files_needs_no_credentials(world):
     assert streams["orders"].rows_inserted == 1
     assert world.lake.rows("orders") == world.shop.rows("orders")
     assert not [e for e in world.events(run.run_id) if e.startswith("credential")]
+
+
+def test_postgres_goes_into_parquet_with_its_one_credential_audited(world):
+    world.pair.source(
+        "CREATE TABLE t (id int PRIMARY KEY, tags text[], at timestamptz)",
+        "INSERT INTO t VALUES (1, '{a,NULL}', '2026-01-02 03:04:05.5+00'), (2, NULL, NULL)",
+    )
+    (world.directory / "shop.pw").write_text(world.pair.secret("source")["password"])
+    config = json.dumps(world.pair.config("source"))
+    text = DOCUMENT_OF_POSTGRES.replace("CONFIG", config)
+    path = world.directory / "parquet.yaml"
+    path.write_text(text)
+    world.apply_file(path)
+    with world.cli.inside() as (tx, _, _name):
+        subject = connections.subject(connections.get(tx, "pg-to-pq"))
+        asked_for = runs.enqueue(tx, subject, RunKind.SYNC, RunOptions(), OPERATOR).run_id
+    world.step()
+    run = world.run(asked_for)
+    assert run.state is RunState.SUCCEEDED, run.error
+    (found,) = (world.own / "pq" / "acme" / "t").glob("*.parquet")
+    rows = parquet.read_table(found).to_pylist()
+    assert [(row["id"], row["tags"]) for row in rows] == [(1, "{a,NULL}"), (2, None)]
+    assert world.events(run.run_id).count("credential.unsealed") == 1
 
 
 def test_without_a_directory_of_files_the_run_says_whom_to_ask(world):
