@@ -122,6 +122,8 @@ def list_(cli: Cli) -> None:
 
 def _where(resource: Resource) -> str:
     config = resource.config
+    if "path" in config:
+        return str(config["path"])
     return f"{config.get('host', '')}:{config.get('port', '')}/{config.get('database', '')}"
 
 
@@ -154,7 +156,9 @@ def _tested(run: Run, document: dict[str, object]) -> str:
         f"login {document['login']}",
     ]
     for role in ("source", "destination"):
-        missing = document[f"missing_as_{role}"]
+        missing = document.get(f"missing_as_{role}")
+        if missing is None:
+            continue  # the connector has one role only
         sentences = "; ".join(map(str, missing)) if isinstance(missing, list) else ""
         parts.append(f"as {role}: {plain(sentences) or 'ready'}")
     return ", ".join(parts)

@@ -6,9 +6,9 @@ from itertools import chain
 
 from psycopg import sql
 
-from connectors import pg_keys, pg_types
+from connectors import pg_keys, pg_rows, pg_types
 from connectors.postgres import Connection, PostgresConfig
-from schemas.records import Batch, Column, LoadRequest, SchemaChange, StreamShape
+from schemas.records import Batch, Column, LoadRequest, SchemaChange, StreamShape, WireFormat
 from schemas.streams import Deletes, Mode
 
 #: Our columns in destination tables: when this row version was loaded, and since when its source
@@ -109,6 +109,8 @@ def copy_into(load: Load, table: sql.Composable) -> tuple[int, int]:
         table, names(load.shape.columns)
     )
     with cursor.copy(statement) as copy:
+        if load.batch.wire is WireFormat.ROWS:
+            size = pg_rows.write(copy, load.batch.groups, load.shape.columns, load.request.stream)
         for chunk in load.batch.chunks:
             copy.write(chunk)
             size += len(chunk)
@@ -157,6 +159,9 @@ def stage_keys(load: Load) -> int | None:
     cursor = load.conn.cursor()
     statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(KEYS, names(keys.columns))
     with cursor.copy(statement) as copy:
+        if load.batch.wire is WireFormat.ROWS:
+            came = [known[column.name] for column in keys.columns]
+            pg_rows.write(copy, keys.groups, came, load.request.stream)
         for chunk in keys.chunks:
             copy.write(chunk)
     rows = cursor.rowcount

@@ -1,6 +1,5 @@
 """Set-based loading: COPY, then a few statements, however many rows there are."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -27,8 +26,9 @@ from connectors.pg_batch import (
 from connectors.pg_catalog import Relation, find
 from connectors.pg_deletes import SourceRows
 from connectors.pg_drift import Table
+from connectors.portable import schema_hash
 from schemas.errors import ConfigError, SyncwardError
-from schemas.records import Column, LoadCounts, StreamShape
+from schemas.records import Column, LoadCounts
 from schemas.streams import Deletes, Mode
 
 #: Since this version MERGE returns what it did to each row.
@@ -345,9 +345,3 @@ def _replace_by_content(load: Load, staged: int, size: int) -> LoadCounts:
     pg_guards.check_deletes(load, deleted - inserted, staged)
     _check_replaced(load)
     return LoadCounts(inserted, 0, staged - inserted + dead, deleted, bytes=size)
-
-
-def schema_hash(shape: StreamShape) -> str:
-    """Return a digest of names, types and key: a change of it is drift."""
-    hashed = [f"{c.name} {c.type} {c.nullable}" for c in shape.columns]
-    return hashlib.sha256("\n".join([*hashed, *shape.key]).encode()).hexdigest()

@@ -75,6 +75,11 @@ def secret_fields(kind: str) -> tuple[str, ...]:
     return fields
 
 
+def without_secrets() -> frozenset[str]:
+    """Return the connectors that want no secret: nothing is unsealed for them."""
+    return frozenset(kind for kind in sources() | destinations() if not secret_fields(kind))
+
+
 def _any(kind: str) -> Any:  # noqa: ANN401 - modules have no better type
     if kind in sources():
         return _module("sources", kind, sources())

@@ -4,10 +4,13 @@
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from itertools import product
+from pathlib import Path
+from typing import Self
 from urllib.parse import parse_qs, unquote, urlsplit
+from uuid import UUID
 
 from schemas.urls import host_lists, split
 
@@ -57,6 +60,14 @@ class LinkPolicy:
     own_openable: bool = False
     tls_required: bool = True
     superuser_refused: bool = True
+    #: the directory below which connectors may open files; None: nowhere
+    files_root: Path | None = None
+
+    def for_account(self, account_id: UUID) -> Self:
+        """Return what holds for the resources of one account, whose files lie apart."""
+        if self.files_root is None:
+            return self
+        return replace(self, files_root=self.files_root / str(account_id))
 
 
 def parse_openings(text: str) -> tuple[Opening, ...]:

@@ -65,6 +65,9 @@ FAILURES: dict[str, Failure] = {
     "egress_refused": _person(
         "correct the resource's `host`; or open its range with SYNCWARD_EGRESS_ALLOW"
     ),
+    "files_refused": _person(
+        "set SYNCWARD_FILES_ROOT on every worker, or correct the resource's `path`"
+    ),
     "connection_refused": _time("start the server, or correct host and port"),
     "dns": _time("mend the name server that the workers ask"),
     "no_host": _person("correct the resource's `host`"),

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import date, datetime, time
+from decimal import Decimal
 from enum import StrEnum
 from typing import Protocol
 from uuid import UUID
@@ -21,9 +23,23 @@ Cursor = dict[str, str]
 
 
 class WireFormat(StrEnum):
-    """Byte formats two connectors can agree on, fastest first."""
+    """Formats two connectors can agree on, fastest first."""
 
     PG_BINARY = "pg_binary"  # COPY … (FORMAT binary), relayed unparsed
+    ROWS = "rows"  # groups of rows, of the closed set of types that `Value` names
+
+
+#: What a row of ROWS may hold; connectors/portable.py says which SQL type travels as which.
+Value = None | bool | int | float | Decimal | str | bytes | date | time | datetime | UUID
+Row = tuple[Value, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RowGroup:
+    """Some rows of a batch, and about how many bytes their values have."""
+
+    rows: list[Row]
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +98,12 @@ class StreamShape:
 class KeySweep:
     """The keys of all rows of the source that are not marked as deleted, of the batch's snapshot.
 
-    `chunks` may be consumed once, after those of the batch.
+    `chunks` or `groups` may be consumed once, after those of the batch.
     """
 
     columns: tuple[Column, ...]
     chunks: Iterator[bytes]
+    groups: Iterator[RowGroup] = field(default_factory=lambda: iter(()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +118,9 @@ class FarCursor:
 class Batch:
     """Rows of one stream plus the cursor after them.
 
-    `chunks` may be consumed once, inside the source's snapshot; `rows()` and `bytes` are true
-    only after that. `full` says that these are all rows of the stream, not a window of them.
+    `chunks` (of PG_BINARY) or `groups` (of ROWS) may be consumed once, inside the source's
+    snapshot; `rows()` is true only after that. `full` says that these are all rows of the stream,
+    not a window of them.
     """
 
     shape: StreamShape
@@ -113,6 +131,7 @@ class Batch:
     upper: Cursor | None
     full: bool
     notes: tuple[str, ...] = ()  # sentences for the run's log, e.g. who holds the bound back
+    groups: Iterator[RowGroup] = field(default_factory=lambda: iter(()))
     keys: KeySweep | None = None  # only where the run sweeps and the batch itself is not all rows
     beyond: FarCursor | None = None  # a guard's finding at the source
 
@@ -246,10 +265,15 @@ class LoadRequest:
 class Source(Protocol):
     """A system we read from, used by one thread; `cancel` and `cut` come from others."""
 
+    @property
+    def wires(self) -> tuple[WireFormat, ...]:
+        """The formats it offers, fastest first."""
+        ...
+
     def test(self) -> ServerReport: ...
     def discover(self) -> Sequence[DiscoveredStream]: ...
     def extract(
-        self, stream: StreamSpec, cursor: Cursor | None, *, sweep: bool = False
+        self, stream: StreamSpec, cursor: Cursor | None, wire: WireFormat, *, sweep: bool = False
     ) -> AbstractContextManager[Iterator[Batch]]:
         """Open one snapshot and yield its batches in cursor order; None reads everything.
 
@@ -270,6 +294,11 @@ class Source(Protocol):
 
 class Destination(Protocol):
     """A system we write to, used by one thread; `cancel` and `cut` come from others."""
+
+    @property
+    def wires(self) -> tuple[WireFormat, ...]:
+        """The formats it takes."""
+        ...
 
     def test(self) -> ServerReport: ...
     def claim_stream(self, request: LoadRequest) -> StreamClaim:

@@ -89,6 +89,11 @@ class Settings(BaseSettings):
         None,
         description="Private ranges that resources may lie in: `10.0.0.0/8, 10.1.2.3/32:5432`.",
     )
+    files_root: Path | None = Field(
+        None,
+        description="Directory of resources that are files, one directory per account id below "
+        "it, the same on every worker; without it they are refused.",
+    )
     lease: Duration = Field(
         timedelta(seconds=30),
         description="How long a silent worker keeps a run. At least three heartbeats.",
@@ -156,6 +161,7 @@ class Settings(BaseSettings):
             own_openable=development,
             tls_required=not development,
             superuser_refused=not development,
+            files_root=self.files_root,
         )
 
     #: The servers are those of the data directory's `dev.env`; schemas/environment.py says so.

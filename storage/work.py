@@ -52,6 +52,11 @@ class Work:
     #: the fence of the last load of each stream that this database knows of
     fences: Mapping[str, int]
 
+    @property
+    def has_credentials(self) -> bool:
+        """Whether any end has something to unseal; files on the worker's disk have not."""
+        return any(end.sealed for end in (self.source, self.destination) if end is not None)
+
 
 _RESOURCE = (
     "r.id, r.account_id, r.name AS resource, r.kind, r.config, s.field, s.version, s.envelope, "
@@ -70,12 +75,14 @@ _TAKE_CONNECTION = text(
 )
 
 
-def take(tx: Connection, held: Claim, principal: Principal) -> Work | SyncwardError:
+def take(
+    tx: Connection, held: Claim, principal: Principal, *, keyless: frozenset[str] = frozenset()
+) -> Work | SyncwardError:
     """Read the run's subject and its credentials, and record that they are about to be opened.
 
     The database hands sealed credentials only to the holder of the run's live lease. A subject
     that cannot be taken is an answer, not an exception: the claim of the same transaction stands.
-    `tx` has entered the run's account.
+    `tx` has entered the run's account. Connectors in `keyless` want no credentials.
     """
     sync = held.kind is RunKind.SYNC
     rows = tx.execute(
@@ -84,10 +91,11 @@ def take(tx: Connection, held: Claim, principal: Principal) -> Work | SyncwardEr
     ).all()
     if not rows:
         return ConfigError("the connection was deleted while its run was waiting")
-    if all(row.field is None for row in rows):
+    if all(row.field is None for row in rows) and not {row.kind for row in rows} <= keyless:
         return _why_nothing(tx, held)
     resources = _resources(rows)
-    audit.append(tx, *(_unsealed(resource, held, principal) for resource in resources.values()))
+    opened = [resource for resource in resources.values() if resource.sealed]
+    audit.append(tx, *(_unsealed(resource, held, principal) for resource in opened))
     return _connection(rows[0], resources) if sync else _resource(resources[held.subject_id])
 
 

@@ -4,9 +4,11 @@ import importlib
 import json
 import re
 import tomllib
+from dataclasses import replace
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import click
 import pytest
@@ -14,8 +16,10 @@ from prometheus_client import REGISTRY
 
 from cli.checks import AREAS
 from cli.main import syncward
-from connectors import registry
+from connectors import registry, sources
 from connectors.pg_errors import AT_SOURCE, CLASSES, STATES, TEXTS, answer
+from connectors.portable import Kind, kind_of
+from connectors.row_groups import BYTES_MAX, ROWS_MAX
 from scheduler.cluster import families, key_ages
 from schemas.audit import (
     AuditAction,
@@ -27,9 +31,11 @@ from schemas.audit import (
 )
 from schemas.audit_body import REASON_MAX, body_of
 from schemas.audit_details import DETAILS
+from schemas.egress import LinkPolicy
 from schemas.failures import FAILURES, PAUSING, Who
 from schemas.guards import Guard
 from schemas.plans import PLANS
+from schemas.records import Destination, LoadRequest, Source, WireFormat
 from schemas.runs import MOVES, Rule
 from schemas.settings import Settings
 from schemas.streams import Guards, StreamSpec, format_duration
@@ -158,7 +164,8 @@ def test_every_connector_is_documented_in_its_roles():
 def test_every_setting_of_a_connector_is_documented(name):
     section = page("connectors.md").split(f"\n## {name}\n")[1].split("\n## ")[0]
     documented = {row[0].strip("`") for row in table(section, "| Setting")}
-    config = importlib.import_module(f"connectors.sources.{name}").CONFIG
+    role = "sources" if name in registry.sources() else "destinations"
+    config = importlib.import_module(f"connectors.{role}.{name}").CONFIG
     assert documented == set(config.model_fields)
 
 
@@ -175,6 +182,39 @@ def test_every_guard_is_documented_with_its_default():
         for name, value in Guards().model_dump(mode="json").items()
     }
     assert set(Guard) <= {name.strip("`") for name in documented}
+
+
+def protocol_methods() -> set[str]:
+    return {n for p in (Source, Destination) for n in vars(p) if not n.startswith("_")}
+
+
+def test_everything_that_a_connector_owes_is_on_the_page_about_writing_one():
+    text = page("writing-connectors.md")
+    documented = {row[0].strip("`") for row in table(text, "| Method")}
+    assert documented == protocol_methods()
+    kinds = {row[0].strip("`"): row[2] for row in table(text, "| Kind")}
+    assert set(kinds) == {kind.value for kind in Kind}
+    for kind, types in kinds.items():
+        assert {kind_of(t) for t in re.findall(r"`([^`]+)`", types)} == {Kind(kind)}
+    bounds = f"about {ROWS_MAX:,} rows or {BYTES_MAX >> 20} MiB"
+    assert bounds in text
+
+
+def test_the_connector_on_the_page_works(tmp_path, monkeypatch):
+    code = page("writing-connectors.md").split("```python\n")[1].split("```")[0]
+    (tmp_path / "numbers_of_the_page.py").write_text(code)
+    (tmp_path / "files").mkdir()
+    monkeypatch.setattr(sources, "__path__", [*sources.__path__, str(tmp_path)])
+    policy = LinkPolicy(files_root=tmp_path / "files")
+    source = registry.open_source("numbers_of_the_page", {"upto": 3}, {}, policy)
+    lake = registry.open_destination("files", {"path": "lake", "format": "jsonl"}, {}, policy)
+    spec = StreamSpec(name="all.numbers", mode="append", cursor="n")
+    request = LoadRequest(UUID(int=1), UUID(int=2), 1, 1, spec, "acme")
+    for fence, expected in ((1, 3), (2, 0)):
+        request = replace(request, fence=fence, run_id=uuid4())
+        known = lake.claim_stream(request)
+        with source.extract(spec, known.cursor, WireFormat.ROWS) as batches:
+            assert lake.load(request, next(batches)).rows_inserted == expected
 
 
 def test_every_check_of_doctor_is_documented_with_why_and_what_to_do():
@@ -306,7 +346,7 @@ def test_links_between_pages_lead_somewhere(path):
 
 def test_every_dependency_has_its_line():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    wanted = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
     names = {re.split(r"[<>=;~ ]", requirement)[0] for requirement in wanted}
     text = page("decisions/dependencies.md")
     documented = {

@@ -1,5 +1,6 @@
 """Runs that answer a question about one resource: test and discover."""
 
+from connectors import registry
 from crypto.keyring import Keyring
 from schemas.egress import LinkPolicy
 from schemas.records import ServerReport
@@ -10,19 +11,23 @@ from workers.ends import open_destination, open_source
 
 
 def test(subject: Work, keyring: Keyring, control: RunControl, policy: LinkPolicy) -> Outcome:
-    """Connect in both roles and report version, TLS and what is missing for each."""
-    with open_source(subject.source, keyring, control, policy) as source:
-        as_source: ServerReport = source.test()
-    with open_destination(subject.source, keyring, control, policy) as destination:
-        as_destination: ServerReport = destination.test()
+    """Connect in each role that the connector has; report the system and what is missing."""
+    kind = subject.source.kind
+    reports: dict[str, ServerReport] = {}
+    if kind in registry.sources():
+        with open_source(subject.source, keyring, control, policy) as source:
+            reports["source"] = source.test()
+    if kind in registry.destinations():
+        with open_destination(subject.source, keyring, control, policy) as destination:
+            reports["destination"] = destination.test()
+    first = next(iter(reports.values()))
     return Outcome(
         OutcomeKind.SUCCEEDED,
         document={
-            "server_version": as_source.server_version,
-            "tls": as_source.tls,
-            "login": as_source.login,
-            "missing_as_source": list(as_source.missing),
-            "missing_as_destination": list(as_destination.missing),
+            "server_version": first.server_version,
+            "tls": first.tls,
+            "login": first.login,
+            **{f"missing_as_{role}": list(report.missing) for role, report in reports.items()},
         },
     )
 

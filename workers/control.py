@@ -168,26 +168,27 @@ class RunControl:
         """Show a stream as the one being worked on."""
         self._stream, self._rows, self._bytes = name, 0, 0
 
-    def _checked(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
-        for chunk in chunks:
+    def _checked(self, parts: Iterator[T]) -> Iterator[T]:
+        for part in parts:
             self.check()
-            yield chunk
+            yield part
 
     def watch(self, batch: Batch) -> Batch:
-        """Return the batch with its chunks counted and every chunk a chance to stop."""
-        chunks = batch.chunks
-
-        def counted() -> object:
-            for chunk in chunks:
-                self.check()
-                self._bytes += len(chunk)
-                self._rows = batch.rows()
-                yield chunk
-
-        if batch.keys is not None:
-            batch.keys = replace(batch.keys, chunks=self._checked(batch.keys.chunks))
-        batch.chunks = counted()  # type: ignore[assignment]  # a generator is an iterator
+        """Return the batch with its chunks and groups counted, each of them a chance to stop."""
+        keys = batch.keys
+        if keys is not None:
+            batch.keys = replace(
+                keys, chunks=self._checked(keys.chunks), groups=self._checked(keys.groups)
+            )
+        batch.chunks = self._counted(batch, batch.chunks, len)
+        batch.groups = self._counted(batch, batch.groups, lambda group: group.size)
         return batch
+
+    def _counted(self, batch: Batch, parts: Iterator[T], size: Callable[[T], int]) -> Iterator[T]:
+        for part in self._checked(parts):
+            self._bytes += size(part)
+            self._rows = batch.rows()
+            yield part
 
 
 def _close_late(future: "Future[T]", close: Callable[[T], None]) -> None:

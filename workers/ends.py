@@ -14,9 +14,9 @@ from crypto.roots import Keyring, Sealed, WrapContext, Wrapped
 from crypto.unseal import unseal_credentials
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError
-from schemas.records import Destination, Source
+from schemas.records import Destination, Source, WireFormat
 from schemas.redaction import Holder
-from storage.work import SealedField, SealedResource
+from storage.work import SealedField, SealedResource, Work
 from workers.control import RunControl
 from workers.metrics import DECRYPTS
 
@@ -35,7 +35,7 @@ def open_source(
             resource.kind,
             resource.config,
             unsealed(resource, keyring, control.secrets),
-            policy,
+            policy.for_account(resource.account_id),
         ),
     )
     try:
@@ -59,7 +59,7 @@ def open_destination(
             resource.kind,
             resource.config,
             unsealed(resource, keyring, control.secrets),
-            policy,
+            policy.for_account(resource.account_id),
         ),
     )
     try:
@@ -67,6 +67,19 @@ def open_destination(
         yield destination
     finally:
         destination.close()
+
+
+def common_wire(taken: object, source: Source, destination: Destination) -> WireFormat:
+    """Return the fastest format that both ends speak; ConfigError if there is none."""
+    for wire in source.wires:
+        if wire in destination.wires:
+            return wire
+    if not isinstance(taken, Work) or taken.destination is None:
+        raise RuntimeError("only a connection has two ends")
+    raise ConfigError(
+        f"{taken.name}: no format that a source of kind {taken.source.kind} offers is one that a "
+        f"destination of kind {taken.destination.kind} takes; choose another destination"
+    )
 
 
 def warm(keyring: Keyring, *resources: SealedResource | None) -> None:

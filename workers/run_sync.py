@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from time import monotonic
 
+from connectors import registry
 from schemas.errors import (
     ConfigError,
     CredentialsError,
@@ -30,7 +31,7 @@ from workers import answers, guards, history, metrics, outcomes
 from workers.attempt import Attempt, Dependencies, Taken
 from workers.causes import raw_texts
 from workers.control import clock
-from workers.ends import open_destination, open_source, warm
+from workers.ends import common_wire, open_destination, open_source, warm
 from workers.run_log import RunLog
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,8 @@ def _claim(job: Job, deps: Dependencies) -> tuple[Claim, Taken, float] | None:
         claim = claims.claim(tx, job, deps.worker_id, deps.settings.lease, deps.principal)
         taken = None
         if not isinstance(claim, ClaimRefusal):
-            taken = claim, work.take(tx, claim, deps.principal), asked_at
+            subject = work.take(tx, claim, deps.principal, keyless=registry.without_secrets())
+            taken = claim, subject, asked_at
     _count_claim(claim)
     if claim is ClaimRefusal.UNKNOWN:
         raise UnknownRun(f"run {job.run_id}: no such run was ever asked for")
@@ -250,7 +252,8 @@ def _load(
     """Read a stream from a cursor, or from its beginning, and load each batch of it."""
     spec, result = request.stream, None
     sweep = known.loaded_before and (cursor is None or known.sweep_due)
-    with source.extract(spec, cursor, sweep=sweep) as batches:
+    wire = common_wire(attempt.taken, source, destination)
+    with source.extract(spec, cursor, wire, sweep=sweep) as batches:
         for batch in batches:
             guards.check_cursor(request, batch)
             for note in batch.notes:
@@ -303,7 +306,7 @@ def _finish(attempt: Attempt, outcome: Outcome, *, seconds: float) -> None:
             with transaction(deps.engine) as tx:
                 claims.finish(
                     tx, claim, outcome, deps.principal, lines=sealed, output=output,
-                    credentials=isinstance(attempt.taken, Work),
+                    credentials=isinstance(attempt.taken, Work) and attempt.taken.has_credentials,
                 )  # fmt: skip
         deps.logs.put_back(left)
 

@@ -9,6 +9,7 @@ from connectors import pg_discover, pg_load, pg_state, pg_types
 from connectors.pg_batch import Load
 from connectors.pg_catalog import check_names, ensure_schema
 from connectors.pg_state import StateRow
+from connectors.portable import schema_hash
 from connectors.postgres import (
     SECRET_FIELDS,
     Connection,
@@ -29,6 +30,7 @@ from schemas.records import (
     ServerReport,
     StreamClaim,
     StreamResult,
+    WireFormat,
 )
 from schemas.streams import Mode
 
@@ -51,6 +53,8 @@ def open_destination(
 
 class PostgresDestination:
     """One writing session. Meets schemas.records.Destination."""
+
+    wires = (WireFormat.PG_BINARY, WireFormat.ROWS)
 
     def __init__(self, config: PostgresConfig, conn: Connection) -> None:
         self._config = config
@@ -184,7 +188,7 @@ def _result(
         cursor_from=batch.lower,
         cursor_to=batch.upper,
         seconds=seconds,
-        schema_hash=pg_load.schema_hash(batch.shape),
+        schema_hash=schema_hash(batch.shape),
         schema_changes=counts.changes,
         attempt=request.attempt,
     )

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
-from connectors import pg_discover, pg_keys, pg_types, pg_window
+from connectors import pg_discover, pg_keys, pg_rows, pg_types, pg_window
 from connectors.pg_catalog import Relation, check_key, describe
 from connectors.pg_window import Window
 from connectors.postgres import (
@@ -24,6 +25,7 @@ from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError
 from schemas.records import (
     Batch,
+    Column,
     Cursor,
     DiscoveredStream,
     KeySweep,
@@ -76,6 +78,8 @@ def _pin_zone(conn: Connection) -> str:
 class PostgresSource:
     """One read-only session. Meets schemas.records.Source."""
 
+    wires = (WireFormat.PG_BINARY, WireFormat.ROWS)
+
     def __init__(self, config: PostgresConfig, conn: Connection, *, zone: str) -> None:
         self._config = config
         self._conn = conn
@@ -94,7 +98,12 @@ class PostgresSource:
 
     @contextmanager
     def extract(
-        self, stream: StreamSpec, cursor: Cursor | None, *, sweep: bool = False
+        self,
+        stream: StreamSpec,
+        cursor: Cursor | None,
+        wire: WireFormat = WireFormat.PG_BINARY,
+        *,
+        sweep: bool = False,
     ) -> Iterator[Iterator[Batch]]:
         """Open a snapshot and yield its one batch: the window from the cursor to a frozen bound."""
         with translated(self._config, "source"):
@@ -116,6 +125,8 @@ class PostgresSource:
                 batch.beyond = bound.beyond if bound is not None else None
                 if sweep or (window.full and cursor is not None):
                     batch.keys = self._keys(stream, relation, batch)
+                if wire is WireFormat.ROWS:
+                    batch = self._in_rows(stream, relation, window, batch)
                 yield iter((batch,))
 
     @contextmanager
@@ -163,6 +174,31 @@ class PostgresSource:
             return None
         copy = _Copy(self._conn, pg_keys.keys_query(stream, relation), self._config, stream)
         return KeySweep(pg_keys.key_columns(stream, relation), copy.chunks())
+
+    def _in_rows(
+        self, stream: StreamSpec, relation: Relation, window: Window, batch: Batch
+    ) -> Batch:
+        """Make the same batch for a destination that cannot read COPY binary."""
+        columns = pg_rows.portable_columns(relation.shape.columns)
+        relation = replace(relation, shape=replace(relation.shape, columns=columns))
+
+        def read(query: sql.Composed, of: Sequence[Column]) -> pg_rows.Reader:
+            return pg_rows.Reader(self._conn, query, self._config, stream, of)
+
+        rows, keys = read(_query(stream, relation, window), columns), batch.keys
+        if keys is not None:
+            named = pg_keys.key_columns(stream, relation)
+            groups = read(pg_keys.keys_query(stream, relation), named).groups()
+            keys = KeySweep(named, iter(()), groups)
+        return replace(
+            batch,
+            shape=replace(batch.shape, columns=columns),
+            wire=WireFormat.ROWS,
+            chunks=iter(()),
+            groups=rows.groups(),
+            rows=rows.rows,
+            keys=keys,
+        )
 
     def _warnings(self) -> Iterator[str]:
         if _is_superuser(self._conn):

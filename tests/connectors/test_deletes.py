@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from connectors import registry
 from schemas.errors import ConfigError, LeaseLost, SyncwardError
 from schemas.guards import DataGuardTripped, Finding, Guard
-from schemas.records import LoadRequest, StreamResult
+from schemas.records import LoadRequest, StreamResult, WireFormat
 from schemas.streams import Deletes, Mode, StreamSpec
 from tests.world import LOOSE
 
@@ -59,7 +59,7 @@ class Mover:
             known = destination.claim_stream(request)
             cursor = None if full_refresh or known.full_due else known.cursor
             sweep = known.loaded_before and (cursor is None or known.sweep_due)
-            with source.extract(stream, cursor, sweep=sweep) as batches:
+            with source.extract(stream, cursor, WireFormat.PG_BINARY, sweep=sweep) as batches:
                 (batch,) = batches
                 result = destination.load(request, batch)
         finally:
@@ -500,7 +500,7 @@ def far_cursor(mover: Mover, *, full: bool, **spec: Any):
     )
     (row,) = mover.pair.rows("destination", "SELECT cursor FROM _syncward.state")
     try:
-        with source.extract(stream, None if full else row[0]) as batches:
+        with source.extract(stream, None if full else row[0], WireFormat.PG_BINARY) as batches:
             (batch,) = batches
             return str(mover.pair.rows("source", "SELECT max(at)::text FROM t")[0][0])[
                 :10

@@ -8,7 +8,7 @@ import psycopg
 from psycopg import sql
 
 from connectors import registry
-from schemas.records import LoadRequest, StreamResult
+from schemas.records import LoadRequest, StreamResult, WireFormat
 from schemas.streams import StreamSpec
 from tests.connectors.type_cases import Case
 from tests.world import LOOSE
@@ -80,7 +80,7 @@ class Ends:
         self.fence += 1
         request = LoadRequest(self.connection_id, uuid4(), 1, self.fence, stream, "acme")
         known = self._destination.claim_stream(request)
-        with self._source.extract(stream, known.cursor) as batches:
+        with self._source.extract(stream, known.cursor, WireFormat.PG_BINARY) as batches:
             (batch,) = batches
             self.notes = batch.notes
             return self._destination.load(request, batch)

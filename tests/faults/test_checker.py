@@ -26,7 +26,7 @@ from sqlalchemy import event
 from connectors import pg_state, postgres, registry
 from scheduler import ticks
 from schemas.errors import ConfigError, LeaseLost, SyncwardError
-from schemas.records import LoadRequest
+from schemas.records import LoadRequest, WireFormat
 from schemas.redaction import REDACTOR
 from schemas.runs import Claim, Outcome, OutcomeKind, RunKind, RunOptions, RunState
 from schemas.streams import StreamSpec
@@ -228,7 +228,7 @@ def a_zombie_commits_after_the_new_owner(shop, _: Facts) -> None:
     known = lake.claim_stream(request)
     lose(shop, claim)
     shop.step()
-    with suppress(LeaseLost), source.extract(spec, known.cursor) as batches:
+    with suppress(LeaseLost), source.extract(spec, known.cursor, WireFormat.PG_BINARY) as batches:
         for batch in batches:
             lake.load(request, batch)
     source.close()

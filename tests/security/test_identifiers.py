@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from connectors import registry
 from schemas.errors import ConfigError
+from schemas.records import WireFormat
 from schemas.runs import RunState
 from schemas.streams import StreamSpec
 from tests.world import LOOSE
@@ -147,10 +148,13 @@ def test_the_source_compares_whole_names_too(world):
     for name, found in ((LONGEST, True), (LONGEST + "x", False)):
         spec = StreamSpec(name=f"public.{name}", mode="replace")
         if found:
-            with source.extract(spec, None) as batches:
+            with source.extract(spec, None, WireFormat.PG_BINARY) as batches:
                 assert sum(1 for b in batches for _ in b.chunks) > 0
         else:
-            with pytest.raises(ConfigError, match="no table"), source.extract(spec, None):
+            with (
+                pytest.raises(ConfigError, match="no table"),
+                source.extract(spec, None, WireFormat.PG_BINARY),
+            ):
                 pass
     source.close()
 

@@ -7,7 +7,14 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict
 
 from schemas.egress import LinkPolicy
-from schemas.records import Batch, LoadRequest, ServerReport, StreamClaim, StreamResult
+from schemas.records import (
+    Batch,
+    LoadRequest,
+    ServerReport,
+    StreamClaim,
+    StreamResult,
+    WireFormat,
+)
 
 
 class NoopConfig(BaseModel):
@@ -37,6 +44,8 @@ def open_destination(
 
 class NoopDestination:
     """Meets schemas.records.Destination and accepts the empty batch."""
+
+    wires = (WireFormat.PG_BINARY,)
 
     def test(self) -> ServerReport:
         return ServerReport(server_version="none", tls="none", login="none", missing=())

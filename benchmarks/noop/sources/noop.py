@@ -39,6 +39,8 @@ def open_source(
 class NoopSource:
     """Meets schemas.records.Source with one empty batch."""
 
+    wires = (WireFormat.PG_BINARY,)
+
     def test(self) -> ServerReport:
         return ServerReport(server_version="none", tls="none", login="none", missing=())
 
@@ -47,9 +49,9 @@ class NoopSource:
 
     @contextmanager
     def extract(
-        self, stream: StreamSpec, cursor: Cursor | None, *, sweep: bool = False
+        self, stream: StreamSpec, cursor: Cursor | None, wire: WireFormat, *, sweep: bool = False
     ) -> Iterator[Iterator[Batch]]:
-        del stream, sweep
+        del stream, wire, sweep
         batch = Batch(
             shape=StreamShape(columns=(), key=(), key_is_unique=False),
             wire=WireFormat.PG_BINARY,

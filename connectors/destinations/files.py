@@ -1,0 +1,502 @@
+"""Local files as a destination: a directory per stream, generations and a manifest."""
+
+import importlib.util
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from threading import Event
+from time import monotonic
+from typing import Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from connectors.files_guards import check_narrowed, check_rows
+from connectors.files_manifest import (
+    NAME,
+    Directory,
+    KeptColumn,
+    Manifest,
+    Part,
+    Retired,
+    definition,
+    directory_name,
+)
+from connectors.files_merge import Merge, Sorter
+from connectors.files_parts import Parts, Place
+from connectors.local_files import checked_path, explained, made_directory
+from connectors.pg_drift import changes
+from connectors.portable import fitting, schema_hash
+from schemas.egress import LinkPolicy
+from schemas.errors import ConfigError, LeaseLost, ReadAgain, SyncwardError, TransientError
+from schemas.records import (
+    Batch,
+    Change,
+    Column,
+    Cursor,
+    LoadCounts,
+    LoadRequest,
+    Row,
+    RowGroup,
+    SchemaChange,
+    ServerReport,
+    StreamClaim,
+    StreamResult,
+    WireFormat,
+)
+from schemas.streams import Deletes, Drift, Duration, Mode
+
+#: Our column in every file: when this row version was written.
+SYNCED_AT = Column("_syncward_synced_at", "timestamp with time zone", nullable=False)
+
+
+class FilesConfig(BaseModel):
+    """Clear settings of a directory of files."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    path: str
+    format: Literal["parquet", "jsonl"]
+    grace: Duration = Field(timedelta(hours=1), ge=timedelta(0))
+
+    @field_validator("path")
+    @classmethod
+    def _below(cls, value: str) -> str:
+        return checked_path(value)
+
+
+CONFIG = FilesConfig
+SECRET_FIELDS = ()
+__all__ = ["CONFIG", "SECRET_FIELDS", "check_link", "open_destination"]
+
+
+def check_link(config: FilesConfig, policy: LinkPolicy) -> None:
+    """Accept it: there is no link, and only a worker knows which files it has."""
+    del config, policy
+
+
+def open_destination(
+    config: Mapping[str, Any], secrets: Mapping[str, str], policy: LinkPolicy
+) -> "FilesDestination":
+    """Make the directory where it is missing; errors are ours and name its path."""
+    del secrets  # there are none
+    checked = FilesConfig.model_validate(dict(config))
+    if checked.format == "parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise ConfigError(
+            f"{checked.path}: this worker has no pyarrow; install syncward[files] there, or use "
+            "format: jsonl",
+            code="unsupported",
+        )
+    return FilesDestination(checked, made_directory(policy, checked.path))
+
+
+@dataclass(frozen=True, slots=True)
+class _Claimed:
+    """What a run found when it claimed a stream."""
+
+    directory: Directory
+    manifest: Manifest
+    resumable: bool
+    known: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """The content after a load, not yet anybody's."""
+
+    files: Sequence[Part]
+    replaced: Sequence[Part]
+    counts: LoadCounts
+    columns: tuple[Column, ...]
+    ordered_by: tuple[str, ...]
+    compared: bool = False  # row by row with what was there
+
+
+class FilesDestination:
+    """One directory. Meets schemas.records.Destination."""
+
+    wires = (WireFormat.ROWS,)
+
+    def __init__(self, config: FilesConfig, root: Path) -> None:
+        self._config = config
+        self._root = root
+        self._cancelled = Event()
+        self._claimed: dict[str, _Claimed] = {}
+        self._expected: dict[str, Cursor | None] = {}
+
+    def test(self) -> ServerReport:
+        """Write a file and remove it again."""
+        trial = self._root / f".trial-{os.getpid()}"
+        with explained(self._config.path):
+            trial.write_bytes(b"x")
+            trial.unlink()
+        return ServerReport(
+            server_version=f"files, {self._config.format}",
+            tls="not needed, a local directory",
+            login="the worker's own",
+        )
+
+    def claim_stream(self, request: LoadRequest) -> StreamClaim:
+        """Raise this run's fence; return where the stream resumes, or what this run has done."""
+        if request.target_schema == "_syncward":
+            raise ConfigError("target schema _syncward belongs to Syncward; choose another one")
+        _check_deletes(request)
+        stream, directory = request.stream, self._directory(request)
+        directory.make()
+        now, before = directory.claim(request)
+        found = _Claimed(
+            directory,
+            now,
+            resumable=now.reads == definition(request, self._config.format),
+            known=now.generation > 0,
+        )
+        self._claimed[stream.name] = found
+        self._expected[stream.name] = now.cursor
+        return StreamClaim(
+            now.cursor if found.resumable else None,
+            now.result if now.run_id == request.run_id else None,
+            before.fence if before else 0,
+            now.run_id,
+            loaded_before=found.known,
+            full_due=found.known
+            and stream.full_every is not None
+            and now.runs_since_full + 1 >= stream.full_every,
+        )
+
+    def _directory(self, request: LoadRequest) -> Directory:
+        names = (request.target_schema, request.stream.table_name)
+        parts = [directory_name(name) for name in names]
+        shown = "/".join([self._config.path, *parts])
+        return Directory(self._root.joinpath(*parts), shown, self._check)
+
+    def highest_fence(self, connection_id: UUID) -> int:
+        """Return the highest fence that any stream of the connection has seen; 0 if none."""
+        fences = [0]
+        for found in self._root.glob(f"*/*/{NAME}"):
+            manifest = Directory(found.parent, self._config.path, self._check).read()
+            if manifest is not None and manifest.connection_id == connection_id:
+                fences.append(manifest.fence)
+        return max(fences)
+
+    def load(self, request: LoadRequest, batch: Batch) -> StreamResult:
+        """Write the batch into new files, then name them and its cursor in one step."""
+        name, started = request.stream.name, monotonic()
+        claimed = self._claimed[name]
+        try:
+            written = self._write(request, batch, claimed)
+        except SyncwardError as error:
+            if claimed.directory.fenced_off(request):  # which removed our files
+                raise LeaseLost(f"{name}: another run has taken over") from error
+            raise
+        try:
+            if request.stream.mode is not Mode.APPEND:
+                net = not written.compared
+                check_rows(request, claimed.manifest, written.counts, batch, net=net)
+            result = _result(request, batch, written.counts, seconds=monotonic() - started)
+        except SyncwardError:
+            self._remove(claimed, written)
+            raise
+        claimed.directory.commit(
+            request,
+            expected=self._expected[name],
+            grace=self._config.grace,
+            changed=lambda now: self._changed(now, request, result, written, full=batch.full),
+        )
+        self._expected[name] = batch.upper
+        manifest = claimed.directory.read() or claimed.manifest
+        self._claimed[name] = _Claimed(claimed.directory, manifest, resumable=True, known=True)
+        return result
+
+    def _remove(self, claimed: _Claimed, written: _Written) -> None:
+        """Remove the files of a load that does not count."""
+        known = {part.name for part in claimed.manifest.files}
+        with explained(self._config.path):
+            for part in written.files:
+                if part.name not in known:
+                    (claimed.directory.path / part.name).unlink(missing_ok=True)
+
+    def _changed(
+        self,
+        now: Manifest,
+        request: LoadRequest,
+        result: StreamResult,
+        written: _Written,
+        *,
+        full: bool,
+    ) -> Manifest:
+        at = datetime.now(UTC)
+        retired = (Retired(name=part.name, since=at) for part in written.replaced)
+        return now.model_copy(
+            update={
+                "cursor": result.cursor_to,
+                "reads": definition(request, self._config.format),
+                "generation": now.generation + 1,
+                "schema_hash": result.schema_hash,
+                "run_id": request.run_id,
+                "runs_since_full": 0
+                if full
+                else now.runs_since_full + (now.run_id != request.run_id),
+                "result": result,
+                "format": self._config.format,
+                "columns": tuple(KeptColumn.of(column) for column in written.columns),
+                "ordered_by": written.ordered_by,
+                "files": tuple(written.files),
+                "retired": (*now.retired, *retired),
+                "updated_at": at,
+            }
+        )
+
+    # ── what becomes of the files ────────────────────────────────────────────────────────────
+
+    def _write(self, request: LoadRequest, batch: Batch, claimed: _Claimed) -> _Written:
+        """Decide whether the batch adds to the files, is merged into them, or replaces them."""
+        manifest, mode = claimed.manifest, request.stream.mode
+        key = _key(request, batch)
+        layout = _layout(request, batch, manifest)
+        columns = layout.columns
+        place = Place(
+            directory=claimed.directory.path,
+            shown=self._config.path,
+            stream=request.stream.name,
+            format=self._config.format,
+            columns=(*columns, SYNCED_AT),
+            key=tuple([c.name for c in columns].index(name) for name in key),
+            generation=manifest.generation + 1,
+            fence=request.fence,
+            check=self._check,
+        )
+        groups = _fitted(batch, columns)
+        if not key:
+            adds = mode is Mode.APPEND and not request.rewrite
+            adds = adds and claimed.resumable and not (batch.full and claimed.known)
+            written = self._stream(place, groups, manifest, adds=adds)
+            return replace(written, counts=replace(written.counts, changes=layout.changes))
+        mergeable = manifest.ordered_by == key and manifest.format == self._config.format
+        if mode is Mode.MERGE and manifest.files and not mergeable and not batch.full:
+            raise RuntimeError("a merge into other files was not read from the beginning")
+        written = self._merge(
+            place,
+            groups,
+            manifest,
+            mergeable=mergeable,
+            keep_missing=request.stream.deletion is not Deletes.HARD or not batch.everything,
+            rewrite=layout.retyped,
+        )
+        return replace(written, counts=replace(written.counts, changes=layout.changes))
+
+    def _stream(
+        self, place: Place, groups: Iterator[RowGroup], manifest: Manifest, *, adds: bool
+    ) -> _Written:
+        """Write the rows as they come; without a key the old content goes as a whole."""
+        rows = size = 0
+        stamp: Row = (datetime.now(UTC),)
+        with Parts(place, itertools.count(1)) as out:
+            for group in groups:
+                out.write(RowGroup([(*row, *stamp) for row in group.rows], group.size))
+                rows += len(group.rows)
+                size += group.size
+            files = out.finish()
+        if adds:
+            return _Written(
+                (*manifest.files, *files), (), LoadCounts(rows, 0, 0, bytes=size), place.columns, ()
+            )
+        deleted = sum(part.rows for part in manifest.files)
+        return _Written(
+            files, manifest.files, LoadCounts(rows, 0, 0, deleted, bytes=size), place.columns, ()
+        )
+
+    def _merge(
+        self,
+        place: Place,
+        groups: Iterator[RowGroup],
+        manifest: Manifest,
+        *,
+        mergeable: bool,
+        keep_missing: bool,
+        rewrite: bool,
+    ) -> _Written:
+        size = 0
+        sorter = Sorter(place, place.columns[:-1])
+        try:
+            for group in groups:
+                self._check()
+                sorter.add(group)
+                size += group.size
+            merge = Merge(
+                place,
+                manifest.files if mergeable else (),
+                numbers=itertools.count(1),
+                stamp=(datetime.now(UTC),),
+                columns=tuple(kept.column for kept in manifest.columns),
+                keep_missing=keep_missing,
+                rewrite=rewrite,
+            )
+            done = merge.run(sorter.rows())
+        finally:
+            sorter.close()
+        if not mergeable:
+            done.replaced += manifest.files
+            done.deleted += sum(part.rows for part in manifest.files)
+        names = tuple(place.columns[i].name for i in place.key)
+        return _Written(
+            done.kept, done.replaced, done.counts(size), place.columns, names, compared=mergeable
+        )
+
+    # ── signals ──────────────────────────────────────────────────────────────────────────────
+
+    def _check(self) -> None:
+        if self._cancelled.is_set():
+            raise TransientError(
+                f"{self._config.path}: the load was cancelled", code="cancelled_there"
+            )
+
+    def cancel(self) -> None:
+        """End the load at its next group of rows; for another thread."""
+        self._cancelled.set()
+
+    def cut(self) -> None:
+        """Do the same: there is no link to cut."""
+        self._cancelled.set()
+
+    def close(self) -> None:
+        """Nothing is open between two calls."""
+
+
+def _check_deletes(request: LoadRequest) -> None:
+    """Refuse what files cannot do: a stamp in a row, and deletes that a window has to find."""
+    stream = request.stream
+    if stream.deletion is Deletes.IGNORE:
+        return
+    if stream.deletion is Deletes.SOFT or stream.cursor is not None or stream.tombstone is not None:
+        raise ConfigError(
+            f"{stream.name}: files follow deletes only where every run reads everything; use "
+            "deletes: hard without a cursor and a tombstone, or mode: replace",
+            code="unsupported",
+        )
+
+
+def _key(request: LoadRequest, batch: Batch) -> tuple[str, ...]:
+    """Return the columns that order the files; () where rows only come and go as a whole."""
+    stream = request.stream
+    if stream.mode is Mode.MERGE:
+        missing = set(stream.key) - {column.name for column in batch.shape.columns}
+        if missing:
+            raise ConfigError(f"{stream.name}: no key column {', '.join(sorted(missing))}")
+        return stream.key
+    proven = stream.mode is Mode.REPLACE and batch.shape.key_is_unique
+    return batch.shape.key if proven else ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """The columns of the files after a load, and what changed for it."""
+
+    columns: tuple[Column, ...]
+    changes: tuple[SchemaChange, ...] = ()
+    retyped: bool = False  # files of before are no more like the new ones
+
+
+def _layout(request: LoadRequest, batch: Batch, manifest: Manifest) -> _Layout:
+    """Decide the files' columns as the stream's policy on drift says.
+
+    One that the source does not have any more stays, and is NULL from now on.
+    """
+    name, policy, here = request.stream.name, request.stream.drift, batch.shape.columns
+    for column in here:
+        if column.name.startswith("_syncward_"):
+            raise ConfigError(f"{name}: column {column.name} is a name of ours")
+    if not manifest.columns:
+        return _Layout(here)
+    there = {c.name: c.column for c in manifest.columns if c.name != SYNCED_AT.name}
+    found = changes(there, here, frozenset(request.stream.key))
+    for change in found:
+        if change.change is Change.CHANGED:
+            raise _drifted(request, f"{change}, and not every value of one is one of the other")
+    first = manifest.schema_hash != schema_hash(batch.shape)
+    done = found if first else ()
+    if done and policy is Drift.FREEZE:
+        raise _drifted(request, "; ".join(map(str, done)))
+    if first:
+        check_narrowed(request, found)
+    larger = [c for c in found if c.change in {Change.ADDED, Change.WIDENED}]
+    if policy is Drift.IGNORE:
+        larger = []
+    appends = request.stream.mode is Mode.APPEND
+    if larger and not batch.full and not appends:
+        raise ReadAgain(f"{'; '.join(map(str, larger))}: older rows may differ, too")
+    columns = _laid_out(here, there, found, ignores=policy is Drift.IGNORE)
+    return _Layout(columns, done, retyped=bool(larger))
+
+
+def _laid_out(
+    here: Sequence[Column],
+    there: Mapping[str, Column],
+    found: Sequence[SchemaChange],
+    *,
+    ignores: bool,
+) -> tuple[Column, ...]:
+    """Return the old columns in their order, then the new ones."""
+    wider = {c.column for c in found if c.change is Change.WIDENED and not ignores}
+    given = {column.name: column for column in here}
+    columns = []
+    for column in there.values():
+        new = given.get(column.name)
+        kept = new if new is not None and column.name in wider else column
+        columns.append(replace(kept, nullable=column.nullable or new is None or new.nullable))
+    if not ignores:
+        columns += [replace(c, nullable=True) for c in here if c.name not in there]
+    return tuple(columns)
+
+
+def _drifted(request: LoadRequest, what: str) -> ConfigError:
+    return ConfigError(
+        f"{request.stream.name}: the source's table changed: {what}; let the files follow with "
+        "drift: evolve, choose another target schema, or remove the stream's directory so that "
+        "everything is read again",
+        code="schema_drift",
+    )
+
+
+def _fitted(batch: Batch, columns: Sequence[Column]) -> Iterator[RowGroup]:
+    """Yield the batch's rows as the files have them."""
+    fit = fitting(batch.shape.columns, columns)
+    if fit is None:
+        yield from batch.groups
+        return
+    for group in batch.groups:
+        yield RowGroup([fit(row) for row in group.rows], group.size)
+
+
+def _result(
+    request: LoadRequest, batch: Batch, counts: LoadCounts, *, seconds: float
+) -> StreamResult:
+    """Compare what was read with what was written; a difference leaves the manifest as it was."""
+    extracted = batch.rows()
+    if counts.loaded != extracted - counts.rejected:
+        raise SyncwardError(
+            f"{request.stream.name}: the source sent {extracted} rows and {counts.loaded} were "
+            "written; nothing was kept",
+            code="rows_missing",
+        )
+    return StreamResult(
+        stream=request.stream.name,
+        state="succeeded",
+        mode=request.stream.mode,
+        rows_extracted=extracted,
+        rows_loaded=counts.loaded,
+        rows_inserted=counts.inserted,
+        rows_updated=counts.updated,
+        rows_unchanged=counts.unchanged,
+        rows_deleted=counts.deleted,
+        rows_rejected=counts.rejected,
+        bytes=counts.bytes,
+        cursor_from=batch.lower,
+        cursor_to=batch.upper,
+        seconds=seconds,
+        schema_hash=schema_hash(batch.shape),
+        schema_changes=counts.changes,
+        attempt=request.attempt,
+    )

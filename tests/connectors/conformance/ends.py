@@ -1,0 +1,329 @@
+"""What the suite must know of each connector: how to fill a source, how to look into a destination.
+
+A new connector is one file in connectors/ and one class here, listed in SOURCES or DESTINATIONS.
+Nothing here uses the connectors' own code to read or write: files are read as their readers would.
+"""
+
+import json
+import sqlite3
+from base64 import b64decode
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from psycopg import sql
+from pyarrow import parquet
+
+from schemas.egress import LinkPolicy
+
+#: Column name and the SQL type that arrives: what every source here can make.
+Columns = Sequence[tuple[str, str]]
+
+
+def image(value: object) -> str | None:  # noqa: PLR0911 - one return per type
+    """A value as text that is the same whichever system it comes from, and no other value's."""
+    match value:
+        case None:
+            return None
+        case bool():
+            return str(value).lower()
+        case Decimal():
+            return format(value, "f")
+        case datetime() if value.tzinfo is not None:
+            return value.astimezone(UTC).replace(tzinfo=None).isoformat() + "Z"
+        case date() | time():  # datetime, too
+            return value.isoformat()
+        case bytes():
+            return value.hex()
+        case memoryview():
+            return bytes(value).hex()
+        case float() | int():
+            return repr(value)
+        case _:
+            return str(value)
+
+
+def images(rows: Iterable[Sequence[object]]) -> list[tuple[str | None, ...]]:
+    return sorted((tuple(image(v) for v in row) for row in rows), key=repr)
+
+
+def of_postgres(pair, role: str, schema: str, table: str) -> list[tuple[str | None, ...]]:
+    """The rows of a table without our own column; JSON as its text."""
+    names = pair.rows(
+        role,
+        "SELECT attname, atttypid IN ('json'::regtype, 'jsonb'::regtype) FROM pg_attribute "
+        f"WHERE attrelid = '{schema}.\"{table}\"'::regclass AND attnum > 0 "
+        "AND NOT attisdropped AND attname !~ '^_syncward' ORDER BY attnum",
+    )
+    columns = sql.SQL(", ").join(
+        sql.SQL("{}::text" if cast else "{}").format(sql.Identifier(name)) for name, cast in names
+    )
+    query = sql.SQL("SELECT {} FROM {}").format(columns, sql.Identifier(schema, table))
+    return images(pair.rows(role, query))
+
+
+# ── sources ──────────────────────────────────────────────────────────────────────────────────
+
+
+class PostgresSource:
+    kind = "postgres"
+    schema = "public"
+    #: how a stream reads what is new, and what has changed
+    append_cursor = "xmin"
+    merge_cursor = "xmin"
+    endless = "SELECT generate_series(1, 1000000000000) AS id"
+    silent = "SELECT 1 AS id FROM pg_sleep(3600)"
+
+    def __init__(self, pair, root: Path) -> None:
+        del root
+        self.pair = pair
+        self.config = pair.config("source")
+        self.secrets = pair.secret("source")
+
+    def _act(self, statement: str, values: Sequence[object] = ()) -> None:
+        self.pair.session("source").execute(statement, values)
+
+    def create(self, table: str, columns: Columns, key: str | None = "id") -> None:
+        parts = [f'"{n}" {t}{" PRIMARY KEY" if n == key else ""}' for n, t in columns]
+        self.pair.source(f'CREATE TABLE "{table}" ({", ".join(parts)})')
+
+    def insert(self, table: str, rows: Iterable[Sequence[object]]) -> None:
+        for row in rows:
+            self._act(f'INSERT INTO "{table}" VALUES ({", ".join(["%s"] * len(row))})', row)
+
+    def update(self, table: str, row_id: int, name: str, value: object) -> None:
+        self._act(f'UPDATE "{table}" SET "{name}" = %s WHERE id = %s', (value, row_id))
+
+    def delete(self, table: str, row_id: int) -> None:
+        self._act(f'DELETE FROM "{table}" WHERE id = %s', (row_id,))
+
+    def alter(self, statement: str) -> None:
+        self.pair.source(statement)
+
+    def view(self, name: str, query: str) -> None:
+        self.pair.source(f"CREATE VIEW {name} AS {query}")
+
+    def wide(self, table: str, rows: int, size: int) -> None:
+        """Rows with a text that no compression makes small."""
+        self.pair.source(
+            f"CREATE TABLE {table} (id bigint PRIMARY KEY, pad text)",
+            f"INSERT INTO {table} SELECT g, (SELECT string_agg(md5((g * 1000 + i)::text), '') "
+            f"FROM generate_series(1, {size // 32}) i) FROM generate_series(1, {rows}) g",
+        )
+
+    def rows(self, table: str) -> list[tuple[str | None, ...]]:
+        return of_postgres(self.pair, "source", "public", table)
+
+
+_DECLARED = {
+    "boolean": "BOOLEAN", "bigint": "INTEGER", "double precision": "DOUBLE", "bytea": "BLOB",
+    "numeric(12,2)": "DECIMAL(12, 2)", "numeric": "NUMERIC", "date": "DATE", "text": "TEXT",
+    "time without time zone": "TIME", "timestamp without time zone": "DATETIME",
+    "timestamp with time zone": "TIMESTAMPTZ", "uuid": "UUID", "json": "JSON",
+}  # fmt: skip
+
+
+def stored(value: object) -> object:
+    """A value as an application stores it in SQLite."""
+    match value:
+        case Decimal() | UUID():
+            return str(value)
+        case datetime():
+            return value.isoformat(" ")
+        case date() | time():
+            return value.isoformat()
+        case _:
+            return value
+
+
+class SqliteSource:
+    kind = "sqlite"
+    schema = "main"
+    append_cursor = "id"
+    merge_cursor = "changed"
+    endless = (
+        "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT x AS id FROM c"
+    )
+    silent = f"SELECT id FROM ({endless}) WHERE id < 0"
+
+    def __init__(self, pair, root: Path) -> None:
+        del pair
+        self.file = root / "shop" / "orders.db"
+        self.file.parent.mkdir(parents=True)
+        self.config = {"path": "shop/orders.db"}
+        self.secrets: dict[str, str] = {}
+        self._types: dict[str, list[str]] = {}
+        self.alter("PRAGMA journal_mode = WAL")
+
+    def _act(
+        self, statement: str, rows: Iterable[Sequence[object]] = ((),)
+    ) -> list[tuple[Any, ...]]:
+        with closing(sqlite3.connect(self.file)) as db, db:
+            return [r for row in rows for r in db.execute(statement, [stored(v) for v in row])]
+
+    def create(self, table: str, columns: Columns, key: str | None = "id") -> None:
+        own = " PRIMARY KEY AUTOINCREMENT"
+        parts = [f'"{n}" {_DECLARED[t]}{own if n == key else ""}' for n, t in columns]
+        self._types[table] = [t for _, t in columns]
+        self._act(f'CREATE TABLE "{table}" ({", ".join(parts)})')
+
+    def insert(self, table: str, rows: Iterable[Sequence[object]]) -> None:
+        rows = list(rows)
+        self._act(f'INSERT INTO "{table}" VALUES ({", ".join("?" * len(rows[0]))})', rows)
+
+    def update(self, table: str, row_id: int, name: str, value: object) -> None:
+        self._act(
+            f'UPDATE "{table}" SET "{name}" = ?, changed = ? WHERE id = ?',
+            [(value, datetime.now(UTC), row_id)],
+        )
+
+    def delete(self, table: str, row_id: int) -> None:
+        self._act(f'DELETE FROM "{table}" WHERE id = ?', [(row_id,)])
+
+    def alter(self, statement: str) -> None:
+        self._act(statement)
+
+    def view(self, name: str, query: str) -> None:
+        self._act(f"CREATE VIEW {name} AS {query}")
+
+    def wide(self, table: str, rows: int, size: int) -> None:
+        self._act(f"CREATE TABLE {table} (id INTEGER PRIMARY KEY, pad TEXT)")
+        self._act(
+            f"WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c WHERE x < {rows}) "
+            f"INSERT INTO {table} SELECT x, hex(randomblob({size // 2})) FROM c"
+        )
+        self._types[table] = ["bigint", "text"]
+
+    def rows(self, table: str) -> list[tuple[str | None, ...]]:
+        found = self._act(f'SELECT * FROM "{table}"')
+        types = self._types[table]
+        return images(tuple(meant(v, t) for v, t in zip(r, types, strict=True)) for r in found)
+
+
+def meant(value: object, type_: str) -> object:
+    """What a stored value of SQLite means under its declared type."""
+    if value is None:
+        return None
+    readers: dict[str, Callable[[Any], object]] = {
+        "boolean": bool,
+        "numeric": lambda v: Decimal(repr(v) if isinstance(v, float) else v),
+        "numeric(12,2)": lambda v: Decimal(repr(v)).quantize(Decimal("0.01")),
+        "date": date.fromisoformat, "time without time zone": time.fromisoformat,
+        "timestamp without time zone": datetime.fromisoformat,
+        "timestamp with time zone": datetime.fromisoformat,
+    }  # fmt: skip
+    return readers.get(type_, lambda v: v)(value)
+
+
+# ── destinations ─────────────────────────────────────────────────────────────────────────────
+
+
+class PostgresDestination:
+    kind = "postgres"
+    name = "postgres"
+
+    def __init__(self, pair, root: Path) -> None:
+        del root
+        self.pair = pair
+        self.config = pair.config("destination")
+        self.secrets = pair.secret("destination")
+
+    def rows(self, table: str) -> list[tuple[str | None, ...]] | None:
+        """The rows without our own column; None if nothing was loaded yet."""
+        if self.pair.rows("destination", f"SELECT to_regclass('acme.\"{table}\"')") == [(None,)]:
+            return None
+        return of_postgres(self.pair, "destination", "acme", table)
+
+    def left_over(self) -> list[str]:
+        return []
+
+
+class FilesDestination:
+    kind = "files"
+    format = ""
+
+    def __init__(self, pair, root: Path) -> None:
+        del pair
+        self.root = root / "lake"
+        self.config = {"path": "lake", "format": self.format, "grace": "0s"}
+        self.secrets: dict[str, str] = {}
+
+    @property
+    def name(self) -> str:
+        return f"files-{self.format}"
+
+    def manifest(self, table: str) -> dict[str, Any] | None:
+        path = self.root / "acme" / table / "manifest.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def rows(self, table: str) -> list[tuple[str | None, ...]] | None:
+        manifest = self.manifest(table)
+        if manifest is None or not manifest["generation"]:
+            return None
+        columns = [c for c in manifest["columns"] if not c["name"].startswith("_syncward")]
+        found = []
+        for part in manifest["files"]:
+            some = self.read(self.root / "acme" / table / part["name"], columns)
+            assert len(some) == part["rows"]
+            found += some
+        return images(found)
+
+    def read(self, path: Path, columns: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+        raise NotImplementedError
+
+    def left_over(self) -> list[str]:
+        """Files that no manifest names."""
+        found = []
+        for path in self.root.glob("acme/*/*"):
+            manifest = self.manifest(path.parent.name)
+            known = {p["name"] for p in (manifest or {"files": []})["files"]}
+            if path.name not in known | {"manifest.json", ".lock"}:
+                found.append(path.name)
+        return found
+
+
+class ParquetDestination(FilesDestination):
+    format = "parquet"
+
+    def read(self, path: Path, columns: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+        table = parquet.read_table(path)
+        values = table.to_pylist()
+        return [tuple(row.get(c["name"]) for c in columns) for row in values]
+
+
+class JsonDestination(FilesDestination):
+    format = "jsonl"
+
+    def read(self, path: Path, columns: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+        lines = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+        return [
+            tuple(self._meant(line.get(c["name"]), c["type"]) for c in columns) for line in lines
+        ]
+
+    @staticmethod
+    def _meant(value: object, type_: str) -> object:
+        if value is None:
+            return None
+        if type_ == "bytea":
+            return b64decode(str(value))
+        if type_ in {"real", "double precision"}:
+            return float(value)  # type: ignore[arg-type]  # a number, or the name of one
+        if type_.startswith("timestamp"):
+            return datetime.fromisoformat(str(value))
+        return value
+
+
+SOURCES: dict[str, Any] = {cls.kind: cls for cls in (PostgresSource, SqliteSource)}
+DESTINATIONS: dict[str, Any] = {
+    "postgres": PostgresDestination,
+    "files-parquet": ParquetDestination,
+    "files-jsonl": JsonDestination,
+}
+
+
+def policy(root: Path) -> LinkPolicy:
+    return LinkPolicy(loopback=True, tls_required=False, superuser_refused=False, files_root=root)
