@@ -6,6 +6,7 @@ write to an anchor cannot accuse the log.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 from uuid import UUID
@@ -104,8 +105,9 @@ def compare(
     first: int,
     size: int,
     complete: bool,
+    as_of: datetime,
 ) -> None:
-    """Compare each note with the root that the log has at its size now."""
+    """Compare each note with the root that the log has at its size at a time, `as_of`."""
     good = [first]
     bad: list[tuple[Checkpoint, str]] = []
     ordered = sorted(held.notes, key=lambda n: (n.point.epoch, n.point.size))
@@ -121,6 +123,12 @@ def compare(
                 report.anchored += 1
         elif point.size > size and not complete:
             continue  # behind what is here
+        elif point.size > size and point.signed_at > as_of:
+            report.add(
+                Level.INCOMPLETE,
+                "the log went on after this export was made: ask for a newer one",
+                size,
+            )
         elif point.size > size:
             bad.append((point, f"{note.where} holds {point.size} events, the log {size}: cut off"))
         elif point.size <= first:

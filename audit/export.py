@@ -33,7 +33,9 @@ from storage.audit_tail import Filters
 _PER_FILE = 100_000
 _TILES_AT_ONCE = 256
 OCSF = "ocsf.jsonl"
-_STANDALONE = Path(__file__).parent / "standalone" / "verify.py"
+_STANDALONE = Path(__file__).parent / "standalone"
+#: What an auditor needs to verify an export without us.
+SCRIPTS = ("verify.py", "log_format.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +168,9 @@ def write(
                 file.line(asdict(one) | {"salt": one.salt.hex()})
     if as_ocsf:
         _ocsf(tx, writer, begin, size, names=names)
-    with writer.file("verify.py") as file:
-        file.write(_STANDALONE.read_bytes())
+    for name in SCRIPTS:
+        with writer.file(name) as file:
+            file.write((_STANDALONE / name).read_bytes())
     return Exported(begin, size, writer.finish())
 
 

@@ -65,7 +65,7 @@ _EPOCH = form(
 )
 _NAME = form(id=STRING, kind=STRING, name=STRING, salt=HEX)
 _FILE = re.compile(
-    r"log\.json|(epochs|checkpoints|names|ocsf)\.jsonl|hashes|verify\.py|SHA256SUMS"
+    r"log\.json|(epochs|checkpoints|names|ocsf)\.jsonl|hashes|(verify|log_format)\.py|SHA256SUMS"
     r"|events/[0-9]{12}\.jsonl"
 )
 _SUM = re.compile(r"(?P<digest>[0-9a-f]{64})  (?P<name>[!-~]+)\n")

@@ -156,7 +156,7 @@ class Recomputed:
             _extend(self.missing, index)
         else:
             self._report.add(
-                Level.UNVERIFIABLE, "the event is longer than any that is written: not read", index
+                Level.TAMPERED, "the event is longer than any that the database takes", index
             )
 
     def _grow(self, by_tiles: list[bytes], by_events: list[bytes]) -> None:

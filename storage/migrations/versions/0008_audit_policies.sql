@@ -7,3 +7,7 @@ ALTER POLICY append ON audit.event WITH CHECK (action NOT IN (
 ALTER POLICY append_of_audit ON audit.event TO syncward_auditor WITH CHECK (action IN (
   'audit.read', 'audit.verified', 'audit.exported'));
 CREATE POLICY append_of_sealer ON audit.event FOR INSERT TO syncward_sealer WITH CHECK (true);
+
+-- No field of an event is longer than a verifier reads, whoever writes it.
+ALTER TABLE audit.event ADD CONSTRAINT event_sizes
+  CHECK (octet_length(action) <= 100 AND octet_length(target_kind) <= 100);
