@@ -12,7 +12,7 @@ from audit.evidence import GROUP, MOST, Batch, Epoch, EvidenceCut, Facts, Row, V
 from audit.findings import SHOWN, Level, Report
 from audit.frontier import Frontier
 from audit.tree import ProofError
-from storage import audit_guard, audit_log, audit_names, sealing
+from storage import audit_guard, audit_log, audit_names, revision, sealing
 from storage.audit_log import BatchRow, Place
 
 _AT_ONCE = 512
@@ -94,8 +94,15 @@ class LiveEvidence:
 
     def look(self, report: Report, verified: Verified | None) -> None:
         """Protections, names, events that are in no batch, and how many wait to be sealed."""
-        for line in audit_guard.missing(self._tx):
-            report.add(Level.TAMPERED, f"the log is not protected: {line}")
+        if revision.is_newer(self._tx):
+            report.add(
+                Level.UNVERIFIABLE,
+                "the database's schema is newer than this version, which cannot tell whether the "
+                "log is protected: upgrade this host and verify again",
+            )
+        else:
+            for line in audit_guard.missing(self._tx):
+                report.add(Level.TAMPERED, f"the log is not protected: {line}")
         for line in audit_names.findings(self._tx):
             report.add(Level.TAMPERED, line)
         if len(audit_log.epochs(self._tx, most=_EPOCHS)) == _EPOCHS:
@@ -129,6 +136,12 @@ class LiveEvidence:
                 report.add(
                     Level.TAMPERED,
                     f"{event} is of a transaction or a time that has not come: inserted",
+                )
+            elif one.ahead:
+                report.add(
+                    Level.INCOMPLETE,
+                    f"{event} is of a time that has not come: the database's clock was wrong, or "
+                    "somebody inserted it",
                 )
             elif one.old or one.behind:
                 report.add(

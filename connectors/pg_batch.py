@@ -90,6 +90,10 @@ _NO_ROWS = 19 + 2
 def brings_rows(load: Load) -> bool:
     """Look at the beginning of the batch, and put it back: False if the source sent no row."""
     batch, seen = load.batch, list[bytes]()
+    if batch.wire is WireFormat.ROWS:
+        first = next(batch.groups, None)
+        batch.groups = chain(() if first is None else (first,), batch.groups)
+        return first is not None
     for chunk in batch.chunks:
         seen.append(chunk)
         if sum(map(len, seen)) > _NO_ROWS:

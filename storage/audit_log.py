@@ -206,7 +206,8 @@ class Unsealed:
 
     seq: int
     at: str
-    never: bool  # of a transaction or a time that has not come yet
+    never: bool  # of a transaction that has not come yet, or of a time a day ahead or more
+    ahead: bool  # of a time that clocks do not differ by
     behind: bool  # before the last one that is sealed in this epoch, or before its cut
     old: bool  # written more than five minutes ago
 
@@ -244,12 +245,13 @@ def unsealed(tx: Connection, place: Place, most: int) -> tuple[int, list[Unseale
             "WHERE s.seq = e.seq AND e.at BETWEEN s.earliest AND s.latest)) "
             "SELECT o.seq, o.at::text, "
             "o.xid >= pg_snapshot_xmax(pg_current_snapshot()) "
-            "OR o.at > clock_timestamp() + interval '1 minute' AS never, "
+            "OR o.at > clock_timestamp() + interval '1 day' AS never, "
+            "o.at > clock_timestamp() + interval '5 minutes' AS ahead, "
             "o.seq <= cut.seq OR o.xid < CAST(:xid AS xid8) "
             "OR (o.xid = CAST(:xid AS xid8) AND o.seq < :seq) AS behind, "
             "o.at < clock_timestamp() - interval '5 minutes' AS old, count(*) OVER () "
             "FROM outside o CROSS JOIN cut "
-            "ORDER BY never DESC, behind DESC, old DESC, o.seq LIMIT :most"
+            "ORDER BY never DESC, behind DESC, ahead DESC, old DESC, o.seq LIMIT :most"
         ),
         {
             "epoch": place.epoch,
@@ -259,5 +261,5 @@ def unsealed(tx: Connection, place: Place, most: int) -> tuple[int, list[Unseale
             "most": most,
         },
     ).all()
-    found = [Unsealed(*row[:5]) for row in rows]
-    return (int(rows[0][5]) if rows else 0), found
+    found = [Unsealed(*row[:6]) for row in rows]
+    return (int(rows[0][6]) if rows else 0), found

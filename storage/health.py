@@ -14,7 +14,7 @@ from schemas.health import (
     SecretsHealth,
 )
 from schemas.limits import WORKER_SILENT_AFTER
-from storage import audit_guard, gauges, instance, keystore, migrate, seal_watch
+from storage import audit_guard, gauges, instance, keystore, migrate, revision, seal_watch
 
 _PINGS = 3
 
@@ -192,6 +192,12 @@ def audit(tx: Connection) -> AuditHealth:
         published_size=lag.published_size,
         seal_lag_s=lag.seal,
         publish_lag_s=lag.publish,
-        unprotected=tuple(audit_guard.missing(tx)),
+        unprotected=_unprotected(tx),
         idle=tuple(IdleTransaction(*row) for row in idle),
     )
+
+
+def _unprotected(tx: Connection) -> tuple[str, ...]:
+    if revision.is_newer(tx):
+        return ("the schema is newer than this version, which cannot tell; upgrade this host",)
+    return tuple(audit_guard.missing(tx))

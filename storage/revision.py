@@ -48,6 +48,12 @@ def require(engine: Engine) -> bool:
     return True
 
 
+def is_newer(tx: Connection) -> bool:
+    """Say whether a later version has migrated the database: what it changed is not known here."""
+    there = found(tx)
+    return there is not None and re.fullmatch(r"\d{4}", there) is not None and there > wanted()
+
+
 def is_older(there: str | None, needed: str) -> bool:
     """Compare two revisions: numbers of four digits, one line without branches."""
     return there is None or not re.fullmatch(r"\d{4}", there) or there < needed

@@ -267,6 +267,7 @@ READERS = {
     ("connectors/postgres.py", "explain"): "looked at, never shown",
     ("connectors/postgres.py", "_object"): "only what the server's own code said, by file",
     ("storage/engine.py", "_unreachable"): "looked at, never shown",
+    ("connectors/pg_types.py", "is_too_large"): "looked at, never shown",
     ("workers/causes.py", "_text"): "goes masked to the run's sealed log",
 }
 _WORDS = {"args", "message_primary", "message_detail", "message_hint", "context", "__notes__"}

@@ -32,6 +32,7 @@ def log(control, tmp_path):
     ("'9000000000000'::xid8", "at", 10),  # parked where no sealer ever comes
     ("'9000000000000'::xid8", "at - interval '30 days'", 10),
     ("(xid::text::bigint + 1)::text::xid8", "now() + interval '1 year'", 10),
+    ("(xid::text::bigint + 1)::text::xid8", "now() + interval '1 hour'", 11),
     ("(xid::text::bigint - 1)::text::xid8", "at - interval '30 days'", 10),
     ("xid", "at - interval '30 days'", 11),
     ("(xid::text::bigint + 1)::text::xid8", "at - interval '30 days'", 11),
@@ -186,3 +187,12 @@ def test_a_guard_that_is_there_in_name_only_is_found(log, statement, said):
     report = log.live()
     assert report.exit_code == 10
     assert said in "\n".join(report.lines)
+
+
+def test_what_a_later_version_made_of_the_guards_is_not_called_an_attack(log):
+    log.control.act("CREATE FUNCTION audit.of_the_next_version() RETURNS int LANGUAGE sql RETURN 1")
+    assert log.live().exit_code == 10
+    log.control.act("UPDATE alembic_version SET version_num = '9999'")
+    report = log.live()
+    assert report.exit_code == 12
+    assert "upgrade this host" in "\n".join(report.lines)
