@@ -1,6 +1,6 @@
 """One batch on its way into one table: what it is, how it is staged, and the SQL of its parts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -38,7 +38,9 @@ class Load:
     seen_shape: str | None = None  # `schema_hash` of what was loaded last
     #: what of the batch the table takes, in its types; None: all as it is
     carried: tuple[Column, ...] | None = None
-    changes: tuple[SchemaChange, ...] = ()  # what was done to the table for this batch
+    changes: tuple[SchemaChange, ...] = ()  # what is done to the table for this batch
+    #: does it; readers wait from then on, so the rows are staged before
+    pending: Callable[[], None] | None = None
     stamps: bool = False  # the table has a column that says since when a row is deleted
 
     @property
@@ -72,8 +74,10 @@ class Load:
     @property
     def through_staging(self) -> bool:
         """Say whether rows do not go into the table as they come: this server reads them first."""
-        return tuple(self.columns) != self.shape.columns or any(
-            c.as_text and c.type != "text" for c in self.columns
+        return (
+            self.pending is not None
+            or tuple(self.columns) != self.shape.columns
+            or any(c.as_text and c.type != "text" for c in self.columns)
         )
 
     @property
@@ -125,6 +129,8 @@ def stage(load: Load) -> tuple[int, int]:
     """Copy the batch into a temporary table without constraints; return (rows, bytes)."""
     _make_temp(load, STAGING, load.shape.columns)
     rows, size = copy_into(load, STAGING)
+    if load.pending is not None:
+        load.pending()
     if rows >= _ANALYZE_FROM:
         analyze(load, STAGING)
         wanted = min(2 * size, _WORK_MEM_MAX) // 1024

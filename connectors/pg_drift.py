@@ -127,16 +127,17 @@ class Table:
     policy: Drift
 
 
-def adapt(
+def decide(
     table: Table, here: Sequence[Column], *, full: bool, first: bool
 ) -> tuple[SchemaChange, ...]:
-    """Make the table take the source's rows, as the stream's policy says; return what changed.
+    """Return what changed at the source and is to be followed, as the stream's policy says.
 
     `full`: the batch holds every row, or older rows do not matter. `first`: this shape of the
     source is loaded for the first time. Later a NOT NULL here is somebody's own, and stays.
 
-    ReadAgain if older rows must be read for it: a column that was added with a default has values
-    in rows that no cursor shows as changed. ConfigError names the change and the next step.
+    ReadAgain if older rows must be read for it: a column that was added with a default, or dropped
+    and added once more, has values in rows that no cursor shows as changed. ConfigError names the
+    change and the next step.
     """
     found = changes(table.columns, here, table.key)
     for change in found:
@@ -151,12 +152,26 @@ def adapt(
             "with drift: evolve",
             code="schema_drift",
         )
-    if not full and any(c.change in {Change.ADDED, Change.WIDENED} for c in done):
-        raise ReadAgain(f"{'; '.join(map(str, done))}: older rows may differ, too")
-    for change in done:
-        if not _settled(table, change):
-            _carry_out(table, change)
+    if first and not full:
+        what = "; ".join(map(str, done)) or "the source's table is another one than before"
+        raise ReadAgain(f"{what}: older rows may differ, too")
     return done
+
+
+def carry_out(table: Table, done: Sequence[SchemaChange]) -> None:
+    """Change the table. From here to the commit readers wait: call it once the rows are here."""
+    for change in done:
+        if table.policy is not Drift.IGNORE and not _settled(table, change):
+            _carry_out(table, change)
+
+
+def after(table: Table, done: Sequence[SchemaChange]) -> dict[str, Column]:
+    """Return the table's columns as they will be once that is carried out."""
+    columns = dict(table.columns)
+    for change in done if table.policy is not Drift.IGNORE else ():
+        if change.change in {Change.ADDED, Change.WIDENED} and change.after is not None:
+            columns[change.column] = Column(change.column, change.after)
+    return columns
 
 
 def _settled(table: Table, change: SchemaChange) -> bool:
@@ -172,6 +187,12 @@ def _refuse(table: Table, change: SchemaChange) -> None:
             f"{table.name}: column {change.column} is {change.after} at the source and "
             f"{change.before} here, and not every value of one is one of the other; change it here "
             "first, or drop the table and it is loaded again",
+            code="schema_drift",
+        )
+    if change.change is Change.REMOVED and change.column in table.key:
+        raise ConfigError(
+            f"{table.name}: {change}, and it is part of the key here; if it was renamed, rename it "
+            "here, too; else drop the table and it is loaded again by the key it has now",
             code="schema_drift",
         )
 

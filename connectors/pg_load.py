@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import psycopg
 from psycopg import sql
@@ -163,10 +164,13 @@ def _adapted(load: Load, target: Relation) -> Load:
     first = load.seen_shape != schema_hash(load.shape)
     if first:
         pg_guards.check_narrowed(load, pg_drift.changes(there, here, key))
-    done = pg_drift.adapt(table, here, full=every_row, first=first)
-    if done:
-        there = _ours_apart(find(load.conn, load.request.target_schema, spec.table_name))
-    load = replace(load, carried=pg_drift.carried(there, here), changes=done)
+    done = pg_drift.decide(table, here, full=every_row, first=first)
+    load = replace(
+        load,
+        carried=pg_drift.carried(pg_drift.after(table, done), here),
+        changes=done,
+        pending=partial(pg_drift.carry_out, table, done) if done else None,
+    )
     return _stampable(load, target, stamps=DELETED_AT in own)
 
 

@@ -1,5 +1,6 @@
 """The source's table changes: the target follows, refuses or looks away, as the stream says."""
 
+import threading
 import time
 
 import pytest
@@ -236,3 +237,52 @@ def test_a_table_of_somebody_else_is_changed_by_its_owner_only(shop):
     run, result = synced(shop)
     assert run.state is RunState.FAILED
     assert "only the table's owner may change it here" in (result.error or "")
+
+
+@pytest.mark.parametrize("between", [True, False])
+def test_a_column_that_is_dropped_and_added_again_is_read_again(shop, between):
+    synced(shop)
+    shop.pair.source("ALTER TABLE t DROP COLUMN n")
+    if between:
+        synced(shop)
+    shop.pair.source("ALTER TABLE t ADD COLUMN n int NOT NULL DEFAULT 42")
+    run, result = synced(shop)
+    assert (run.state, result.rows_updated) == (RunState.SUCCEEDED, 3)
+    assert shop.pair.rows("destination", "SELECT DISTINCT n FROM acme.t") == [(42,)]
+
+
+@pytest.mark.parametrize("change", ["RENAME COLUMN id TO ident", "DROP COLUMN id"])
+def test_a_key_that_is_gone_is_named_with_what_to_do(shop, change):
+    synced(shop, "{mode: replace%s}")
+    shop.pair.source(f"ALTER TABLE t {change}")
+    run, result = synced(shop, "{mode: replace%s}")
+    assert run.state is RunState.FAILED
+    assert "column id integer is gone, and it is part of the key here" in (result.error or "")
+
+
+def test_readers_wait_for_the_change_of_a_table_not_for_the_rows(shop):
+    synced(shop)
+    shop.pair.source(
+        "ALTER TABLE t ADD COLUMN extra text DEFAULT 'x'",
+        "CREATE FUNCTION slow(t) RETURNS text LANGUAGE sql AS 'SELECT pg_sleep(0.4)::text'",
+    )
+    shop.pair.source("ALTER TABLE t RENAME TO kept", (
+        "CREATE VIEW t AS SELECT id, at, n, s, extra || coalesce(slow(kept), '') AS extra FROM kept"
+    ))  # fmt: skip
+    waited, done = [0.0], threading.Event()
+
+    def read() -> None:
+        with shop.pair.connect("destination") as lake:
+            while not done.is_set():
+                started = time.monotonic()
+                lake.execute("SELECT count(*) FROM acme.t")
+                waited.append(time.monotonic() - started)
+                time.sleep(0.01)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    run, _ = synced(shop)
+    done.set()
+    reader.join()
+    assert run.state is RunState.SUCCEEDED
+    assert max(waited) < 0.8, "the rows took 1.2 s"
