@@ -17,7 +17,7 @@ from psycopg import sql
 from pydantic import ValidationError
 
 from connectors import registry
-from schemas.errors import ConfigError, LeaseLost, SyncwardError
+from schemas.errors import ConfigError, LeaseLost, ReadAgain, SyncwardError
 from schemas.guards import DataGuardTripped, Finding, Guard
 from schemas.records import LoadRequest, StreamResult, WireFormat
 from schemas.streams import Deletes, Mode, StreamSpec
@@ -28,6 +28,13 @@ pytestmark = pytest.mark.integration
 MERGE = {"mode": "merge", "key": ("id",)}
 BY_XMIN = {**MERGE, "cursor": "xmin"}
 BY_TIME = {**MERGE, "cursor": "at"}
+
+
+def _moved(source, destination, request, cursor, *, sweep: bool = False) -> StreamResult:
+    wire = WireFormat.PG_BINARY
+    with source.extract(request.stream, cursor, wire, sweep=sweep) as batches:
+        (batch,) = batches
+        return destination.load(request, batch)
 
 
 class Mover:
@@ -59,9 +66,10 @@ class Mover:
             known = destination.claim_stream(request)
             cursor = None if full_refresh or known.full_due else known.cursor
             sweep = known.loaded_before and (cursor is None or known.sweep_due)
-            with source.extract(stream, cursor, WireFormat.PG_BINARY, sweep=sweep) as batches:
-                (batch,) = batches
-                result = destination.load(request, batch)
+            try:
+                result = _moved(source, destination, request, cursor, sweep=sweep)
+            except ReadAgain:
+                result = _moved(source, destination, request, None, sweep=known.loaded_before)
         finally:
             source.close()
             destination.close()
