@@ -16,6 +16,8 @@ from schemas.streams import StreamSpec
 READABLE = "rpvmf"
 WITH_XMIN = "rp"
 
+EVERY_ROW = sql.SQL("true")
+
 _COLUMNS = """
 SELECT a.attname, format_type(a.atttypid, a.atttypmod), NOT a.attnotnull,
        t.oid, t.typtype::text, t.typname::text, t.typcategory::text, t.typsend <> 0
@@ -50,6 +52,7 @@ class Relation:
     shape: StreamShape
     keys: tuple[tuple[str, ...], ...]  # every proven key, the primary one first
     categories: dict[str, tuple[str, str]]  # column -> (type category, type name)
+    rows: sql.Composable = EVERY_ROW  # the condition of the rows that the stream reads
 
     def is_key(self, columns: tuple[str, ...]) -> bool:
         """Say whether a constraint of the server proves that these columns are a key."""

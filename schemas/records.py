@@ -134,6 +134,7 @@ class Batch:
     groups: Iterator[RowGroup] = field(default_factory=lambda: iter(()))
     keys: KeySweep | None = None  # only where the run sweeps and the batch itself is not all rows
     beyond: FarCursor | None = None  # a guard's finding at the source
+    masked: bool = False  # the stream's masks have been put on (connectors/masking.py)
 
     @property
     def everything(self) -> bool:
@@ -260,6 +261,8 @@ class LoadRequest:
     rewrite: bool = False
     #: what a person has approved of what guards found in this run before
     approvals: tuple[Finding, ...] = ()
+    #: which key makes the tokens of masked columns; "" where none does
+    pseudonyms: str = ""
 
 
 class Source(Protocol):
