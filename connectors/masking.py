@@ -93,8 +93,9 @@ def _walked(chunks: Iterator[bytes], fields: Mapping[int, Mask]) -> Iterator[byt
     held, begun, ended = bytearray(), False, False
     for chunk in chunks:
         held += chunk
-        out = bytearray()
-        position = 0
+        if ended:
+            continue
+        out, position = bytearray(), 0
         if not begun:
             position = _header_end(held)
             if not position:

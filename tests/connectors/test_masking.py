@@ -1,26 +1,34 @@
 """Masked columns: neither their plaintext nor the key reaches the destination."""
 
+import hashlib
+import hmac
 import re
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 
+import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from psycopg import sql
 from pydantic import ValidationError
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
-from cli.leak_search import Place, files_below, search
+from cli.leak_search import dump, files_below, search
 from connectors import masking
-from crypto import keyring as keyrings
+from crypto.canary import make_canary
+from crypto.kms import file
 from crypto.pseudonyms import TOKEN_LENGTH, Pseudonyms
+from embedded.postgres import Cluster
 from schemas.errors import SyncwardError
+from schemas.ids import new_id
 from schemas.records import Batch, Column, StreamShape, WireFormat
 from schemas.streams import StreamSpec
 from storage import accounts, keystore
 from storage.engine import transaction
 from tests.world import OPERATOR
+from workers import pseudonyms
 from workers.pseudonyms import PseudonymKeys
 
 TOKEN = re.compile(r"[0-9a-f]{32}")
@@ -57,10 +65,6 @@ def test_masks_that_are_not_set_are_not_written_so_that_older_workers_read_the_s
 
 def test_a_token_is_the_documented_hmac_and_of_a_fixed_length():
     ours = Pseudonyms(bytes(range(32)), "k")
-    # calculated apart: openssl dgst -sha512 -mac HMAC, then -sha256 with its output as the key
-    import hashlib
-    import hmac
-
     key = hmac.new(bytes(range(32)), b"syncward/pseudonyms/v1", hashlib.sha512).digest()
     wanted = hmac.new(key, "ü".encode(), hashlib.sha256).hexdigest()[:32]
     assert ours.token("ü".encode()).decode() == wanted
@@ -134,8 +138,7 @@ STREAM = (
 )
 
 
-@pytest.fixture
-def people(world):
+def _make_people(world) -> None:
     name, street, card = SECRETS
     world.pair.source(
         "CREATE TABLE people (email text PRIMARY KEY, copy varchar(90), card bigint, note text, "
@@ -145,6 +148,11 @@ def people(world):
         ),
         "INSERT INTO people (email, plain, street) VALUES ('second', 2, '日本語テキスト')",
     )
+
+
+@pytest.fixture
+def people(world):
+    _make_people(world)
     world.apply({"public.people": STREAM})
     return world
 
@@ -160,7 +168,8 @@ def test_every_mask_does_what_it_says_and_null_stays_null(people):
     assert streams["people"].rows_loaded == 2
     first, second = _there(people, "email, copy, card, note, street, tags, plain")
     assert all(TOKEN.fullmatch(first[i]) for i in (0, 1, 2, 5))
-    assert first[3:5] == ("[redacted]", "zür") and first[6] == 1
+    assert first[3:5] == ("[redacted]", "zür")
+    assert first[6] == 1
     assert first[0] == first[1] != first[2]  # the same value, whatever its column and its type
     assert second[1:6] == (None, None, None, "日本語", None)
     types = people.pair.rows("destination", "SELECT DISTINCT format_type(atttypid, atttypmod) "
@@ -204,9 +213,13 @@ def test_an_integer_its_text_and_any_session_setting_have_the_same_token(world):
     world.sync()
     before = world.pair.rows("destination", "SELECT a, b, c, d FROM acme.one")
     assert before[0][0] == before[0][1]
-    for setting in ("datestyle = 'German, DMY'", "timezone = 'Asia/Tokyo'", "extra_float_digits = -9"):
-        world.pair.source(f"ALTER ROLE reader SET {setting}")
-    world.sync(full_refresh=True)
+    database = world.pair.names["source"]
+    for setting in (
+        "datestyle = 'German, DMY'", "timezone = 'Asia/Tokyo'", "extra_float_digits = -9",
+    ):  # fmt: skip
+        world.pair.source(f"ALTER ROLE reader IN DATABASE {database} SET {setting}")
+    run, _ = world.sync(full_refresh=True)
+    assert run.state == "succeeded"
     assert world.pair.rows("destination", "SELECT a, b, c, d FROM acme.one") == before
 
 
@@ -234,28 +247,72 @@ def test_a_replaced_table_whose_own_key_is_redacted_is_told_apart_by_its_rows(pe
     assert {row[0] for row in _there(people, "email")} == {"[redacted]"}
 
 
+@pytest.fixture
+def lake(tmp_path, logins) -> Iterator[Cluster]:
+    """A server for the destination alone, which logs every statement."""
+    started = Cluster(tmp_path / "lake", durable=False, guard_parent=True).start()
+    with psycopg.connect(
+        host=started.host, port=started.port, user=started.superuser, password=started.password,
+        dbname="postgres", autocommit=True,
+    ) as session:  # fmt: skip
+        session.execute("ALTER SYSTEM SET log_statement = 'all'")
+        session.execute("ALTER SYSTEM SET log_parameter_max_length = -1")
+        session.execute("SELECT pg_reload_conf()")
+        session.execute(
+            sql.SQL("CREATE ROLE writer LOGIN PASSWORD {}").format(sql.Literal(logins["writer"]))
+        )
+        session.execute("CREATE DATABASE lake OWNER writer")
+        yield started
+    started.stop()
+
+
 @pytest.mark.integration
-def test_nothing_that_the_destination_saw_holds_a_masked_value_or_the_key(people, tmp_path):
-    """Its data directory with the WAL, and every statement that it was sent."""
-    world, cluster = people, people.pair.cluster
-    # Source, destination and control database are on one server here: the search is for bytes
-    # that only a leak brings, so it goes through what belongs to the destination alone.
+@pytest.mark.parametrize("masked", [True, False])
+def test_nothing_that_the_destination_saw_holds_a_masked_value(world, lake, masked):
+    """Its data directory with the WAL and its log; without masks the search finds all of it."""
+    world.pair.changes["destination"] = {
+        "host": lake.host, "port": lake.port, "database": "lake",
+    }  # fmt: skip
+    _make_people(world)
+    deleting = STREAM.replace("}}", "}, cursor: xmin, deletes: hard, key_sweep: 1}")
+    without = "{mode: merge, key: [email], cursor: xmin}"
+    world.apply({"public.people": deleting if masked else without})
+    for statement in ("SELECT 1", "UPDATE people SET plain = 9 WHERE plain = 1",
+                      "DELETE FROM people WHERE plain = 2"):  # fmt: skip
+        world.pair.source(statement)
+        run, _ = world.sync()
+        assert run.state == "succeeded", world.log(run.run_id)
+    with psycopg.connect(
+        host=lake.host, port=lake.port, user=lake.superuser, password=lake.password,
+        dbname="lake", autocommit=True,
+    ) as session:  # fmt: skip
+        ((rows,),) = session.execute("SELECT count(*) FROM acme.people").fetchall()
+        session.execute("CHECKPOINT")
+    assert rows == (1 if masked else 2)
+    assert b"COPY" in lake.log_path.read_bytes()
+    stored = world.control.one("SELECT wrapped FROM keystore.dek LIMIT 1")
+    assert stored
+    found = search([*files_below(lake.root, "lake"), dump(lake, "lake")], SECRETS)
+    assert found.bytes > 10_000_000
+    assert {hit.secret for hit in found.hits} == (set() if masked else set(range(len(SECRETS))))
+
+
+@pytest.mark.integration
+def test_the_key_reaches_neither_the_destination_nor_the_control_database(world, lake, monkeypatch):
+    """A key that the test chose is searched in every form."""
+    chosen = "Chosen-Key-Of-Pseudonyms-0123456"
+    world.pair.changes["destination"] = {
+        "host": lake.host, "port": lake.port, "database": "lake",
+    }  # fmt: skip
+    monkeypatch.setattr(pseudonyms, "new_dek", lambda: (new_id(), chosen.encode()))
+    _make_people(world)
+    world.apply({"public.people": STREAM})
     run, _ = world.sync()
-    assert run.state == "succeeded"
-    session = world.pair.session("destination")
-    session.execute("CHECKPOINT")
-    ((oid,),) = session.execute(
-        "SELECT oid FROM pg_database WHERE datname = current_database()"
-    ).fetchall()
-    dumped = session.execute("SELECT t::text FROM acme.people t").fetchall()
-    state = session.execute("SELECT s::text FROM _syncward.state s").fetchall()
-    places = [
-        *files_below(Path(cluster.data) / "base" / str(oid), "base"),
-        Place("rows", ("\n".join(row[0] for row in dumped).encode(),)),
-        Place("state", ("\n".join(row[0] for row in state).encode(),)),
-    ]
-    found = search(places, SECRETS)
-    assert found.bytes > 1_000_000 and found.hits == []
+    assert run.state == "succeeded", world.log(run.run_id)
+    control = dump(world.control.cluster, world.control.database)
+    found = search([*files_below(lake.root, "lake"), dump(lake, "lake"), control], [chosen])
+    assert found.bytes > 10_000_000
+    assert found.hits == []
 
 
 # ── the key ──────────────────────────────────────────────────────────────────────────────────────
@@ -279,9 +336,66 @@ def test_an_account_has_one_key_and_another_account_another(world):
 
 
 @pytest.mark.integration
-def test_the_key_survives_rotation_of_its_root_and_replacement_of_data_keys(world):
+def test_the_key_survives_a_new_root_of_credentials_and_new_data_keys(people):
+    people.sync()
+    before = _there(people, "email, copy, card, tags")
+    upkeep = people.key_upkeep()
+    worker_file = people.directory / "keys" / "worker.json"
+    root = file.add_root(people.directory / "keys" / "operator.json", worker_file, "credentials")
+    with people.cli.transaction() as tx:
+        added = keystore.RootOffer(
+            root, "credentials", "file",
+            lambda: make_canary(people.cli.keyring, "credentials"),
+        )  # fmt: skip
+        assert keystore.add_root(tx, tx, added, OPERATOR)
+        (known,) = [r for r in keystore.roots(tx) if r.root_id == root]
+        keystore.activate(tx, tx, known, OPERATOR)
+        keystore.replace(tx, tx, None, OPERATOR)
+    upkeep.look()
+    wrapped_by = people.control.all(
+        "SELECT root_id, state FROM keystore.dek WHERE purpose = 'pseudonyms'"
+    )
+    assert wrapped_by == [(root, "active")]
+    run, streams = people.sync(full_refresh=True)
+    assert run.state == "succeeded", people.log(run.run_id)
+    assert streams["people"].rows_unchanged == 2
+    assert _there(people, "email, copy, card, tags") == before
+
+
+@pytest.mark.integration
+def test_a_key_that_does_not_open_is_not_replaced(people):
+    people.sync()
+    people.control.act("UPDATE keystore.dek SET wrapped = '\\x00' || substr(wrapped, 2) "
+                       "WHERE purpose = 'pseudonyms'")  # fmt: skip
+    run, streams = people.sync()
+    assert run.state == "failed"
+    assert "key of pseudonyms cannot be opened" in streams["people"].error
+    assert people.control.one("SELECT count(*) FROM keystore.dek WHERE purpose = 'pseudonyms'") == 1
+
+
+@pytest.mark.integration
+def test_shredding_the_account_destroys_the_key(world):
     world.account()
-    before = _of(world, "acme").token(b"v")
-    files = world.directory / "keys" / "operator.json", world.directory / "keys" / "worker.json"
-    root = keyrings.file.add_root(*files, "credentials") if hasattr(keyrings, "file") else None
-    assert root is None or before
+    _of(world, "acme")
+    with world.cli.transaction() as tx:
+        account_id = accounts.get(tx, "acme").account_id
+        keystore.shred_account(tx, account_id)
+        assert keystore.pending(tx, []).rewrap == 0
+    assert world.control.one("SELECT count(*) FROM keystore.dek") == 0
+
+
+@pytest.mark.integration
+def test_only_workers_are_given_the_wrapped_key(world):
+    world.account()
+    with (
+        transaction(world.control.engine("operator")) as tx,
+        pytest.raises(DBAPIError, match="denied"),
+    ):
+        tx.execute(text("SELECT * FROM keystore.pseudonym_key(gen_random_uuid())"))
+
+
+@pytest.mark.integration
+def test_a_keystore_apart_keeps_the_key(apart):
+    apart.account()
+    assert _of(apart, "acme").token(b"v") == _of(apart, "acme").token(b"v")
+    assert apart.control.one("SELECT count(*) FROM keystore.dek WHERE purpose = 'pseudonyms'") == 0
