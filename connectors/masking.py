@@ -1,7 +1,7 @@
 """Mask columns between a source and a destination: start at `masked`.
 
-COPY binary is walked by its lengths: masked fields are replaced, everything else is passed on as
-the bytes it is. Memory holds one block, or one row where that is longer.
+Masked columns come as text. COPY binary is walked by its lengths: masked fields are replaced,
+everything else is passed on as the bytes it is. Memory holds one block, or one row if that is longer.
 """
 
 import re
@@ -10,7 +10,7 @@ from dataclasses import replace
 from struct import Struct
 
 from schemas.errors import SyncwardError
-from schemas.records import Batch, Column, KeySweep
+from schemas.records import Batch, Column, KeySweep, Row, RowGroup, WireFormat
 from schemas.streams import StreamSpec
 
 #: What redact leaves of every value.
@@ -33,15 +33,23 @@ def masked(batch: Batch, stream: StreamSpec, token: Token | None) -> Batch:
     """
     if not stream.mask:
         return batch
-    batch.chunks = _walked(batch.chunks, _fields(batch.shape.columns, stream, token))
+    fields = _fields(batch.shape.columns, stream, token)
+    batch.groups = _in_groups(batch.groups, fields)
+    if batch.wire is WireFormat.PG_BINARY:
+        batch.chunks = _walked(batch.chunks, fields)
     if batch.keys is not None:
-        batch.keys = _masked_keys(batch.keys, stream, token)
+        batch.keys = _masked_keys(batch.keys, batch.wire, stream, token)
     batch.masked = True
     return batch
 
 
-def _masked_keys(keys: KeySweep, stream: StreamSpec, token: Token | None) -> KeySweep:
-    return replace(keys, chunks=_walked(keys.chunks, _fields(keys.columns, stream, token)))
+def _masked_keys(
+    keys: KeySweep, wire: WireFormat, stream: StreamSpec, token: Token | None
+) -> KeySweep:
+    fields = _fields(keys.columns, stream, token)
+    if wire is WireFormat.PG_BINARY:
+        return replace(keys, chunks=_walked(keys.chunks, fields))
+    return replace(keys, groups=_in_groups(keys.groups, fields))
 
 
 def mask_of(rule: str, token: Token | None) -> Mask:
@@ -83,6 +91,21 @@ def _fields(
             raise SyncwardError(f"{stream.name}: masked column {column.name} did not come as text")
         found[place] = mask_of(rule, token)
     return found
+
+
+def _in_groups(groups: Iterator[RowGroup], fields: Mapping[int, Mask]) -> Iterator[RowGroup]:
+    """Yield groups of rows with some values replaced."""
+
+    def row(values: Row) -> Row:
+        new = list(values)
+        for place, mask in fields.items():
+            value = new[place]
+            if value is not None:
+                new[place] = mask(str(value).encode("utf-8", "surrogateescape")).decode()
+        return tuple(new)
+
+    for group in groups:
+        yield RowGroup([row(values) for values in group.rows], group.size)
 
 
 def _walked(chunks: Iterator[bytes], fields: Mapping[int, Mask]) -> Iterator[bytes]:

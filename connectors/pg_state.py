@@ -217,15 +217,7 @@ def definition(request: LoadRequest) -> str:
     parts = [stream.mode, *stream.key, stream.cursor or "", request.target_schema]
     if stream.tombstone is not None:  # it decides about rows that are there already
         parts += [stream.tombstone, stream.deletion]
-    # What of a row is read decides about rows that are there already, too: all are read again.
-    if stream.columns is not None:
-        parts += ["include", *sorted(stream.columns.include)]
-        parts += ["exclude", *sorted(stream.columns.exclude)]
-    if stream.mask:
-        parts += ["mask", *(f"{name} {rule}" for name, rule in sorted(stream.mask.items()))]
-        parts += [request.pseudonyms]
-    if stream.where is not None:
-        parts += ["where", stream.where]
+    parts += request.selection
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

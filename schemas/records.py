@@ -264,6 +264,23 @@ class LoadRequest:
     #: which key makes the tokens of masked columns; "" where none does
     pseudonyms: str = ""
 
+    @property
+    def selection(self) -> list[str]:
+        """What decides which columns and rows are read, and how they look; [] if all as they are.
+
+        A part of what defines a stream: where it changes, everything is read again.
+        """
+        stream, parts = self.stream, []
+        if stream.columns is not None:
+            parts += ["include", *sorted(stream.columns.include)]
+            parts += ["exclude", *sorted(stream.columns.exclude)]
+        if stream.mask:
+            parts += ["mask", *(f"{name} {rule}" for name, rule in sorted(stream.mask.items()))]
+            parts += [self.pseudonyms]
+        if stream.where is not None:
+            parts += ["where", stream.where]
+        return parts
+
 
 class Source(Protocol):
     """A system we read from, used by one thread; `cancel` and `cut` come from others."""

@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 
 from cli.leak_search import dump, files_below, search
 from connectors import masking
+from crypto import keyring as keyrings
 from crypto.canary import make_canary
 from crypto.kms import file
 from crypto.pseudonyms import TOKEN_LENGTH, Pseudonyms
@@ -102,7 +103,9 @@ def _cut(whole: bytes, sizes: list[int]) -> Iterator[bytes]:
 
 def _batch(chunks: Iterator[bytes], type_: str = "text") -> Batch:
     columns = tuple(Column(name, type_ if name == "b" else "bytea") for name in "abc")
-    return Batch(StreamShape(columns), WireFormat.PG_BINARY, chunks, lambda: 0, None, None, True)
+    return Batch(
+        StreamShape(columns), WireFormat.PG_BINARY, chunks, lambda: 0, None, None, full=True
+    )
 
 
 MASKED_B = StreamSpec(name="a.b", mode="replace", mask={"b": "redact"})
@@ -181,8 +184,11 @@ def test_every_mask_does_what_it_says_and_null_stays_null(people):
 @pytest.mark.integration
 def test_a_merge_by_a_masked_key_finds_the_same_rows_again(people):
     people.sync()
-    people.pair.source("UPDATE people SET plain = 3 WHERE plain = 1", "DELETE FROM people "
-                       "WHERE plain = 2", "INSERT INTO people (email, plain) VALUES ('x', 4)")  # fmt: skip
+    people.pair.source(
+        "UPDATE people SET plain = 3 WHERE plain = 1",
+        "DELETE FROM people WHERE plain = 2",
+        "INSERT INTO people (email, plain) VALUES ('x', 4)",
+    )
     before = _there(people, "email")[0]
     run, streams = people.sync()
     assert run.state == "succeeded", people.log(run.run_id)
@@ -341,11 +347,13 @@ def test_the_key_survives_a_new_root_of_credentials_and_new_data_keys(people):
     before = _there(people, "email, copy, card, tags")
     upkeep = people.key_upkeep()
     worker_file = people.directory / "keys" / "worker.json"
-    root = file.add_root(people.directory / "keys" / "operator.json", worker_file, "credentials")
+    operator_file = people.directory / "keys" / "operator.json"
+    root = file.add_root(operator_file, worker_file, "credentials")
+    keyring = keyrings.load(str(operator_file))
     with people.cli.transaction() as tx:
         added = keystore.RootOffer(
             root, "credentials", "file",
-            lambda: make_canary(people.cli.keyring, "credentials"),
+            lambda: make_canary(keyring, "credentials"),
         )  # fmt: skip
         assert keystore.add_root(tx, tx, added, OPERATOR)
         (known,) = [r for r in keystore.roots(tx) if r.root_id == root]
