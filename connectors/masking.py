@@ -1,7 +1,8 @@
 """Mask columns between a source and a destination: start at `masked`.
 
 Masked columns come as text. COPY binary is walked by its lengths: masked fields are replaced,
-everything else is passed on as the bytes it is. Memory holds one block, or one row if that is longer.
+everything else is passed on as the bytes it is. Memory holds one block, or one row if that is
+longer.
 """
 
 import re

@@ -45,7 +45,8 @@ def test_a_condition_is_read_as_written(text, wanted):
     "a = 1 OR", "(a = 1", "a = 1)", "a IN ()", "a IN (1", "a = 'x", 'a = "x"', "a::text = 'x'",
     "a = $1", "a = %s", "a = E'x'", "a = $$x$$", "a LIKE 'x'", "a = 1 UNION SELECT 1", "a ~ 'x'",
     "a = 1e9", "a = NULL", "a = 1a", "t.a = 1", "a = 'x' || 'y'", "a \\ 1", "a = 'x\x00'",
-    "(" * 30 + "a = 1" + ")" * 30, "a = 1 OR " * 500 + "a = 1", "NOT", "select = ", "a BETWEEN 1 AND 2",
+    "(" * 30 + "a = 1" + ")" * 30, "a = 1 OR " * 500 + "a = 1", "NOT",
+    "select = ", "a BETWEEN 1 AND 2",
 ])  # fmt: skip
 def test_whatever_else_is_refused_when_the_document_is_read(text):
     with pytest.raises(ValidationError, match="where: "):
@@ -54,12 +55,12 @@ def test_whatever_else_is_refused_when_the_document_is_read(text):
 
 @given(st.text(max_size=200))
 def test_any_text_is_read_or_refused_and_never_more(text):
+    refused = ""
     try:
-        found = parse(text)
+        assert list(conditions.tests(parse(text)))
     except ValueError as error:
-        assert str(error).startswith("where: ")
-    else:
-        assert list(conditions.tests(found))
+        refused = str(error)
+    assert not refused or refused.startswith("where: ")
 
 
 # ── as SQL ───────────────────────────────────────────────────────────────────────────────────────
@@ -78,7 +79,7 @@ _TESTS = st.one_of(
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(_TESTS)
 def test_no_name_and_no_literal_is_ever_more_than_that(pair, test):
-    """The server reads the SQL with any name and literal; its own view of it has no other column."""
+    """The server reads any name and any literal as what it is."""
     session = pair.session("source")
     name = test.column
     if len(name.encode()) > 63:
@@ -128,10 +129,12 @@ def spec(where: str, more: str = "") -> str:
 @pytest.mark.integration
 @pytest.mark.parametrize(("where", "wanted"), [
     ("id > 1", [2, 3]), ("id IN (1, 3)", [1, 3]), ("price = 1", [1]), ("price < 2.505", [1, 2]),
-    ("price > 2.499", [2]), ("code = 'abcdef'", []), ("code = 'x''y'", [2]), ("NOT code = 'abc'", [2]),
+    ("price > 2.499", [2]), ("code = 'abcdef'", []), ("code = 'x''y'", [2]),
+    ("NOT code = 'abc'", [2]),
     ("code IS NULL", [3]), ("at >= '2026-03-01'", [2]), ("m = 'glad'", [2]), ("m < 'glad'", [1]),
-    ("tags = '{1,2}'", [1]), ('"select" = true', [1]), ("id = 1 OR (id > 1 AND price IS NULL)", [1, 3]),
-    ("code = '''; DROP TABLE t; --'", []), ("code = '\\''", []), ("code NOT IN ('abc')", [2]),
+    ("tags = '{1,2}'", [1]), ('"select" = true', [1]),
+    ("id = 1 OR (id > 1 AND price IS NULL)", [1, 3]),
+    ("code = '''; DROP TABLE t; --'", []), ("code = '\\'", []), ("code NOT IN ('abc')", [2]),
 ])  # fmt: skip
 def test_the_rows_of_a_condition_are_loaded(table, where, wanted):
     table.apply({"public.t": spec(where)})
