@@ -47,7 +47,10 @@ def main() -> None:
         Cluster(Path(root) / "pg", durable=False, guard_parent=True) as cluster,
     ):
         login = {"host": cluster.host, "port": cluster.port, "user": cluster.superuser}
-        with psycopg.connect(**login, password=cluster.password, dbname="postgres") as session:
+        with psycopg.connect(
+            host=cluster.host, port=cluster.port, user=cluster.superuser,
+            password=cluster.password, dbname="postgres",
+        ) as session:  # fmt: skip
             session.execute(_TABLE.format(int(arguments.rows)))
         source = registry.open_source(
             "postgres",

@@ -170,7 +170,7 @@ def test_every_mask_does_what_it_says_and_null_stays_null(people):
     assert run.state == "succeeded", people.log(run.run_id)
     assert streams["people"].rows_loaded == 2
     first, second = _there(people, "email, copy, card, note, street, tags, plain")
-    assert all(TOKEN.fullmatch(first[i]) for i in (0, 1, 2, 5))
+    assert all(TOKEN.fullmatch(str(first[i])) for i in (0, 1, 2, 5))
     assert first[3:5] == ("[redacted]", "zür")
     assert first[6] == 1
     assert first[0] == first[1] != first[2]  # the same value, whatever its column and its type
@@ -246,9 +246,9 @@ def test_a_mask_that_is_added_later_reads_everything_again(world):
 @pytest.mark.integration
 def test_a_replaced_table_whose_own_key_is_redacted_is_told_apart_by_its_rows(people):
     people.apply({"public.people": "{mode: replace, mask: {email: redact}}"})
-    for _ in range(2):
-        run, streams = people.sync()
-        assert run.state == "succeeded", people.log(run.run_id)
+    people.sync()
+    run, streams = people.sync()
+    assert run.state == "succeeded", people.log(run.run_id)
     assert streams["people"].rows_unchanged == 2
     assert {row[0] for row in _there(people, "email")} == {"[redacted]"}
 
