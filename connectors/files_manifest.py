@@ -132,6 +132,7 @@ def definition(request: LoadRequest, format_: str) -> str:
     """Return a digest of what decides which rows belong into the files, and how they look."""
     stream = request.stream
     parts = [stream.mode, list(stream.key), stream.cursor, request.target_schema, format_]
+    parts += request.selection
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -1,7 +1,7 @@
 """What a table looks like, read from the catalog in one query per question."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import psycopg
 from psycopg import sql
@@ -50,6 +50,8 @@ class Relation:
     shape: StreamShape
     keys: tuple[tuple[str, ...], ...]  # every proven key, the primary one first
     categories: dict[str, tuple[str, str]]  # column -> (type category, type name)
+    #: the condition of the rows that the stream reads
+    rows: sql.Composable = field(default_factory=lambda: sql.SQL("true"))
 
     def is_key(self, columns: tuple[str, ...]) -> bool:
         """Say whether a constraint of the server proves that these columns are a key."""

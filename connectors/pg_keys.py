@@ -35,8 +35,9 @@ def keys_query(stream: StreamSpec, relation: Relation) -> sql.Composed:
     alive: sql.Composable = sql.SQL("true")
     if stream.tombstone is not None:
         alive = sql.SQL("NOT ({})").format(is_dead(stream, relation.shape.columns))
-    return sql.SQL("COPY (SELECT {} FROM {} WHERE {}) TO STDOUT (FORMAT binary)").format(
-        columns, sql.Identifier(stream.schema_name, stream.table_name), alive
+    table = sql.Identifier(stream.schema_name, stream.table_name)
+    return sql.SQL("COPY (SELECT {} FROM {} WHERE {} AND {}) TO STDOUT (FORMAT binary)").format(
+        columns, table, alive, relation.rows
     )
 
 

@@ -217,6 +217,7 @@ def definition(request: LoadRequest) -> str:
     parts = [stream.mode, *stream.key, stream.cursor or "", request.target_schema]
     if stream.tombstone is not None:  # it decides about rows that are there already
         parts += [stream.tombstone, stream.deletion]
+    parts += request.selection
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

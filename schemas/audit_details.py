@@ -72,7 +72,7 @@ class CredentialOf(Detail):
 
 class KeyMade(Detail):
     purpose: str
-    month: str
+    month: str = ""  # of records; the key of pseudonyms has none
     key: str
 
 

@@ -134,6 +134,7 @@ class Batch:
     groups: Iterator[RowGroup] = field(default_factory=lambda: iter(()))
     keys: KeySweep | None = None  # only where the run sweeps and the batch itself is not all rows
     beyond: FarCursor | None = None  # a guard's finding at the source
+    masked: bool = False  # the stream's masks have been put on (connectors/masking.py)
 
     @property
     def everything(self) -> bool:
@@ -260,6 +261,25 @@ class LoadRequest:
     rewrite: bool = False
     #: what a person has approved of what guards found in this run before
     approvals: tuple[Finding, ...] = ()
+    #: which key makes the tokens of masked columns; "" where none does
+    pseudonyms: str = ""
+
+    @property
+    def selection(self) -> list[str]:
+        """What decides which columns and rows are read, and how they look; [] if all as they are.
+
+        A part of what defines a stream: where it changes, everything is read again.
+        """
+        stream, parts = self.stream, []
+        if stream.columns is not None:
+            parts += ["include", *sorted(stream.columns.include)]
+            parts += ["exclude", *sorted(stream.columns.exclude)]
+        if stream.mask:
+            parts += ["mask", *(f"{name} {rule}" for name, rule in sorted(stream.mask.items()))]
+            parts += [self.pseudonyms]
+        if stream.where is not None:
+            parts += ["where", stream.where]
+        return parts
 
 
 class Source(Protocol):

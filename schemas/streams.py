@@ -17,6 +17,11 @@ from pydantic import (
     model_validator,
 )
 
+from schemas import conditions
+
+#: As many as a Postgres table can have.
+COLUMNS_MAX = 1_600
+
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -89,8 +94,35 @@ class Guards(BaseModel):
         return None if value is False else value
 
 
+class Columns(BaseModel):
+    """Which columns of the source are read: all but some, or some and no others."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    include: tuple[str, ...] = Field((), max_length=COLUMNS_MAX)
+    exclude: tuple[str, ...] = Field((), max_length=COLUMNS_MAX)
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if bool(self.include) == bool(self.exclude):
+            raise ValueError("columns: name some in either include or exclude, e.g. exclude: [ssn]")
+        return self
+
+    def takes(self, name: str) -> bool:
+        """Say whether a column is read."""
+        return name in self.include if self.include else name not in self.exclude
+
+
+#: What a masked column holds: a token (docs/keys.md), a constant, or its first characters.
+MaskRule = Annotated[str, Field(pattern=r"^(hmac|redact|truncate\([1-9][0-9]{0,5}\))$")]
+
 #: Settings that are written only where they are set: an older worker reads all other documents.
-_OPTIONAL = frozenset({"deletes", "key_sweep", "tombstone", "full_every", "guards", "drift"})
+_OPTIONAL = frozenset(
+    {
+        "deletes", "key_sweep", "tombstone", "full_every", "guards", "drift",
+        "columns", "mask", "where",
+    }
+)  # fmt: skip
 
 
 class StreamSpec(BaseModel):
@@ -110,6 +142,9 @@ class StreamSpec(BaseModel):
     tombstone: str | None = None  # a column that says that its row is deleted
     full_every: int | None = Field(None, ge=1)  # every so many runs everything is read
     guards: Guards = Guards()
+    columns: Columns | None = None
+    mask: dict[str, MaskRule] = {}
+    where: str | None = None  # see schemas/conditions.py
 
     @model_validator(mode="after")
     def _modes_have_what_they_need(self) -> Self:
@@ -138,6 +173,34 @@ class StreamSpec(BaseModel):
             raise ValueError(f"{self.name}: {wants} finds deleted rows; say deletes: soft or hard")
         return self
 
+    @model_validator(mode="after")
+    def _chosen_columns_are_whole(self) -> Self:
+        needed = [*self.key, self.cursor, self.tombstone]
+        for name in (*needed, *self.mask):
+            if name not in {None, "xmin"} and not self.reads(str(name)):
+                what = "a key, cursor or tombstone column" if name in needed else "masked"
+                raise ValueError(f"{self.name}: {name} is {what}; it cannot be left out in columns")
+        return self
+
+    @model_validator(mode="after")
+    def _masks_fit(self) -> Self:
+        for name, rule in self.mask.items():
+            if name in self.key and rule != "hmac":
+                raise ValueError(f"{self.name}: key column {name} can be masked with hmac only")
+            if name in {self.cursor, self.tombstone}:
+                raise ValueError(
+                    f"{self.name}: {name} is the cursor or the tombstone, which the destination "
+                    "keeps and compares as it is; it cannot be masked"
+                )
+        return self
+
+    @field_validator("where")
+    @classmethod
+    def _where_can_be_read(cls, value: str | None) -> str | None:
+        if value is not None:
+            conditions.parse(value)
+        return value
+
     @model_serializer(mode="wrap")
     def _unset_is_not_written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         written: dict[str, Any] = write(self)
@@ -152,6 +215,10 @@ class StreamSpec(BaseModel):
         if self.deletes is not None:
             return self.deletes
         return Deletes.HARD if self.mode is Mode.REPLACE else Deletes.IGNORE
+
+    def reads(self, column: str) -> bool:
+        """Say whether a column of the source is read at all."""
+        return self.columns is None or self.columns.takes(column)
 
     @property
     def schema_name(self) -> str:

@@ -101,17 +101,22 @@ def keep(
     principal: Principal,
     *,
     month: date | None = None,
+    purpose: str = "",
 ) -> None:
     """Keep a key before anything is sealed with it; ConfigError if its root is not in use here.
+
+    `purpose` is the key's own where it is not its root's: the key of an account's pseudonyms, which
+    is not kept where the account has one.
 
     The first root of a purpose that wraps a key becomes the one that is known. Any later one must
     be made known by a rotation: a keyring of another installation seals nothing here.
     """
-    if _put(keys, key, offer.purpose, month):
+    purpose = purpose or offer.purpose
+    if _put(keys, key, purpose, month):
         return
     if not any(root.purpose == offer.purpose for root in roots(keys)):
         add_root(tx, keys, offer, principal)
-    if _put(keys, key, offer.purpose, month):  # also if another host made the root known just now
+    if _put(keys, key, purpose, month):  # also if another host made the root known just now
         return
     raise ConfigError(
         f"keyring: its {offer.purpose} root {key.root_id} is retired or of another installation; "
@@ -138,6 +143,12 @@ def _put(keys: Connection, key: StoredKey, purpose: str, month: date | None) -> 
 def credential_keys(keys: Connection, dek_ids: Sequence[UUID]) -> dict[UUID, StoredKey]:
     """Return wrapped keys of credentials (workers only); those that are gone are missing."""
     return read_keys(keys, "SELECT * FROM keystore.credential_keys(:ids)", ids=list(dek_ids))
+
+
+def pseudonym_key(keys: Connection, account_id: UUID) -> StoredKey | None:
+    """Return the wrapped key of an account's pseudonyms (workers only); None if it has none."""
+    query = "SELECT * FROM keystore.pseudonym_key(:account)"
+    return next(iter(read_keys(keys, query, account=account_id).values()), None)
 
 
 def records_keys(keys: Connection, dek_ids: Sequence[UUID]) -> dict[UUID, StoredKey]:

@@ -77,6 +77,7 @@ for _result in ("claimed", "stale", "unknown"):
     CLAIMS.labels(_result)
 for _outcome in ("opened", "refused"):
     DECRYPTS.labels("credentials", _outcome)
+    DECRYPTS.labels("pseudonyms", _outcome)
 for _what in ("rewrap", "reseal"):
     KEYS_PENDING.labels(_what)
 for _purpose in ("credentials", "records"):

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from time import monotonic
 
-from connectors import registry
+from connectors import masking, registry
 from schemas.errors import (
     ConfigError,
     CredentialsError,
@@ -32,6 +32,7 @@ from workers.attempt import Attempt, Dependencies, Taken
 from workers.causes import raw_texts
 from workers.control import clock
 from workers.ends import common_wire, open_destination, open_source, warm
+from workers.pseudonyms import PseudonymKeys
 from workers.run_log import RunLog
 
 logger = logging.getLogger(__name__)
@@ -222,6 +223,10 @@ def _move(
 ) -> StreamResult:
     """Fence the stream, extract from its cursor, load each batch with its cursor in one commit."""
     spec, run_log = request.stream, attempt.run_log
+    token = None
+    if "hmac" in spec.mask.values():
+        pseudonyms = PseudonymKeys.of_worker(attempt.deps).of(attempt.claim.account_id)
+        request, token = replace(request, pseudonyms=pseudonyms.key_id), pseudonyms.token
     known = destination.claim_stream(request)
     history.check(attempt, spec.name, known)
     if known.result is not None:  # an earlier attempt of this run committed it, then died
@@ -230,10 +235,12 @@ def _move(
     full = attempt.claim.options.full_refresh or known.full_due
     cursor = None if full else known.cursor
     try:
-        result = _load(attempt, request, source, destination, known=known, cursor=cursor)
+        result = _load(
+            attempt, request, source, destination, known=known, cursor=cursor, token=token
+        )
     except ReadAgain as reason:
         run_log.info(f"{reason.public}; everything is read", spec.name)
-        result = _load(attempt, request, source, destination, known=known, cursor=None)
+        result = _load(attempt, request, source, destination, known=known, cursor=None, token=token)
     for sentence in outcomes.told(result.schema_changes):
         run_log.info(sentence, spec.name)
     run_log.info(outcomes.sentence(result), spec.name)
@@ -248,6 +255,7 @@ def _load(
     *,
     known: StreamClaim,
     cursor: Cursor | None,
+    token: masking.Token | None,
 ) -> StreamResult:
     """Read a stream from a cursor, or from its beginning, and load each batch of it."""
     spec, result = request.stream, None
@@ -258,7 +266,8 @@ def _load(
             guards.check_cursor(request, batch)
             for note in batch.notes:
                 attempt.run_log.info(note, spec.name)
-            loaded = destination.load(request, attempt.control.watch(batch))
+            clear = attempt.control.watch(batch)
+            loaded = destination.load(request, masking.masked(clear, spec, token))
             result = loaded if result is None else outcomes.joined(result, loaded)
     if result is None:
         raise RuntimeError(f"{spec.name}: the source ended without a batch")

@@ -183,6 +183,8 @@ class FilesDestination:
 
     def load(self, request: LoadRequest, batch: Batch) -> StreamResult:
         """Write the batch into new files, then name them and its cursor in one step."""
+        if request.stream.mask and not batch.masked:
+            raise RuntimeError("rows of a masked stream came in clear")
         name, started = request.stream.name, monotonic()
         claimed = self._claimed[name]
         try:

@@ -104,6 +104,8 @@ class PostgresDestination:
     def load(self, request: LoadRequest, batch: Batch) -> StreamResult:
         """Load a batch exactly once: all of it with its cursor, or nothing."""
         name, started = request.stream.name, monotonic()
+        if request.stream.mask and not batch.masked:
+            raise RuntimeError("rows of a masked stream came in clear")
         with translated(self._config, "destination"):
             if not self._states[name].known:
                 ensure_schema(self._conn, request.target_schema)

@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from connectors import pg_discover, pg_keys, pg_rows, pg_types, pg_window
+from connectors import pg_discover, pg_keys, pg_rows, pg_selection, pg_types, pg_window
 from connectors.pg_catalog import Relation, check_key, describe
 from connectors.pg_window import Window
 from connectors.postgres import (
@@ -109,6 +109,7 @@ class PostgresSource:
         with translated(self._config, "source"):
             relation = describe(self._conn, self._config, stream.schema_name, stream.table_name)
             check_key(self._conn, stream, relation)
+            relation = pg_selection.selected(self._conn, stream, relation)
             category = None
             if stream.cursor not in {None, "xmin"}:
                 category = pg_window.check_cursor_column(stream, relation)
@@ -225,8 +226,9 @@ def _query(stream: StreamSpec, relation: Relation, window: Window) -> sql.Compos
         sql.SQL("{}::text").format(sql.Identifier(c.name)) if c.as_text else sql.Identifier(c.name)
         for c in relation.shape.columns
     )
-    return sql.SQL("COPY (SELECT {} FROM {} WHERE {}) TO STDOUT (FORMAT binary)").format(
-        columns, sql.Identifier(stream.schema_name, stream.table_name), window.where
+    table = sql.Identifier(stream.schema_name, stream.table_name)
+    return sql.SQL("COPY (SELECT {} FROM {} WHERE ({}) AND {}) TO STDOUT (FORMAT binary)").format(
+        columns, table, window.where, relation.rows
     )
 
 

@@ -143,6 +143,11 @@ class SqliteSource:
                     self._conn.execute("ROLLBACK")
 
     def _described(self, stream: StreamSpec) -> Table:
+        if stream.columns is not None or stream.mask or stream.where is not None:
+            raise ConfigError(
+                f"{stream.name}: columns, mask and where are settings of streams from Postgres; "
+                "read a view that leaves out what must not leave the file"
+            )
         known = stream.schema_name == SCHEMA
         table = describe(self._conn, stream.table_name) if known else None
         if table is None:

@@ -6,7 +6,7 @@
 CREATE TABLE IF NOT EXISTS keystore.dek (
   id uuid PRIMARY KEY,
   account_id uuid NOT NULL,
-  purpose text NOT NULL CHECK (purpose IN ('credentials', 'records')),
+  purpose text NOT NULL CHECK (purpose IN ('credentials', 'records', 'pseudonyms')),
   root_id uuid NOT NULL,
   wrapped bytea NOT NULL,
   state text NOT NULL DEFAULT 'active' CHECK (state IN ('active', 'decrypt_only')),
@@ -17,6 +17,15 @@ CREATE TABLE IF NOT EXISTS keystore.dek (
 ALTER TABLE keystore.dek ADD COLUMN IF NOT EXISTS month date;
 ALTER TABLE keystore.dek ADD COLUMN IF NOT EXISTS unused_since timestamptz;
 ALTER TABLE keystore.dek ADD COLUMN IF NOT EXISTS taken_until timestamptz;
+-- The key of an account's pseudonyms (docs/keys.md): one, wrapped by the root of credentials, never replaced.
+DO $$ BEGIN
+  IF (SELECT pg_get_constraintdef(oid) !~ 'pseudonyms' FROM pg_constraint
+      WHERE conrelid = 'keystore.dek'::regclass AND conname = 'dek_purpose_check') THEN
+    ALTER TABLE keystore.dek DROP CONSTRAINT dek_purpose_check,
+      ADD CONSTRAINT dek_purpose_check CHECK (purpose IN ('credentials', 'records', 'pseudonyms'));
+  END IF;
+END $$;
+CREATE UNIQUE INDEX IF NOT EXISTS dek_pseudonyms ON keystore.dek (account_id) WHERE purpose = 'pseudonyms';
 CREATE INDEX IF NOT EXISTS dek_by_root ON keystore.dek (purpose, root_id, id);
 CREATE INDEX IF NOT EXISTS dek_by_account ON keystore.dek (account_id);
 CREATE INDEX IF NOT EXISTS dek_replaced ON keystore.dek (id) WHERE state = 'decrypt_only' AND unused_since IS NULL;
@@ -124,15 +133,24 @@ CREATE OR REPLACE FUNCTION keystore.put_key(key_id uuid, of_account uuid, for_pu
   LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
 BEGIN
   PERFORM FROM keystore.root r
-    WHERE r.id = by_root AND r.purpose = for_purpose AND r.state <> 'retired' FOR SHARE;
+    WHERE r.id = by_root AND r.state <> 'retired'
+      AND r.purpose = CASE for_purpose WHEN 'pseudonyms' THEN 'credentials' ELSE for_purpose END
+    FOR SHARE;
   IF NOT FOUND THEN
     RETURN false;
   END IF;
   UPDATE keystore.root SET unused_since = NULL WHERE id = by_root AND unused_since IS NOT NULL;
   INSERT INTO keystore.dek (id, account_id, purpose, root_id, wrapped, month)
-  VALUES (key_id, of_account, for_purpose, by_root, blob, of_month) ON CONFLICT (id) DO NOTHING;
+  VALUES (key_id, of_account, for_purpose, by_root, blob, of_month) ON CONFLICT DO NOTHING;
   RETURN true;
 END $$;
+
+-- One for an account: `put_key` keeps none where there is one.
+CREATE OR REPLACE FUNCTION keystore.pseudonym_key(of_account uuid)
+  RETURNS TABLE (id uuid, account_id uuid, root_id uuid, wrapped bytea)
+  LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
+    SELECT d.id, d.account_id, d.root_id, d.wrapped FROM keystore.dek d
+    WHERE d.account_id = of_account AND d.purpose = 'pseudonyms' $$;
 
 CREATE OR REPLACE FUNCTION keystore.credential_keys(key_ids uuid[])
   RETURNS TABLE (id uuid, account_id uuid, root_id uuid, wrapped bytea)
@@ -151,7 +169,7 @@ CREATE OR REPLACE FUNCTION keystore.stale_credential_keys(by_roots uuid[], excep
   RETURNS TABLE (id uuid, account_id uuid, root_id uuid, wrapped bytea)
   LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
     SELECT d.id, d.account_id, d.root_id, d.wrapped FROM keystore.dek d
-    WHERE d.purpose = 'credentials' AND d.root_id = ANY (by_roots)
+    WHERE d.purpose IN ('credentials', 'pseudonyms') AND d.root_id = ANY (by_roots)
       AND NOT d.id = ANY (except_ids)
     LIMIT batch FOR NO KEY UPDATE SKIP LOCKED $$;
 
@@ -172,7 +190,8 @@ CREATE OR REPLACE FUNCTION keystore.rewrap(key_ids uuid[], old bytea[], new byte
       UPDATE keystore.dek d SET wrapped = n.new, root_id = n.root_id
       FROM unnest(key_ids, old, new, new_roots) AS n (id, old, new, root_id), keystore.root r
       WHERE d.id = n.id AND d.wrapped = n.old AND r.id = n.root_id AND r.state = 'active'
-        AND r.purpose = d.purpose RETURNING 1)
+        AND r.purpose = CASE d.purpose WHEN 'pseudonyms' THEN 'credentials' ELSE d.purpose END
+      RETURNING 1)
     SELECT count(*) FROM changed $$;
 
 -- ── data keys that are replaced: nothing new is sealed with them ───────────────────────────
@@ -253,12 +272,13 @@ CREATE OR REPLACE FUNCTION keystore.shred_keys(of_account uuid, key_ids uuid[]) 
 CREATE OR REPLACE FUNCTION keystore.counts()
   RETURNS TABLE (purpose text, root_id uuid, keys bigint, oldest timestamptz)
   LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
-    SELECT purpose, root_id, count(*), min(created_at) FROM keystore.dek GROUP BY 1, 2 $$;
+    SELECT CASE d.purpose WHEN 'pseudonyms' THEN 'credentials' ELSE d.purpose END, d.root_id,
+      count(*), min(d.created_at) FROM keystore.dek d GROUP BY 1, 2 $$;
 
 CREATE OR REPLACE FUNCTION keystore.pending(by_roots uuid[])
   RETURNS TABLE (rewrap bigint, replace bigint)
   LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
-    SELECT (SELECT count(*) FROM keystore.dek WHERE purpose = 'credentials'
+    SELECT (SELECT count(*) FROM keystore.dek WHERE purpose IN ('credentials', 'pseudonyms')
               AND root_id = ANY (by_roots)),
            (SELECT count(*) FROM keystore.dek WHERE state = 'decrypt_only'
               AND unused_since IS NULL) $$;
@@ -270,7 +290,7 @@ GRANT EXECUTE ON FUNCTION keystore.add_root(uuid, text, text, bytea), keystore.n
   keystore.put_key(uuid, uuid, text, uuid, bytea, date),
   keystore.rewrap(uuid[], bytea[], bytea[], uuid[]), keystore.counts(), keystore.pending(uuid[])
   TO syncward_worker, syncward_operator;
-GRANT EXECUTE ON FUNCTION keystore.credential_keys(uuid[]),
+GRANT EXECUTE ON FUNCTION keystore.credential_keys(uuid[]), keystore.pseudonym_key(uuid),
   keystore.stale_credential_keys(uuid[], uuid[], integer),
   keystore.keys_to_replace(uuid[], integer), keystore.mark_unused(uuid[]),
   keystore.forgettable(timestamptz, integer), keystore.used_again(uuid[]),

@@ -1,0 +1,106 @@
+"""Which columns and rows of a table are read, and which columns leave it as text to be masked.
+
+What is left out is not in the SELECT, so it never leaves the source.
+"""
+
+from dataclasses import replace
+
+import psycopg
+from psycopg import sql
+
+from connectors.pg_catalog import Relation
+from connectors.postgres import Connection
+from schemas import conditions
+from schemas.conditions import All, Among, Compare, Condition, IsNull, Not
+from schemas.errors import ConfigError
+from schemas.records import Column
+from schemas.streams import StreamSpec
+
+
+def selected(conn: Connection, stream: StreamSpec, relation: Relation) -> Relation:
+    """Return the table as the stream reads it; ConfigError lists what columns there are.
+
+    Masked columns are of type text then, and read as such: their bytes do not depend on a session.
+    """
+    if stream.columns is None and not stream.mask and stream.where is None:
+        return relation
+    known = {column.name: column for column in relation.shape.columns}
+    chosen = stream.columns
+    named = [*(() if chosen is None else (*chosen.include, *chosen.exclude)), *stream.mask]
+    _check_known(stream, named, known)
+    columns = tuple(
+        _as_text(column) if column.name in stream.mask else column
+        for column in relation.shape.columns
+        if stream.reads(column.name)
+    )
+    if not columns:
+        raise ConfigError(f"{stream.name}: all of its columns are excluded; name one less")
+    whole = {c.name for c in columns if stream.mask.get(c.name, "hmac") == "hmac"}
+    keys = tuple(key for key in relation.keys if set(key) <= whole)
+    shape = replace(
+        relation.shape,
+        columns=columns,
+        key=keys[0] if keys else (),
+        key_is_unique=bool(keys),
+    )
+    rows = _rows(conn, stream, known) if stream.where is not None else relation.rows
+    return replace(relation, shape=shape, keys=keys, rows=rows)
+
+
+def _as_text(column: Column) -> Column:
+    return Column(column.name, "text", column.nullable, as_text=True)
+
+
+def _check_known(stream: StreamSpec, named: list[str], known: dict[str, Column]) -> None:
+    unknown = sorted({name for name in named if name not in known})
+    if unknown:
+        raise ConfigError(
+            f"{stream.name}: no column {', '.join(unknown)} at the source; there are "
+            f"{', '.join(known)}"
+        )
+
+
+def _rows(conn: Connection, stream: StreamSpec, known: dict[str, Column]) -> sql.Composable:
+    """Write the stream's condition as SQL, once the server has read all of its literals."""
+    parsed = conditions.parse(stream.where or "")
+    _check_known(stream, [test.column for test in conditions.tests(parsed)], known)
+    if not _is_read(conn, stream, parsed):
+        for test in conditions.tests(parsed):
+            if not _is_read(conn, stream, test):
+                raise ConfigError(
+                    f"{stream.name}: where: column {test.column} is {known[test.column].type}, and "
+                    "the source cannot compare it like that; correct the literal or the test"
+                )
+        raise ConfigError(f"{stream.name}: where: the source does not take it; read a view instead")
+    return sql.SQL("({})").format(_sql(parsed))
+
+
+def _is_read(conn: Connection, stream: StreamSpec, condition: Condition) -> bool:
+    """Have the server read a condition without reading a row."""
+    table = sql.Identifier(stream.schema_name, stream.table_name)
+    asked = sql.SQL("SELECT FROM {} WHERE {} LIMIT 0").format(table, _sql(condition))
+    try:
+        conn.execute(asked)
+    except (psycopg.DataError, psycopg.errors.UndefinedFunction, psycopg.errors.DatatypeMismatch):
+        return False
+    return True
+
+
+def _sql(condition: Condition) -> sql.Composable:
+    match condition:
+        case Compare(column, operator, literal):
+            # A bare literal takes the column's type, without its size: nothing is cut or rounded.
+            return sql.SQL("{} {} {}").format(
+                sql.Identifier(column), sql.SQL(operator), sql.Literal(literal)
+            )
+        case Among(column, literals):
+            listed = sql.SQL(", ").join(map(sql.Literal, literals))
+            return sql.SQL("{} IN ({})").format(sql.Identifier(column), listed)
+        case IsNull(column):
+            return sql.SQL("{} IS NULL").format(sql.Identifier(column))
+        case Not(part):
+            return sql.SQL("(NOT {})").format(_sql(part))
+        case All(parts):
+            return sql.SQL("({})").format(sql.SQL(" AND ").join(map(_sql, parts)))
+        case conditions.Any(parts):
+            return sql.SQL("({})").format(sql.SQL(" OR ").join(map(_sql, parts)))

@@ -1,0 +1,1 @@
+-- Wrapped keys are looked up for an account's pseudonyms, too: see ../keystore.sql, which runs again.
