@@ -1,7 +1,7 @@
 """What a stream's target must hold after each run, worked out in Python from docs/connectors.md.
 
-Start at `Model.run`. Nothing here looks at the program: a difference is a mistake there, or here, or
-a sentence that the page lacks. Rows are told apart by their text, which is exact for every type here.
+Start at `Model.run`. Nothing here looks at the program: a difference is a mistake there, or here,
+or a sentence that the page lacks. Rows are told apart by their text, exact for every type here.
 """
 
 from collections import Counter
@@ -20,8 +20,8 @@ VALUES: Mapping[str, Sequence[str | None]] = {
     "character varying(10)": ("a", "", "a ", "\\.", None),
     "boolean": ("true", "false", None),
     "timestamp with time zone": (
-        "2020-02-29 12:00+00", "infinity", "0044-03-15 00:00+00 BC", "2021-01-01 00:00:00.000001+05",
-        None,
+        "2020-02-29 12:00+00", "infinity", "0044-03-15 00:00+00 BC",
+        "2021-01-01 00:00:00.000001+05", None,
     ),
     "date": ("2020-01-01", "-infinity", "0001-01-01 BC", None),
     "jsonb": ("{}", "null", '{"b": [1, 1.0], "a": "\\u00e9"}', None),
@@ -324,5 +324,3 @@ class Model:
     def compared(self) -> list[str]:
         """Return the columns whose values are not left open."""
         return sorted(set(self.types) - self.loose)
-
-
