@@ -193,17 +193,20 @@ class Model:
             return True
         if stream.full_every and self.since_full + 1 >= stream.full_every:
             return True
-        return stream.mode == "merge" and stream.drift == "evolve" and self._differs(seen.columns)
+        return stream.mode == "merge" and self._differs(seen.columns)
 
     def _differs(self, columns: Columns) -> bool:
         """Say whether older rows may differ where no cursor shows it: a new or a wider column."""
         known = self.known
         assert known is not None
-        return any(
-            known.numbers.get(name) != columns.numbers[name]
-            or (type_ != self.types.get(name) and not self._is_narrower(name, type_))
-            for name, type_ in columns.types.items()
-        )
+        for name, type_ in columns.types.items():
+            if name in self.types and known.numbers.get(name) != columns.numbers[name]:
+                return True  # another column under a name the target has
+            if self.stream.drift != "evolve":
+                continue
+            if type_ != self.types.get(name) and not self._is_narrower(name, type_):
+                return True
+        return False
 
     def _sweeps(self, *, full: bool) -> bool:
         """Say whether the keys of all rows are compared."""
