@@ -196,17 +196,18 @@ class Model:
         return stream.mode == "merge" and self._differs(seen.columns)
 
     def _differs(self, columns: Columns) -> bool:
-        """Say whether older rows may differ where no cursor shows it: a new or a wider column."""
+        """Say whether older rows may differ where no cursor shows it: any change of the table.
+
+        Where the stream ignores or freezes it, only another column under a name of the target.
+        """
         known = self.known
         assert known is not None
-        for name, type_ in columns.types.items():
-            if name in self.types and known.numbers.get(name) != columns.numbers[name]:
-                return True  # another column under a name the target has
-            if self.stream.drift != "evolve":
-                continue
-            if type_ != self.types.get(name) and not self._is_narrower(name, type_):
-                return True
-        return False
+        if self.stream.drift == "evolve" and [*known.types.items()] != [*columns.types.items()]:
+            return True
+        return any(
+            name in self.types and known.numbers.get(name) != number
+            for name, number in columns.numbers.items()
+        )
 
     def _sweeps(self, *, full: bool) -> bool:
         """Say whether the keys of all rows are compared."""
