@@ -1,8 +1,9 @@
 """One batch on its way into one table: what it is, how it is staged, and the SQL of its parts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 from psycopg import sql
 
@@ -36,6 +37,7 @@ class Load:
     batch: Batch
     rewrite: bool  # the table's content becomes the batch, also for append
     seen_shape: str | None = None  # `schema_hash` of what was loaded last
+    seen: Mapping[str, Sequence[Any]] | None = None  # its columns: number and type of each
     #: what of the batch the table takes, in its types; None: all as it is
     carried: tuple[Column, ...] | None = None
     changes: tuple[SchemaChange, ...] = ()  # what is done to the table for this batch

@@ -18,7 +18,8 @@ WITH_XMIN = "rp"
 
 _COLUMNS = """
 SELECT a.attname, format_type(a.atttypid, a.atttypmod), NOT a.attnotnull,
-       t.oid, t.typtype::text, t.typname::text, t.typcategory::text, t.typsend <> 0
+       t.oid, t.typtype::text, t.typname::text, t.typcategory::text, t.typsend <> 0,
+       a.attnum
 FROM pg_attribute a
 JOIN pg_type t ON t.oid = a.atttypid
 WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped
@@ -90,8 +91,8 @@ def _columns(conn: Connection, oid: int) -> tuple[tuple[Column, ...], dict[str, 
     columns: dict[str, Column] = {}
     categories: dict[str, tuple[str, str]] = {}
     asked = []
-    for name, type_, nullable, number, kind, type_name, category, has_binary in rows:
-        columns[name] = Column(name, type_, nullable)
+    for name, type_, nullable, number, kind, type_name, category, has_binary, place in rows:
+        columns[name] = Column(name, type_, nullable, number=place)
         categories[name] = category, type_name
         if not is_plain(number, kind, type_name, has_binary=has_binary):
             asked.append((name, number, type_))

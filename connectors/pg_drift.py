@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -172,6 +173,23 @@ def after(table: Table, done: Sequence[SchemaChange]) -> dict[str, Column]:
         if change.change in {Change.ADDED, Change.WIDENED} and change.after is not None:
             columns[change.column] = Column(change.column, change.after)
     return columns
+
+
+def check_same(
+    here: Sequence[Column], seen: Mapping[str, Sequence[Any]], there: AbstractSet[str]
+) -> None:
+    """ReadAgain if a column came back under a name the table has: no cursor shows its values.
+
+    `seen` are the source's columns when it was loaded last, the number and the type of each.
+    """
+    others = [
+        column.name
+        for column in here
+        if column.name in there
+        and (column.name not in seen or column.number != seen[column.name][0])
+    ]
+    if others:
+        raise ReadAgain(f"another column than before bears the name {', '.join(others)}")
 
 
 def _settled(table: Table, change: SchemaChange) -> bool:

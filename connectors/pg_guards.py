@@ -212,7 +212,12 @@ def _keep_last(load: Load, key: Sequence[str], table: sql.Composable) -> int:
 
 def check_narrowed(load: Load, changes: Sequence[SchemaChange]) -> None:
     """Stop where columns hold less at the source than here, the first time that is so."""
-    narrowed = [c for c in changes if c.change is Change.NARROWED]
+    known = load.seen or {}
+    narrowed = [
+        c
+        for c in changes
+        if c.change is Change.NARROWED and known.get(c.column, (0, ""))[1] != c.after
+    ]
     if not narrowed or not load.request.stream.guards.narrowed_type:
         return
     what = ", ".join(f"{c.column} {c.before} -> {c.after}" for c in narrowed)

@@ -164,6 +164,8 @@ def _adapted(load: Load, target: Relation) -> Load:
     first = load.seen_shape != schema_hash(load.shape)
     if first:
         pg_guards.check_narrowed(load, pg_drift.changes(there, here, key))
+    if not every_row and load.seen is not None:
+        pg_drift.check_same(here, load.seen, set(there))
     done = pg_drift.decide(table, here, full=every_row, first=first)
     load = replace(
         load,

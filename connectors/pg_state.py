@@ -20,6 +20,9 @@ from schemas.streams import StreamSpec
 
 SCHEMA = "_syncward"
 
+#: The source's columns: the number and the type of each.
+SeenColumns = dict[str, tuple[int, str]]
+
 #: Asked of the catalog's table: the session's name cache may be older than the lock.
 _HAS_TABLE = """
 SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -40,18 +43,20 @@ CREATE TABLE _syncward.state (
   updated_at timestamptz NOT NULL DEFAULT now(),
   runs_since_full integer NOT NULL DEFAULT 0,
   runs_since_sweep integer NOT NULL DEFAULT 0,
+  columns jsonb,
   PRIMARY KEY (connection_id, stream)
 )
 """
 #: What tables made by an earlier version lack.
 _ADD = """
 ALTER TABLE _syncward.state ADD COLUMN IF NOT EXISTS runs_since_full integer NOT NULL DEFAULT 0,
-  ADD COLUMN IF NOT EXISTS runs_since_sweep integer NOT NULL DEFAULT 0
+  ADD COLUMN IF NOT EXISTS runs_since_sweep integer NOT NULL DEFAULT 0,
+  ADD COLUMN IF NOT EXISTS columns jsonb
 """
 #: The row lock waits out a zombie's commit, and holds until our fence is in place.
 _SEEN = """
 SELECT fence, claimed_by, cursor, reads, run_id, result, generation, schema_hash,
-  runs_since_full, runs_since_sweep
+  runs_since_full, runs_since_sweep, columns
 FROM _syncward.state
 WHERE connection_id = %(connection)s AND stream = %(stream)s FOR UPDATE
 """
@@ -61,7 +66,7 @@ WHERE connection_id = %(connection)s AND stream = %(stream)s
 """
 _COMMIT = """
 UPDATE _syncward.state SET cursor = %(upper)s, reads = %(reads)s, generation = generation + 1,
-  schema_hash = %(schema_hash)s, run_id = %(run)s, result = %(result)s,
+  schema_hash = %(schema_hash)s, columns = %(columns)s, run_id = %(run)s, result = %(result)s,
   runs_since_full = CASE WHEN %(full)s THEN 0 ELSE runs_since_full + (run_id IS DISTINCT FROM
     %(run)s)::int END,
   runs_since_sweep = CASE WHEN %(swept)s THEN 0 ELSE runs_since_sweep + (run_id IS DISTINCT FROM
@@ -85,6 +90,7 @@ class StateRow:
     schema_hash: str | None = None  # of what was loaded last
     runs_since_full: int = 0
     runs_since_sweep: int = 0
+    columns: SeenColumns | None = None  # of the source, when it was loaded last
 
     def full_due(self, stream: StreamSpec) -> bool:
         """Say whether this is the N-th run since everything was read."""
@@ -102,7 +108,7 @@ def ensure(conn: Connection, config: PostgresConfig) -> None:
     row = conn.execute(
         "SELECT pg_has_role(current_user, n.nspowner, 'USAGE'), to_regclass('_syncward.state'), "
         "has_database_privilege(current_database(), 'CREATE'), "
-        "EXISTS (SELECT FROM pg_attribute a WHERE a.attname = 'runs_since_sweep' "
+        "EXISTS (SELECT FROM pg_attribute a WHERE a.attname = 'columns' "
         "AND a.attrelid = to_regclass('_syncward.state')) "
         "FROM (VALUES (1)) AS one LEFT JOIN pg_namespace n ON n.nspname = '_syncward'"
     ).fetchone()
@@ -161,6 +167,7 @@ def claim(conn: Connection, request: LoadRequest) -> StateRow:
         schema_hash=schema_hash,
         runs_since_full=counted[0],
         runs_since_sweep=counted[1],
+        columns=counted[2],
     )
 
 
@@ -181,6 +188,7 @@ def commit(
     conn: Connection,
     request: LoadRequest,
     result: StreamResult,
+    columns: SeenColumns,
     *,
     expected: Cursor | None,
     full: bool,
@@ -196,6 +204,7 @@ def commit(
             "run": request.run_id,
             "reads": definition(request),
             "schema_hash": result.schema_hash,
+            "columns": Jsonb(columns),
             "result": Jsonb(result.model_dump(mode="json", exclude_defaults=True)),
             "upper": _jsonb(result.cursor_to),
             "expected": _jsonb(expected),

@@ -51,6 +51,8 @@ class Column:
     otherwise: str = ""  # the type it is where `type` is missing; "" if there is none
     extension: str = ""  # the extension that brings the type
     labels: tuple[str, ...] = ()  # of an enum, at the source
+    #: another column that came later under the same name has another one; 0 if the source has none
+    number: int = field(default=0, compare=False)
 
 
 class Change(StrEnum):

@@ -119,6 +119,7 @@ class PostgresDestination:
                 self._conn,
                 request,
                 result,
+                {c.name: (c.number, c.type) for c in here.shape.columns},
                 expected=self._expected[name],
                 full=batch.full,
                 swept=batch.full or batch.keys is not None,
@@ -137,6 +138,7 @@ class PostgresDestination:
             batch,
             rewrite=request.rewrite or (append and batch.full and state.known),
             seen_shape=state.schema_hash,
+            seen=state.columns,
         )
         if append and not state.known:
             _refuse_rows_of_others(load)

@@ -8,6 +8,8 @@ import pytest
 from connectors.pg_drift import widens
 from schemas.records import Change
 from schemas.runs import RunState
+from storage import runs
+from tests.world import OPERATOR
 
 pytestmark = pytest.mark.integration
 
@@ -286,3 +288,41 @@ def test_readers_wait_for_the_change_of_a_table_not_for_the_rows(shop):
     reader.join()
     assert run.state is RunState.SUCCEEDED
     assert max(waited) < 0.8, "the rows took 1.2 s"
+
+
+@pytest.mark.parametrize("policy", ["evolve", "ignore"])
+@pytest.mark.parametrize("seen_without", [True, False])
+def test_the_last_column_dropped_and_added_again_is_read_in_every_row(shop, policy, seen_without):
+    """Names, types and their order are those of before: only its number at the source is not."""
+    shop.pair.source(
+        "CREATE TABLE again (id int PRIMARY KEY, v int)", "INSERT INTO again VALUES (1, 1), (2, 2)"
+    )
+    shop.apply({"public.again": f"{{mode: merge, key: [id], cursor: xmin, drift: {policy}}}"})
+    shop.sync()
+    shop.pair.source("ALTER TABLE again DROP COLUMN v")
+    if seen_without:
+        shop.sync()
+    shop.pair.source("ALTER TABLE again ADD COLUMN v int DEFAULT 7")
+    run, streams = shop.sync()
+    assert streams["again"].rows_updated == 2
+    assert "bears the name v; everything is read" in shop.log(run.run_id)
+    assert shop.pair.same("again")
+    assert shop.sync()[1]["again"].rows_extracted == 0
+
+
+def test_a_narrowed_type_that_was_approved_is_not_asked_again_by_the_next_change(shop):
+    shop.pair.source(
+        "CREATE TABLE less (id int PRIMARY KEY, v bigint)", "INSERT INTO less VALUES (1, 1)"
+    )
+    shop.apply({"public.less": "{mode: merge, key: [id], cursor: xmin}"})
+    shop.sync()
+    shop.pair.source("ALTER TABLE less ALTER COLUMN v TYPE int")
+    run, _ = shop.sync()
+    assert run.error_code == "narrowed_type"
+    with shop.cli.inside() as (tx, _, _name):
+        runs.approve(tx, run.run_id, OPERATOR)
+    shop.step()
+    shop.pair.source("ALTER TABLE less ADD COLUMN w text DEFAULT 'w'")
+    run, _ = shop.sync()
+    assert run.state is RunState.SUCCEEDED, run.error
+    assert shop.pair.same("less")
