@@ -1,5 +1,6 @@
 """What a source hands to a destination, and what both report: shapes, batches, results."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -93,6 +94,12 @@ class StreamShape:
     key: tuple[str, ...] = ()
     key_is_unique: bool = False  # the source's own constraint proves the key
 
+    @property
+    def digest(self) -> str:
+        """A digest of names, types and key: a change of it is drift."""
+        hashed = [f"{c.name} {c.type} {c.nullable}" for c in self.columns]
+        return hashlib.sha256("\n".join([*hashed, *self.key]).encode()).hexdigest()
+
 
 @dataclass(frozen=True, slots=True)
 class KeySweep:
@@ -112,6 +119,58 @@ class FarCursor:
 
     text: str
     seconds: int  # since 1970
+
+
+#: Where a range of keys begins: a value of each column of the key, as the source writes it.
+Bound = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Which part of a large full read a batch is: one range of keys, or the end of all of them.
+
+    `bounds` lie between the ranges, so there is one range more; the number after the last range is
+    the end, which has no rows of its own.
+    """
+
+    bounds: tuple[Bound, ...]
+    n: int
+    resumed: bool = False  # the destination has kept ranges of this read before
+
+    @property
+    def ranges(self) -> int:
+        return len(self.bounds) + 1
+
+    @property
+    def is_end(self) -> bool:
+        return self.n == self.ranges
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a destination has of a large full read that did not come to its end.
+
+    Only the source can tell whether it may go on: with the same columns, on the same server.
+    """
+
+    run_id: UUID  # the run that began it
+    shape: str  # `StreamShape.digest` of its rows
+    upper: Cursor | None  # frozen when it began
+    bounds: tuple[Bound, ...]
+    done: frozenset[int]
+    rows: int  # in the ranges that are done
+
+    @property
+    def complete(self) -> bool:
+        return len(self.done) > len(self.bounds)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranges:
+    """How a full read may be cut: ranges of about so many rows, and what there is of it already."""
+
+    rows: int
+    kept: Kept | None = None
 
 
 @dataclass(slots=True)
@@ -134,6 +193,7 @@ class Batch:
     groups: Iterator[RowGroup] = field(default_factory=lambda: iter(()))
     keys: KeySweep | None = None  # only where the run sweeps and the batch itself is not all rows
     beyond: FarCursor | None = None  # a guard's finding at the source
+    part: Part | None = None  # of a large full read; None: the batch is all that is read
 
     @property
     def everything(self) -> bool:
@@ -202,6 +262,9 @@ class StreamClaim:
     #: counted in the destination's own state: this run reads everything, or compares all keys
     full_due: bool = False
     sweep_due: bool = False
+    #: the destination keeps ranges of a large full read, and what it has of one
+    takes_ranges: bool = False
+    kept: Kept | None = None
 
 
 def ahead(stream: str) -> GuardTripped:
@@ -273,11 +336,19 @@ class Source(Protocol):
     def test(self) -> ServerReport: ...
     def discover(self) -> Sequence[DiscoveredStream]: ...
     def extract(
-        self, stream: StreamSpec, cursor: Cursor | None, wire: WireFormat, *, sweep: bool = False
+        self,
+        stream: StreamSpec,
+        cursor: Cursor | None,
+        wire: WireFormat,
+        *,
+        sweep: bool = False,
+        ranges: Ranges | None = None,
     ) -> AbstractContextManager[Iterator[Batch]]:
         """Open one snapshot and yield its batches in cursor order; None reads everything.
 
-        With `sweep` the last batch brings the keys of all rows, unless it is all rows itself.
+        With `sweep` the last batch brings the keys of all rows, unless it is all rows itself. With
+        `ranges` a large full read comes as ranges of keys and their end, each batch with its
+        `part`; ranges that are kept already are left out.
         """
         ...
 
@@ -310,7 +381,14 @@ class Destination(Protocol):
         ...
 
     def load(self, request: LoadRequest, batch: Batch) -> StreamResult:
-        """Load the batch, its cursor and its result in one fenced transaction."""
+        """Load the batch, its cursor and its result in one fenced transaction.
+
+        The end of a large full read makes all its ranges visible, and the result is that of all.
+        """
+        ...
+
+    def keep(self, request: LoadRequest, batch: Batch) -> None:
+        """Keep one range of a large full read, in a fenced transaction, where no reader sees it."""
         ...
 
     def cancel(self) -> None:

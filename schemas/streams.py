@@ -17,6 +17,9 @@ from pydantic import (
     model_validator,
 )
 
+#: Rows of one range where a stream does not say otherwise; tables of twice as many are cut.
+RANGE_ROWS = 1_000_000
+
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -90,7 +93,9 @@ class Guards(BaseModel):
 
 
 #: Settings that are written only where they are set: an older worker reads all other documents.
-_OPTIONAL = frozenset({"deletes", "key_sweep", "tombstone", "full_every", "guards", "drift"})
+_OPTIONAL = frozenset(
+    {"deletes", "key_sweep", "tombstone", "full_every", "guards", "drift", "range_rows"}
+)
 
 
 class StreamSpec(BaseModel):
@@ -109,6 +114,7 @@ class StreamSpec(BaseModel):
     key_sweep: int | None = Field(None, ge=1)  # every so many runs all keys are compared
     tombstone: str | None = None  # a column that says that its row is deleted
     full_every: int | None = Field(None, ge=1)  # every so many runs everything is read
+    range_rows: int = Field(RANGE_ROWS, ge=100)  # about so many rows of a large table at a time
     guards: Guards = Guards()
 
     @model_validator(mode="after")
