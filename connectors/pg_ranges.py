@@ -15,9 +15,9 @@ from schemas.records import Bound, Kept, Ranges
 from schemas.streams import StreamSpec
 
 #: Types whose text means the same value in every session, and whose order needs no extension.
-_TYPES = frozenset(
-    "int2 int4 int8 numeric text varchar bpchar uuid date timestamp timestamptz bytea bool".split()
-)
+_NUMBERS = {"int2", "int4", "int8", "numeric"}
+_TYPES = _NUMBERS | {"text", "varchar", "bpchar", "bytea", "uuid", "bool"}
+_TYPES |= {"date", "timestamp", "timestamptz"}
 #: Rows looked at to find the bounds: so many at least, and so many for each range.
 _SAMPLE = 100_000
 _SAMPLE_OF_EACH = 1_000
@@ -42,6 +42,26 @@ class Cut:
 
     key: tuple[str, ...]
     bounds: tuple[Bound, ...]
+    kept: Kept | None = None  # what the destination has of it already
+
+    @property
+    def left(self) -> tuple[int, ...]:
+        """The ranges that are still to be read."""
+        there = frozenset[int]() if self.kept is None else self.kept.done
+        return tuple(n for n in range(len(self.bounds) + 1) if n not in there)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What people should know."""
+        ranges = len(self.bounds) + 1
+        if self.kept is None:
+            return (f"read in {ranges} ranges of ({', '.join(self.key)})",)
+        there = f"{len(self.kept.done)} of {ranges} ranges ({self.kept.rows:,} rows)"
+        return (f"goes on: {there} are at the destination already",)
+
+    def within(self, window: sql.Composable, n: int) -> sql.Composed:
+        """Make the condition of one range's rows within a window."""
+        return sql.SQL("({}) AND {}").format(window, self.where(n))
 
     def where(self, n: int) -> sql.Composable:
         """Make the condition of the rows of one range; all ranges together are all rows."""

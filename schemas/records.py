@@ -1,6 +1,5 @@
 """What a source hands to a destination, and what both report: shapes, batches, results."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -94,12 +93,6 @@ class StreamShape:
     key: tuple[str, ...] = ()
     key_is_unique: bool = False  # the source's own constraint proves the key
 
-    @property
-    def digest(self) -> str:
-        """A digest of names, types and key: a change of it is drift."""
-        hashed = [f"{c.name} {c.type} {c.nullable}" for c in self.columns]
-        return hashlib.sha256("\n".join([*hashed, *self.key]).encode()).hexdigest()
-
 
 @dataclass(frozen=True, slots=True)
 class KeySweep:
@@ -126,6 +119,25 @@ Bound = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """What a destination has of a large full read that did not come to its end.
+
+    Only the source can tell whether it may go on: with the same columns, on the same server.
+    """
+
+    run_id: UUID  # the run that began it
+    shape: str  # digest of the source's columns and key
+    upper: Cursor | None  # frozen when it began
+    bounds: tuple[Bound, ...]
+    done: frozenset[int]
+    rows: int  # in the ranges that are done
+
+    @property
+    def complete(self) -> bool:
+        return len(self.done) > len(self.bounds)
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
     """Which part of a large full read a batch is: one range of keys, or the end of all of them.
 
@@ -135,7 +147,7 @@ class Part:
 
     bounds: tuple[Bound, ...]
     n: int
-    resumed: bool = False  # the destination has kept ranges of this read before
+    kept: Kept | None = None  # of the read that goes on with this part
 
     @property
     def ranges(self) -> int:
@@ -144,25 +156,6 @@ class Part:
     @property
     def is_end(self) -> bool:
         return self.n == self.ranges
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """What a destination has of a large full read that did not come to its end.
-
-    Only the source can tell whether it may go on: with the same columns, on the same server.
-    """
-
-    run_id: UUID  # the run that began it
-    shape: str  # `StreamShape.digest` of its rows
-    upper: Cursor | None  # frozen when it began
-    bounds: tuple[Bound, ...]
-    done: frozenset[int]
-    rows: int  # in the ranges that are done
-
-    @property
-    def complete(self) -> bool:
-        return len(self.done) > len(self.bounds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,8 +255,10 @@ class StreamClaim:
     #: counted in the destination's own state: this run reads everything, or compares all keys
     full_due: bool = False
     sweep_due: bool = False
-    #: the destination keeps ranges of a large full read, and what it has of one
-    takes_ranges: bool = False
+    #: keeps one range of a large full read where no reader sees it, in a fenced transaction of its
+    #: own; None: this destination takes such a read in one piece
+    keep: Callable[[Batch], None] | None = None
+    #: what there is of one that did not come to its end
     kept: Kept | None = None
 
 
@@ -385,10 +380,6 @@ class Destination(Protocol):
 
         The end of a large full read makes all its ranges visible, and the result is that of all.
         """
-        ...
-
-    def keep(self, request: LoadRequest, batch: Batch) -> None:
-        """Keep one range of a large full read, in a fenced transaction, where no reader sees it."""
         ...
 
     def cancel(self) -> None:
