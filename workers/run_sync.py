@@ -270,6 +270,8 @@ def _load(
             watched = attempt.control.watch(batch)
             if batch.part is not None and not batch.part.is_end and known.keep is not None:
                 known.keep(watched)
+                with _timed("checkpoint"), transaction(attempt.deps.engine) as tx:
+                    claims.progressed(tx, attempt.claim)
                 continue
             loaded = destination.load(request, watched)
             result = loaded if result is None else outcomes.joined(result, loaded)

@@ -1,4 +1,4 @@
-"""Large full reads in ranges: resumed after every crash, visible as a whole, the same to the row."""
+"""Large full reads in ranges: resumed after crashes, visible as a whole, the same to the row."""
 
 import json
 import os
@@ -19,6 +19,8 @@ from schemas.guards import DataGuardTripped
 from schemas.records import LoadRequest, Ranges
 from schemas.runs import RunState
 from schemas.streams import StreamSpec
+from storage import claims
+from storage.engine import transaction
 from tests.faults.test_processes import Fleet
 from tests.world import LOOSE
 
@@ -489,6 +491,20 @@ def test_a_full_refresh_does_not_go_on_with_what_another_run_read(world):
     assert ends.left_behind() == (0, 0, 0)
 
 
+def test_a_kept_range_is_progress_under_the_lease_only(world):
+    make(world.pair)
+    world.apply({"public.t": "{mode: replace}"})
+    world.enqueue()
+    claim = world.claim(world.dispatch()[0])
+    world.control.act("UPDATE active_runs SET attempts_without_progress = 4, lost_leases = 2")
+    with transaction(world.deps.engine) as tx:
+        claims.progressed(tx, claim)
+    counted = "SELECT attempts_without_progress, lost_leases FROM active_runs"
+    assert world.control.all(counted) == [(0, 0)]
+    with pytest.raises(LeaseLost), transaction(world.deps.engine) as tx:
+        claims.progressed(tx, replace(claim, token=uuid4()))
+
+
 def test_kill_9_in_the_middle_and_the_next_attempt_reads_what_is_left(world):
     world.pair.source(
         "CREATE TABLE t (id int PRIMARY KEY, v text)",
@@ -567,7 +583,7 @@ def test_memory_does_not_grow_with_the_table(pair):
             "ANALYZE t",
         )
         pair.session("destination").execute("DROP TABLE IF EXISTS acme.t")
-        done = subprocess.run(  # noqa: S603 - our own interpreter and code
+        done = subprocess.run(
             [sys.executable, "-c", _MEASURED, given], check=True, capture_output=True, text=True
         )
         moved, largest[rows] = json.loads(done.stdout)
