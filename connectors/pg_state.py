@@ -45,7 +45,7 @@ CREATE TABLE _syncward.state (
   PRIMARY KEY (connection_id, stream)
 )
 """
-#: What tables made by an earlier version lack; and those of large reads.
+#: What tables made by an earlier version lack.
 _ADD = """
 ALTER TABLE _syncward.state ADD COLUMN IF NOT EXISTS runs_since_full integer NOT NULL DEFAULT 0,
   ADD COLUMN IF NOT EXISTS runs_since_sweep integer NOT NULL DEFAULT 0
@@ -107,6 +107,8 @@ def ensure(conn: Connection, config: PostgresConfig) -> None:
         "SELECT pg_has_role(current_user, n.nspowner, 'USAGE'), to_regclass('_syncward.state'), "
         "has_database_privilege(current_database(), 'CREATE'), "
         "to_regclass('_syncward.ranges') IS NOT NULL "
+        "AND EXISTS (SELECT FROM pg_attribute a WHERE a.attname = 'runs_since_sweep' "
+        "AND a.attrelid = to_regclass('_syncward.state')) "
         "FROM (VALUES (1)) AS one LEFT JOIN pg_namespace n ON n.nspname = '_syncward'"
     ).fetchone()
     owned, table, may_create, whole = row or (None, None, False, False)
@@ -128,8 +130,8 @@ def ensure(conn: Connection, config: PostgresConfig) -> None:
         conn.execute("SELECT pg_advisory_xact_lock(hashtext('_syncward.state'))")
         if conn.execute(_HAS_TABLE, ("state",)).fetchone() is None:
             conn.execute(_CREATE)
+        conn.execute(_ADD)
         if conn.execute(_HAS_TABLE, ("ranges",)).fetchone() is None:
-            conn.execute(_ADD)
             for statement in pg_generations.CREATE.split(";"):
                 conn.execute(statement)
 

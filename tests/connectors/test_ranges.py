@@ -99,7 +99,7 @@ class Runs:
     def same(self) -> bool:
         return self.pair.same("t")
 
-    def left_behind(self) -> tuple[int, int, int]:
+    def left_behind(self) -> tuple[int, ...]:
         ((found,),) = self.pair.rows(
             "destination",
             "SELECT ROW((SELECT count(*) FROM _syncward.generations), "
@@ -428,10 +428,10 @@ def test_columns_that_come_as_text_are_what_they_were(ends):
         "ANALYZE t",
     )
     ends.pair.session("destination").execute("CREATE TYPE mood AS ENUM ('ok', 'sad')")
-    for _ in range(2):
-        result = ends.attempt(**REPLACE)
-        assert ends.same()
-    assert result.rows_unchanged == ROWS
+    ends.attempt(**REPLACE)
+    assert ends.same()
+    assert ends.attempt(**REPLACE).rows_unchanged == ROWS
+    assert ends.same()
     assert ends.asked == [*range(RANGES), *range(RANGES)]
 
 
