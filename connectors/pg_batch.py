@@ -28,6 +28,15 @@ _DIFFERS = sql.SQL("ROW({})::record *<> ROW({})::record")
 
 
 @dataclass(frozen=True, slots=True)
+class Hidden:
+    """A table beside the target that holds all rows of a large full read, range after range."""
+
+    table: sql.Identifier
+    rows: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
     """One batch on its way into one table, inside the caller's transaction."""
 
@@ -44,6 +53,7 @@ class Load:
     #: does it; readers wait from then on, so the rows are staged before
     pending: Callable[[], None] | None = None
     stamps: bool = False  # the table has a column that says since when a row is deleted
+    hidden: Hidden | None = None  # where the rows are already; None: they come with the batch
 
     @property
     def table(self) -> sql.Identifier:
@@ -79,8 +89,18 @@ class Load:
         return (
             self.pending is not None
             or tuple(self.columns) != self.shape.columns
-            or any(c.as_text and c.type != "text" for c in self.columns)
+            or self.needs_reading
         )
+
+    @property
+    def needs_reading(self) -> bool:
+        """Say whether some column comes as text and is of another type."""
+        return any(c.as_text and c.type != "text" for c in self.columns)
+
+    @property
+    def staging(self) -> sql.Identifier:
+        """The table of the batch's rows, before they are rows of the target."""
+        return STAGING if self.hidden is None else self.hidden.table
 
     @property
     def served(self) -> sql.Composable:
@@ -129,12 +149,15 @@ def copy_into(load: Load, table: sql.Composable) -> tuple[int, int]:
 
 def stage(load: Load) -> tuple[int, int]:
     """Copy the batch into a temporary table without constraints; return (rows, bytes)."""
-    _make_temp(load, STAGING, load.shape.columns)
-    rows, size = copy_into(load, STAGING)
+    if load.hidden is not None:
+        rows, size = load.hidden.rows, load.hidden.bytes
+    else:
+        _make_temp(load, STAGING, load.shape.columns)
+        rows, size = copy_into(load, STAGING)
     if load.pending is not None:
         load.pending()
     if rows >= _ANALYZE_FROM:
-        analyze(load, STAGING)
+        analyze(load, load.staging)
         wanted = min(2 * size, _WORK_MEM_MAX) // 1024
         load.conn.execute(_MORE_MEMORY, (wanted, wanted))
     return rows, size
@@ -184,12 +207,16 @@ def stage_keys(load: Load) -> int | None:
 
 def _make_temp(load: Load, table: sql.Identifier, columns: Sequence[Column]) -> None:
     load.conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(table))
-    definitions = sql.SQL(", ").join(
+    load.conn.execute(
+        sql.SQL("CREATE TEMP TABLE {} ({}) ON COMMIT DROP").format(table, as_they_come(columns))
+    )
+
+
+def as_they_come(columns: Sequence[Column]) -> sql.Composed:
+    """Define columns that take what the source sends, without any constraint."""
+    return sql.SQL(", ").join(
         sql.SQL("{} {}").format(sql.Identifier(c.name), sql.SQL("text" if c.as_text else c.type))
         for c in columns
-    )
-    load.conn.execute(
-        sql.SQL("CREATE TEMP TABLE {} ({}) ON COMMIT DROP").format(table, definitions)
     )
 
 
@@ -264,7 +291,7 @@ def parts(load: Load, key: Sequence[str]) -> dict[str, sql.Composable]:
         differs = sql.SQL("({} OR (t.{} IS NOT NULL) <> ({}))").format(differs, column, says)
     return {
         "table": load.table,
-        "staging": STAGING,
+        "staging": load.staging,
         "columns": names(load.columns),
         "typed": staged,
         "synced": sql.Identifier(SYNCED_AT),

@@ -14,7 +14,6 @@ from connectors import pg_guards
 from connectors.pg_batch import (
     DELETED_AT,
     KEYS,
-    STAGING,
     SYNCED_AT,
     Load,
     dead,
@@ -85,12 +84,12 @@ def _gone(load: Load, key: Sequence[str], found: SourceRows) -> list[sql.Composa
     if found.keys is not None:
         conditions.append(missing.format(KEYS, same(load, key)))
     elif load.covers_all:
-        conditions.append(missing.format(STAGING, same(load, key)))
+        conditions.append(missing.format(load.staging, same(load, key)))
     says = dead(load)
     if says is not None and found.staged:
         conditions.append(
             sql.SQL("EXISTS (SELECT FROM {} s WHERE {} AND {})").format(
-                STAGING, same(load, key), says
+                load.staging, same(load, key), says
             )
         )
     return conditions
@@ -124,13 +123,15 @@ def drop_dead(load: Load, staged: int) -> int:
     says = dead(load)
     if says is None or load.deletion is not Deletes.HARD or not staged:
         return 0
-    return load.conn.execute(sql.SQL("DELETE FROM {} s WHERE {}").format(STAGING, says)).rowcount
+    return load.conn.execute(
+        sql.SQL("DELETE FROM {} s WHERE {}").format(load.staging, says)
+    ).rowcount
 
 
 def alive(load: Load) -> sql.Composable:
     """Name the staged rows that do not say they are deleted."""
     says = dead(load) or sql.SQL("false")
-    return sql.SQL("{} s WHERE NOT ({})").format(STAGING, says)
+    return sql.SQL("{} s WHERE NOT ({})").format(load.staging, says)
 
 
 def bury(load: Load) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from psycopg import sql
 
-from connectors.pg_batch import STAGING, Load
+from connectors.pg_batch import Load
 from connectors.postgres import Connection
 from schemas.errors import ConfigError
 from schemas.guards import SAMPLE_CHARS, SAMPLE_KEYS, Finding, Guard, Preview, covered, stop
@@ -142,7 +142,7 @@ def _keys_of(
 # ── keys that are none ───────────────────────────────────────────────────────────────────────
 
 
-def make_unique(load: Load, key: Sequence[str], table: sql.Composable = STAGING) -> int:
+def make_unique(load: Load, key: Sequence[str], table: sql.Composable) -> int:
     """Refuse keys that repeat or are NULL; return the rows rejected where that is allowed.
 
     Which row should win is not ours to guess. A person may allow it: then it is the row with the

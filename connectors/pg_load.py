@@ -10,10 +10,11 @@ from psycopg import sql
 from connectors import pg_deletes, pg_drift, pg_guards, pg_types
 from connectors.pg_batch import (
     DELETED_AT,
-    STAGING,
     SYNCED_AT,
+    Hidden,
     Load,
     analyze,
+    as_they_come,
     brings_rows,
     copy_into,
     interferes,
@@ -53,7 +54,8 @@ def _into_table(load: Load, target: Relation) -> LoadCounts:
         _check_key(load, target)
     if _nothing_changed(load):
         return LoadCounts(0, 0, 0)
-    if _is_empty(load) and not load.through_staging and _key_is_sure(load):
+    direct = load.hidden is not None or not load.through_staging
+    if direct and _is_empty(load) and _key_is_sure(load):
         return _fill(load)
     staged, size = stage(load)
     found = SourceRows(staged, stage_keys(load))
@@ -85,12 +87,13 @@ def _into_new_table(load: Load) -> LoadCounts:
     """Create the table with the source's exact types; its key comes after the rows."""
     _check_types(load, load.columns)
     load = replace(load, stamps=load.deletion is Deletes.SOFT)
-    own = [sql.SQL("{} timestamptz NOT NULL DEFAULT now()").format(sql.Identifier(SYNCED_AT))]
-    if load.stamps:
-        own.append(sql.SQL("{} timestamptz").format(sql.Identifier(DELETED_AT)))
-    columns = sql.SQL(", ").join([*(_definition(column) for column in load.columns), *own])
-    load.conn.execute(sql.SQL("CREATE TABLE {} ({})").format(load.table, columns))
-    counts = _fill(load)
+    if load.hidden is not None and not load.needs_reading:
+        _rename(load, load.hidden)
+        counts = LoadCounts(load.hidden.rows, 0, 0, bytes=load.hidden.bytes)
+    else:
+        _create(load, load.table)
+        counts = _append(load)
+    counts = _buried(load, counts)
     # An update arrives as one more row in append, so its target has no key to break.
     if load.shape.key and load.request.stream.mode is not Mode.APPEND:
         rejected = _add_key(load)
@@ -116,9 +119,44 @@ def _add_key(load: Load) -> int:
     return 0
 
 
+def _create(load: Load, table: sql.Identifier) -> None:
+    own = [sql.SQL("{} timestamptz NOT NULL DEFAULT now()").format(sql.Identifier(SYNCED_AT))]
+    if load.deletion is Deletes.SOFT:
+        own.append(sql.SQL("{} timestamptz").format(sql.Identifier(DELETED_AT)))
+    columns = sql.SQL(", ").join([*(_definition(column) for column in load.columns), *own])
+    load.conn.execute(sql.SQL("CREATE TABLE {} ({})").format(table, columns))
+
+
+def make_hidden(load: Load, table: sql.Identifier) -> None:
+    """Make the table that takes the ranges of a large read: the target itself, by another name.
+
+    Where columns come as text and are of another type they stay as they come until the end.
+    """
+    _check_types(load, load.columns)
+    target = find(load.conn, load.request.target_schema, load.request.stream.table_name)
+    if target is not None:
+        _check_ours(load, target)
+    if load.needs_reading:
+        columns = as_they_come(load.columns)
+        load.conn.execute(sql.SQL("CREATE TABLE {} ({})").format(table, columns))
+        return
+    _create(load, table)
+
+
+def _rename(load: Load, hidden: Hidden) -> None:
+    load.conn.execute(
+        sql.SQL("ALTER TABLE {} RENAME TO {}").format(
+            hidden.table, sql.Identifier(load.request.stream.table_name)
+        )
+    )
+
+
 def _fill(load: Load) -> LoadCounts:
     """Load the batch into an empty table; rows that say they are deleted go or are stamped."""
-    counts = _append(load)
+    return _buried(load, _append(load))
+
+
+def _buried(load: Load, counts: LoadCounts) -> LoadCounts:
     buried = pg_deletes.bury(load)
     if load.deletion is Deletes.SOFT:
         return replace(counts, deleted=buried)
@@ -150,12 +188,7 @@ def _check_types(load: Load, columns: Sequence[Column]) -> None:
 
 def _adapted(load: Load, target: Relation) -> Load:
     """Refuse a table that is not ours; let ours follow the source as the stream says."""
-    own = {column.name for column in target.shape.columns}
-    if SYNCED_AT not in own:
-        raise ConfigError(
-            f"{load.config.where}: table {load.name} exists and was not made by Syncward; choose "
-            "another target schema, or move the table"
-        )
+    own = _check_ours(load, target)
     spec, here, there = load.request.stream, load.shape.columns, _ours_apart(target)
     _check_types(load, [c for c in here if c.name not in there or c.type != there[c.name].type])
     key = {column for columns in target.keys for column in columns}
@@ -174,6 +207,16 @@ def _adapted(load: Load, target: Relation) -> Load:
         pending=partial(pg_drift.carry_out, table, done) if done else None,
     )
     return _stampable(load, target, stamps=DELETED_AT in own)
+
+
+def _check_ours(load: Load, target: Relation) -> set[str]:
+    own = {column.name for column in target.shape.columns}
+    if SYNCED_AT not in own:
+        raise ConfigError(
+            f"{load.config.where}: table {load.name} exists and was not made by Syncward; choose "
+            "another target schema, or move the table"
+        )
+    return own
 
 
 def _stampable(load: Load, target: Relation, *, stamps: bool) -> Load:
@@ -222,11 +265,11 @@ def _is_empty(load: Load) -> bool:
 
 def _append(load: Load) -> LoadCounts:
     """Add the batch as it is."""
-    if load.through_staging:
+    if load.hidden is not None or load.through_staging:
         _, size = stage(load)
         rows = load.conn.execute(
             sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {} s").format(
-                load.table, names(load.columns), typed(load), STAGING
+                load.table, names(load.columns), typed(load), load.staging
             )
         ).rowcount
         return LoadCounts(rows, 0, 0, bytes=size)
@@ -239,7 +282,7 @@ def _merge(load: Load, found: SourceRows, size: int, key: Sequence[str]) -> Load
 
     Rows that are equal are not touched. Readers see the old content until the commit.
     """
-    rejected = 0 if load.shape.key_is_unique else pg_guards.make_unique(load, key)
+    rejected = 0 if load.shape.key_is_unique else pg_guards.make_unique(load, key, load.staging)
     meddled = interferes(load)
     deleted = pg_deletes.remove(load, key, found, meddled=meddled)
     dead = pg_deletes.drop_dead(load, found.staged)
@@ -327,7 +370,7 @@ def _replace_by_content(load: Load, staged: int, size: int) -> LoadCounts:
     here = pg_types.images(load.columns, [sql.Identifier(c.name) for c in load.columns])
     staged_here = pg_types.images(load.columns, values(load, ""))
     old = numbered.format(id=place, images=here, table=load.table)
-    new = numbered.format(id=place, images=staged_here, table=STAGING)
+    new = numbered.format(id=place, images=staged_here, table=load.staging)
     gone = sql.SQL(
         "WITH old AS ({old}), new AS ({new}) DELETE FROM {table} WHERE ctid IN (SELECT o.place "
         "FROM old o LEFT JOIN new n USING (digest, copy) WHERE n.digest IS NULL)"
@@ -344,7 +387,7 @@ def _replace_by_content(load: Load, staged: int, size: int) -> LoadCounts:
             table=load.table,
             columns=names(load.columns),
             typed=typed(load),
-            staging=STAGING,
+            staging=load.staging,
         )
     ).rowcount
     # Without a key an update is one row that goes and one that comes: what counts is the rest.

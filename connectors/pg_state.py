@@ -12,7 +12,9 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
+from connectors import pg_generations
 from connectors.pg_catalog import ensure_schema
+from connectors.pg_generations import Generation
 from connectors.postgres import Connection, PostgresConfig
 from schemas.errors import ConfigError, LeaseLost, TransientError
 from schemas.records import Cursor, LoadRequest, StreamResult, ahead
@@ -26,7 +28,7 @@ SeenColumns = dict[str, tuple[int, str]]
 #: Asked of the catalog's table: the session's name cache may be older than the lock.
 _HAS_TABLE = """
 SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE n.nspname = '_syncward' AND c.relname = 'state'
+WHERE n.nspname = '_syncward' AND c.relname = %s::text
 """
 _CREATE = """
 CREATE TABLE _syncward.state (
@@ -62,7 +64,7 @@ WHERE connection_id = %(connection)s AND stream = %(stream)s FOR UPDATE
 """
 _CLAIM = """
 UPDATE _syncward.state SET fence = %(fence)s, claimed_by = %(run)s
-WHERE connection_id = %(connection)s AND stream = %(stream)s
+WHERE connection_id = %(connection)s AND stream = %(stream)s RETURNING
 """
 _COMMIT = """
 UPDATE _syncward.state SET cursor = %(upper)s, reads = %(reads)s, generation = generation + 1,
@@ -88,6 +90,8 @@ class StateRow:
     fence: int  # the highest before this run's
     run_id: UUID | None  # the run that loaded it last
     schema_hash: str | None = None  # of what was loaded last
+    generation: int = 0  # how many loads this stream has seen
+    unfinished: Generation | None = None  # a large full read that did not come to its end
     runs_since_full: int = 0
     runs_since_sweep: int = 0
     columns: SeenColumns | None = None  # of the source, when it was loaded last
@@ -108,7 +112,8 @@ def ensure(conn: Connection, config: PostgresConfig) -> None:
     row = conn.execute(
         "SELECT pg_has_role(current_user, n.nspowner, 'USAGE'), to_regclass('_syncward.state'), "
         "has_database_privilege(current_database(), 'CREATE'), "
-        "EXISTS (SELECT FROM pg_attribute a WHERE a.attname = 'columns' "
+        "to_regclass('_syncward.ranges') IS NOT NULL "
+        "AND EXISTS (SELECT FROM pg_attribute a WHERE a.attname = 'columns' "
         "AND a.attrelid = to_regclass('_syncward.state')) "
         "FROM (VALUES (1)) AS one LEFT JOIN pg_namespace n ON n.nspname = '_syncward'"
     ).fetchone()
@@ -118,9 +123,7 @@ def ensure(conn: Connection, config: PostgresConfig) -> None:
             f"{config.where}: schema {SCHEMA} belongs to another role than {config.user}; "
             "use one destination login per database"
         )
-    if table is not None:
-        if not whole:
-            conn.execute(_ADD)
+    if table is not None and whole:
         return
     if owned is None and not may_create:
         raise ConfigError(
@@ -131,8 +134,12 @@ def ensure(conn: Connection, config: PostgresConfig) -> None:
     ensure_schema(conn, SCHEMA)
     with conn.transaction():
         conn.execute("SELECT pg_advisory_xact_lock(hashtext('_syncward.state'))")
-        if conn.execute(_HAS_TABLE).fetchone() is None:
+        if conn.execute(_HAS_TABLE, ("state",)).fetchone() is None:
             conn.execute(_CREATE)
+        conn.execute(_ADD)
+        if conn.execute(_HAS_TABLE, ("ranges",)).fetchone() is None:
+            for statement in pg_generations.CREATE.split(";"):
+                conn.execute(statement)
 
 
 def claim(conn: Connection, request: LoadRequest) -> StateRow:
@@ -156,7 +163,8 @@ def claim(conn: Connection, request: LoadRequest) -> StateRow:
         if fence > request.fence or (fence == request.fence and claimed_by != request.run_id):
             # A zombie's own finish is refused by its lease; the owner must not go on unseen.
             raise ahead(request.stream.name)
-        conn.execute(_CLAIM, {**names, "fence": request.fence, "run": request.run_id})
+        raised = {**names, "fence": request.fence, "run": request.run_id}
+        found = conn.execute(_CLAIM + pg_generations.UNFINISHED, raised).fetchone()
     return StateRow(
         cursor=cursor,
         resumable=reads == definition(request),
@@ -165,6 +173,8 @@ def claim(conn: Connection, request: LoadRequest) -> StateRow:
         fence=fence,
         run_id=run_id,
         schema_hash=schema_hash,
+        generation=generation,
+        unfinished=pg_generations.parsed(found[0] if found else None),
         runs_since_full=counted[0],
         runs_since_sweep=counted[1],
         columns=counted[2],

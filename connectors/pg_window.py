@@ -135,7 +135,7 @@ def time_window(
     # infinity is behind every bound: read in full, and each time where that repeats nothing
     endless = sql.SQL("{} = 'infinity'").format(column)
     if lower is None:
-        everything = sql.SQL("({} OR {} OR {} IS NULL)").format(below, endless, column)
+        everything = _everything_below(stream.cursor or "", kind, upper)
         return Window(everything, None, stored, full=True, notes=notes)
     start = sql.SQL("({}::{} - {}::interval)").format(
         sql.Literal(lower), sql.SQL(kind), sql.Literal(f"{stream.overlap.total_seconds()} s")
@@ -144,6 +144,42 @@ def time_window(
     if stream.mode is Mode.MERGE:
         where = sql.SQL("(({}) OR {})").format(where, endless)
     return Window(where, cursor, stored, full=False, notes=notes)
+
+
+def resumed_window(
+    conn: Connection,
+    config: PostgresConfig,
+    stream: StreamSpec,
+    relation: Relation,
+    upper: Cursor | None,
+) -> Window | None:
+    """Make the window of a full read that goes on: up to the bound that it had at its beginning.
+
+    What was written since lies behind that bound and comes with the next window. Inside the
+    snapshot. None if the bound means nothing here any more.
+    """
+    where: sql.Composable = ALL
+    if stream.cursor == "xmin":
+        _, end, system = _snapshot(conn)
+        lower, _ = _previous_xmin(upper, end, system, config)
+        if lower is None:
+            return None
+        where = sql.SQL("NOT {}").format(_written_between(lower, end))
+    elif stream.cursor is not None and upper is not None:
+        category, kind = relation.categories[stream.cursor]
+        value = upper["value"]
+        if category == "D" and value != "-infinity":
+            where = _everything_below(stream.cursor, kind, value)
+    return Window(where, None, upper, full=True)
+
+
+def _everything_below(name: str, kind: str, upper: str) -> sql.Composed:
+    """Make the condition of all rows up to a time; a day is not over, and infinity has no place."""
+    column = sql.Identifier(name)
+    below = ALL if kind == "date" else sql.SQL("{} < {}").format(column, sql.Literal(upper))
+    return sql.SQL("({below} OR {column} = 'infinity' OR {column} IS NULL)").format(
+        below=below, column=column
+    )
 
 
 def _in_column_type(at: datetime, kind: str, zone: str) -> str:
@@ -222,10 +258,7 @@ def xmin_window(
     """
     if relation.kind not in WITH_XMIN:
         raise ConfigError(f"{stream.name}: cursor xmin needs a table; this is a view or foreign")
-    row = conn.execute(_SNAPSHOT).fetchone()
-    if row is None:
-        raise RuntimeError("pg_current_snapshot() always returns a row")
-    upper, end, system = int(row[0]), int(row[1]), row[2]
+    upper, end, system = _snapshot(conn)
     stored = {"kind": "xmin", "value": str(upper), "system": system}
     lower, notes = _previous_xmin(cursor, upper, system, config)
     if lower is None:
@@ -233,6 +266,14 @@ def xmin_window(
         where = sql.SQL("NOT {}").format(_written_between(upper, end))
         return Window(where, None, stored, full=True, notes=notes)
     return Window(_written_between(lower, upper), cursor, stored, full=False)
+
+
+def _snapshot(conn: Connection) -> tuple[int, int, str]:
+    """Return the oldest open transaction, the next one, and which server this is."""
+    row = conn.execute(_SNAPSHOT).fetchone()
+    if row is None:
+        raise RuntimeError("pg_current_snapshot() always returns a row")
+    return int(row[0]), int(row[1]), row[2]
 
 
 def _previous_xmin(

@@ -116,6 +116,58 @@ class FarCursor:
     seconds: int  # since 1970
 
 
+#: Where a range of keys begins: a value of each column of the key, as the source writes it.
+Bound = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a destination has of a large full read that did not come to its end.
+
+    Only the source can tell whether it may go on: with the same columns, on the same server.
+    """
+
+    run_id: UUID  # the run that began it
+    shape: str  # digest of the source's columns and key
+    upper: Cursor | None  # frozen when it began
+    bounds: tuple[Bound, ...]
+    done: frozenset[int]
+    rows: int  # in the ranges that are done
+
+    @property
+    def complete(self) -> bool:
+        return len(self.done) > len(self.bounds)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Which part of a large full read a batch is: one range of keys, or the end of all of them.
+
+    `bounds` lie between the ranges, so there is one range more; the number after the last range is
+    the end, which has no rows of its own.
+    """
+
+    bounds: tuple[Bound, ...]
+    n: int
+    kept: Kept | None = None  # of the read that goes on with this part
+
+    @property
+    def ranges(self) -> int:
+        return len(self.bounds) + 1
+
+    @property
+    def is_end(self) -> bool:
+        return self.n == self.ranges
+
+
+@dataclass(frozen=True, slots=True)
+class Ranges:
+    """How a full read may be cut: ranges of about so many rows, and what there is of it already."""
+
+    rows: int
+    kept: Kept | None = None
+
+
 @dataclass(slots=True)
 class Batch:
     """Rows of one stream plus the cursor after them.
@@ -137,6 +189,7 @@ class Batch:
     keys: KeySweep | None = None  # only where the run sweeps and the batch itself is not all rows
     beyond: FarCursor | None = None  # a guard's finding at the source
     masked: bool = False  # the stream's masks have been put on (connectors/masking.py)
+    part: Part | None = None  # of a large full read; None: the batch is all that is read
 
     @property
     def everything(self) -> bool:
@@ -205,6 +258,11 @@ class StreamClaim:
     #: counted in the destination's own state: this run reads everything, or compares all keys
     full_due: bool = False
     sweep_due: bool = False
+    #: keeps one range of a large full read where no reader sees it, in a fenced transaction of its
+    #: own; None: this destination takes such a read in one piece
+    keep: Callable[[Batch], None] | None = None
+    #: what there is of one that did not come to its end
+    kept: Kept | None = None
 
 
 def ahead(stream: str) -> GuardTripped:
@@ -295,11 +353,19 @@ class Source(Protocol):
     def test(self) -> ServerReport: ...
     def discover(self) -> Sequence[DiscoveredStream]: ...
     def extract(
-        self, stream: StreamSpec, cursor: Cursor | None, wire: WireFormat, *, sweep: bool = False
+        self,
+        stream: StreamSpec,
+        cursor: Cursor | None,
+        wire: WireFormat,
+        *,
+        sweep: bool = False,
+        ranges: Ranges | None = None,
     ) -> AbstractContextManager[Iterator[Batch]]:
         """Open one snapshot and yield its batches in cursor order; None reads everything.
 
-        With `sweep` the last batch brings the keys of all rows, unless it is all rows itself.
+        With `sweep` the last batch brings the keys of all rows, unless it is all rows itself. With
+        `ranges` a large full read comes as ranges of keys and their end, each batch with its
+        `part`; ranges that are kept already are left out.
         """
         ...
 
@@ -332,7 +398,10 @@ class Destination(Protocol):
         ...
 
     def load(self, request: LoadRequest, batch: Batch) -> StreamResult:
-        """Load the batch, its cursor and its result in one fenced transaction."""
+        """Load the batch, its cursor and its result in one fenced transaction.
+
+        The end of a large full read makes all its ranges visible, and the result is that of all.
+        """
         ...
 
     def cancel(self) -> None:

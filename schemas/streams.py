@@ -21,6 +21,8 @@ from schemas import conditions
 
 #: As many as a Postgres table can have.
 COLUMNS_MAX = 1_600
+#: Rows of one range where a stream does not say otherwise; tables of twice as many are cut.
+RANGE_ROWS = 1_000_000
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
@@ -120,7 +122,7 @@ MaskRule = Annotated[str, Field(pattern=r"^(hmac|redact|truncate\([1-9][0-9]{0,5
 _OPTIONAL = frozenset(
     {
         "deletes", "key_sweep", "tombstone", "full_every", "guards", "drift",
-        "columns", "mask", "where",
+        "columns", "mask", "where", "range_rows",
     }
 )  # fmt: skip
 
@@ -141,6 +143,7 @@ class StreamSpec(BaseModel):
     key_sweep: int | None = Field(None, ge=1)  # every so many runs all keys are compared
     tombstone: str | None = None  # a column that says that its row is deleted
     full_every: int | None = Field(None, ge=1)  # every so many runs everything is read
+    range_rows: int = Field(RANGE_ROWS, ge=100)  # about so many rows of a large table at a time
     guards: Guards = Guards()
     columns: Columns | None = None
     mask: dict[str, MaskRule] = {}

@@ -186,6 +186,21 @@ def sign_off(tx: Connection, worker_id: str) -> None:
     tx.execute(text("DELETE FROM workers WHERE worker_id = :id"), {"id": worker_id})
 
 
+_PROGRESSED = text(
+    "UPDATE active_runs SET attempts_without_progress = 0, lost_leases = 0, "
+    "deferred_for = interval '0' "
+    "WHERE run_id = :run_id AND lease_token = :token AND state = 'running'"
+)
+
+
+def progressed(tx: Connection, held: Claim) -> None:
+    """Note that a part of a stream is kept for good: attempts without progress count anew."""
+    tenancy.enter(tx, held.account_id)
+    named = {"run_id": held.run_id, "token": held.token}
+    if not tx.execute(_PROGRESSED, named).rowcount:
+        raise LeaseLost(f"run {held.run_id}: another worker owns it")
+
+
 #: Fence, cursor and result in one round trip; nothing of it happens without the lease.
 _STREAM = text(
     "WITH mine AS (UPDATE active_runs SET "

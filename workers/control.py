@@ -185,10 +185,14 @@ class RunControl:
         return batch
 
     def _counted(self, batch: Batch, parts: Iterator[T], size: Callable[[T], int]) -> Iterator[T]:
+        before = 0
+        if batch.part is not None:  # the stream's rows are those of all its ranges
+            before = max(self._rows, batch.part.kept.rows if batch.part.kept else 0)
         for part in self._checked(parts):
             self._bytes += size(part)
-            self._rows = batch.rows()
+            self._rows = before + batch.rows()
             yield part
+        self._rows = before + batch.rows()
 
 
 def _close_late(future: "Future[T]", close: Callable[[T], None]) -> None:

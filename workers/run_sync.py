@@ -19,9 +19,17 @@ from schemas.failures import OF_ONE_STREAM
 from schemas.guards import DataGuardTripped
 from schemas.jobs import Job
 from schemas.limits import GIVE_UP_AFTER_S
-from schemas.records import Cursor, Destination, LoadRequest, Source, StreamClaim, StreamResult
+from schemas.records import (
+    Cursor,
+    Destination,
+    LoadRequest,
+    Ranges,
+    Source,
+    StreamClaim,
+    StreamResult,
+)
 from schemas.runs import Claim, Outcome, OutcomeKind, RunKind
-from schemas.streams import Mode
+from schemas.streams import Mode, StreamSpec
 from storage import claims, work
 from storage.claims import ClaimRefusal
 from storage.engine import again, transaction
@@ -261,17 +269,36 @@ def _load(
     spec, result = request.stream, None
     sweep = known.loaded_before and (cursor is None or known.sweep_due)
     wire = common_wire(attempt.taken, source, destination)
-    with source.extract(spec, cursor, wire, sweep=sweep) as batches:
+    ranges = _ranges(attempt, spec, known)
+    with source.extract(spec, cursor, wire, sweep=sweep, ranges=ranges) as batches:
         for batch in batches:
             guards.check_cursor(request, batch)
             for note in batch.notes:
                 attempt.run_log.info(note, spec.name)
-            clear = attempt.control.watch(batch)
-            loaded = destination.load(request, masking.masked(clear, spec, token))
+            watched = masking.masked(attempt.control.watch(batch), spec, token)
+            if batch.part is not None and not batch.part.is_end and known.keep is not None:
+                known.keep(watched)
+                with _timed("checkpoint"), transaction(attempt.deps.engine) as tx:
+                    claims.progressed(tx, attempt.claim)
+                continue
+            loaded = destination.load(request, watched)
             result = loaded if result is None else outcomes.joined(result, loaded)
     if result is None:
         raise RuntimeError(f"{spec.name}: the source ended without a batch")
     return result
+
+
+def _ranges(attempt: Attempt, spec: StreamSpec, known: StreamClaim) -> Ranges | None:
+    """Say how a large full read is cut, and what there is of one that did not come to its end.
+
+    Somebody who asks for everything wants it as it is now: only this very run goes on then.
+    """
+    if known.keep is None:
+        return None
+    kept = known.kept
+    if attempt.claim.options.full_refresh and kept and kept.run_id != attempt.claim.run_id:
+        kept = None
+    return Ranges(spec.range_rows, kept)
 
 
 def _give_up(attempt: Attempt, reason: SyncwardError) -> None:

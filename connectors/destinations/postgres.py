@@ -1,13 +1,16 @@
 """Postgres as a destination: rows, cursor and fence in one transaction."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from time import monotonic
 from typing import Any
 from uuid import UUID
 
-from connectors import pg_discover, pg_load, pg_state, pg_types
-from connectors.pg_batch import Load
+from connectors import pg_discover, pg_generations, pg_load, pg_state, pg_types
+from connectors.pg_batch import Load, copy_into
 from connectors.pg_catalog import check_names, ensure_schema
+from connectors.pg_generations import Generation
 from connectors.pg_state import StateRow
 from connectors.portable import schema_hash
 from connectors.postgres import (
@@ -27,6 +30,7 @@ from schemas.records import (
     Cursor,
     LoadCounts,
     LoadRequest,
+    Part,
     ServerReport,
     StreamClaim,
     StreamResult,
@@ -80,6 +84,9 @@ class PostgresDestination:
         self._states[request.stream.name] = state
         self._expected[request.stream.name] = state.cursor
         cursor = state.cursor if state.resumable else None
+        unfinished = state.unfinished
+        if unfinished is not None and not unfinished.goes_on(request, loaded=state.generation):
+            unfinished = None
         return StreamClaim(
             cursor,
             state.result,
@@ -88,6 +95,8 @@ class PostgresDestination:
             loaded_before=state.known,
             full_due=state.full_due(request.stream),
             sweep_due=state.sweep_due(request.stream),
+            keep=partial(self._keep, request),
+            kept=None if unfinished is None else unfinished.kept,
         )
 
     def highest_fence(self, connection_id: UUID) -> int:
@@ -106,13 +115,23 @@ class PostgresDestination:
         name, started = request.stream.name, monotonic()
         if request.stream.mask and not batch.masked:
             raise RuntimeError("rows of a masked stream came in clear")
+        unfinished = self._states[name].unfinished
         with translated(self._config, "destination"):
             if not self._states[name].known:
                 ensure_schema(self._conn, request.target_schema)
         labels = pg_types.labels_named(self._conn, self._config, request, batch.shape.columns)
         with translated(self._config, "destination"), labels, self._conn.transaction():
             here = pg_types.settled(self._conn, self._config, request, batch)
-            counts = pg_load.run(self._plan(request, here))
+            load = self._plan(request, here)
+            if batch.part is not None:
+                if unfinished is None:  # all of the target would look gone
+                    raise RuntimeError(f"{name}: the end of a read that was never begun")
+                hidden, before = pg_generations.complete(self._conn, request, unfinished)
+                here.rows, started = (lambda: hidden.rows), started - before
+                load = replace(load, hidden=hidden)
+            counts = pg_load.run(load)
+            if unfinished is not None:
+                pg_generations.drop(self._conn, request, unfinished)
             pg_types.check_intervals(self._conn, self._config, request, here.shape.columns)
             result = _result(request, here, counts, seconds=monotonic() - started)
             pg_state.commit(
@@ -125,7 +144,40 @@ class PostgresDestination:
                 swept=batch.full or batch.keys is not None,
             )
         self._expected[name] = batch.upper
+        self._states[name] = replace(self._states[name], unfinished=None)
         return result
+
+    def _keep(self, request: LoadRequest, batch: Batch) -> None:
+        """Keep one range, under this run's fence: its rows and the note that they are there."""
+        part = batch.part
+        if part is None:
+            raise RuntimeError(f"{request.stream.name}: a batch that is no range")
+        generation, started = self._begun(request, batch, part), monotonic()
+        labels = pg_types.labels_named(self._conn, self._config, request, batch.shape.columns)
+        with translated(self._config, "destination"), labels, self._conn.transaction():
+            here = pg_types.settled(self._conn, self._config, request, batch)
+            rows, size = copy_into(self._plan(request, here), generation.table)
+            if rows != here.rows():
+                raise _rows_missing(request, here.rows(), rows)
+            counts = {"rows": rows, "bytes": size, "seconds": monotonic() - started}
+            pg_generations.done(self._conn, request, generation, part, counts)
+
+    def _begun(self, request: LoadRequest, batch: Batch, part: Part) -> Generation:
+        """Return the generation that a range belongs to; the first range begins a new one."""
+        name = request.stream.name
+        state, shape = self._states[name], schema_hash(batch.shape)
+        if state.unfinished is not None and (part.kept or part.n > 0):
+            return state.unfinished
+        new = pg_generations.begun(request, state.generation + 1, shape, batch.upper, part.bounds)
+        with translated(self._config, "destination"):
+            ensure_schema(self._conn, request.target_schema)
+        labels = pg_types.labels_named(self._conn, self._config, request, batch.shape.columns)
+        with translated(self._config, "destination"), labels, self._conn.transaction():
+            here = pg_types.settled(self._conn, self._config, request, batch)
+            pg_generations.begin(self._conn, request, new, before=state.unfinished)
+            pg_load.make_hidden(self._plan(request, here), new.table)
+        self._states[name] = replace(state, unfinished=new)
+        return new
 
     def _plan(self, request: LoadRequest, batch: Batch) -> Load:
         """Decide whether the batch adds to the table or becomes its content."""
@@ -166,17 +218,22 @@ def _refuse_rows_of_others(load: Load) -> None:
         )
 
 
+def _rows_missing(request: LoadRequest, sent: int, loaded: int) -> SyncwardError:
+    """Make the error of two servers that count differently."""
+    return SyncwardError(
+        f"{request.stream.name}: the source sent {sent} rows and {loaded} were loaded; nothing was "
+        "kept",
+        code="rows_missing",
+    )
+
+
 def _result(
     request: LoadRequest, batch: Batch, counts: LoadCounts, *, seconds: float
 ) -> StreamResult:
     """Compare the two servers' counts; a difference rolls everything back."""
     extracted = batch.rows()
     if counts.loaded != extracted - counts.rejected:
-        raise SyncwardError(
-            f"{request.stream.name}: the source sent {extracted} rows and {counts.loaded} were "
-            "loaded; nothing was kept",
-            code="rows_missing",
-        )
+        raise _rows_missing(request, extracted, counts.loaded)
     return StreamResult(
         stream=request.stream.name,
         state="succeeded",

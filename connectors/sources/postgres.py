@@ -8,9 +8,10 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from connectors import pg_discover, pg_keys, pg_rows, pg_selection, pg_types, pg_window
+from connectors import pg_discover, pg_keys, pg_ranges, pg_rows, pg_selection, pg_types, pg_window
 from connectors.pg_catalog import Relation, check_key, describe
 from connectors.pg_window import Window
+from connectors.portable import schema_hash
 from connectors.postgres import (
     SECRET_FIELDS,
     Connection,
@@ -29,6 +30,8 @@ from schemas.records import (
     Cursor,
     DiscoveredStream,
     KeySweep,
+    Part,
+    Ranges,
     ServerReport,
     StreamShape,
     WireFormat,
@@ -104,8 +107,13 @@ class PostgresSource:
         wire: WireFormat = WireFormat.PG_BINARY,
         *,
         sweep: bool = False,
+        ranges: Ranges | None = None,
     ) -> Iterator[Iterator[Batch]]:
-        """Open a snapshot and yield its one batch: the window from the cursor to a frozen bound."""
+        """Open a snapshot and yield its batches: the window from the cursor to a frozen bound.
+
+        It is one batch, unless everything is read of a large table: then one for each range of
+        keys that the destination does not have yet, and an empty one that ends them.
+        """
         with translated(self._config, "source"):
             relation = describe(self._conn, self._config, stream.schema_name, stream.table_name)
             check_key(self._conn, stream, relation)
@@ -122,10 +130,16 @@ class PostgresSource:
                     window = pg_window.time_window(stream, relation, bound, cursor, self._zone)
                 else:
                     window = self._window(stream, relation, cursor)
+                cut = None
+                if ranges is not None and window.full and wire is WireFormat.PG_BINARY:
+                    window, cut = self._cut(stream, relation, window, ranges)
                 batch = self._batch(stream, relation, window)
                 batch.beyond = bound.beyond if bound is not None else None
                 if sweep or (window.full and cursor is not None):
                     batch.keys = self._keys(stream, relation, batch)
+                if cut is not None:
+                    yield self._in_ranges(stream, relation, window, batch, cut)
+                    return
                 if wire is WireFormat.ROWS:
                     batch = self._in_rows(stream, relation, window, batch)
                 yield iter((batch,))
@@ -152,14 +166,54 @@ class PostgresSource:
             return pg_window.xmin_window(self._conn, self._config, stream, relation, cursor)
         return pg_window.ordered_window(self._conn, stream, relation, cursor)
 
+    def _cut(
+        self, stream: StreamSpec, relation: Relation, window: Window, ranges: Ranges
+    ) -> tuple[Window, pg_ranges.Cut | None]:
+        """Return where a full read is cut, with its window: that of the read that goes on, if any.
+
+        None if it is read in one piece.
+        """
+        digest = schema_hash(_shape(stream, relation))
+        kept = pg_ranges.resumed(stream, relation, digest, ranges)
+        if kept is not None:
+            frozen = pg_window.resumed_window(
+                self._conn, self._config, stream, relation, kept.upper
+            )
+            if frozen is not None:
+                key = pg_ranges.key_of(stream, relation)
+                return frozen, pg_ranges.Cut(key, kept.bounds, kept)
+        return window, pg_ranges.cut(self._conn, stream, relation, ranges)
+
+    def _in_ranges(
+        self,
+        stream: StreamSpec,
+        relation: Relation,
+        window: Window,
+        batch: Batch,
+        cut: pg_ranges.Cut,
+    ) -> Iterator[Batch]:
+        """Make of one batch the ranges that are left, and an end without rows of its own."""
+        told = (*cut.notes, *batch.notes)
+        for n in cut.left:
+            query = _query(stream, relation, replace(window, where=cut.within(window.where, n)))
+            copy = _Copy(self._conn, query, self._config, stream)
+            yield replace(
+                batch,
+                chunks=copy.chunks(),
+                rows=copy.rows,
+                notes=told,
+                keys=None,
+                part=Part(cut.bounds, n, cut.kept),
+            )
+            told = ()
+        end = Part(cut.bounds, len(cut.bounds) + 1, cut.kept)
+        yield replace(batch, chunks=iter(()), rows=lambda: 0, notes=told, part=end)
+
     def _batch(self, stream: StreamSpec, relation: Relation, window: Window) -> Batch:
-        key = stream.key or relation.shape.key
         copy = _Copy(self._conn, _query(stream, relation, window), self._config, stream)
         types = pg_types.notes(relation.shape.columns) if window.full else ()
         return Batch(
-            shape=StreamShape(
-                columns=relation.shape.columns, key=key, key_is_unique=relation.is_key(key)
-            ),
+            shape=_shape(stream, relation),
             wire=WireFormat.PG_BINARY,
             chunks=copy.chunks(),
             rows=copy.rows,
@@ -219,6 +273,11 @@ class PostgresSource:
     def close(self) -> None:
         """Close the session; the server rolls back what was open."""
         self._line.close()
+
+
+def _shape(stream: StreamSpec, relation: Relation) -> StreamShape:
+    key = stream.key or relation.shape.key
+    return StreamShape(relation.shape.columns, key, relation.is_key(key))
 
 
 def _query(stream: StreamSpec, relation: Relation, window: Window) -> sql.Composed:

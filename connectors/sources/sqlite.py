@@ -26,6 +26,7 @@ from schemas.records import (
     DiscoveredColumn,
     DiscoveredStream,
     KeySweep,
+    Ranges,
     Row,
     RowGroup,
     ServerReport,
@@ -121,9 +122,10 @@ class SqliteSource:
         wire: WireFormat = WireFormat.ROWS,
         *,
         sweep: bool = False,
+        ranges: Ranges | None = None,
     ) -> Iterator[Iterator[Batch]]:
-        """Open a read transaction and yield its one batch."""
-        del wire  # there is one
+        """Open a read transaction and yield its one batch: no table here is large."""
+        del wire, ranges  # there is one
         with translated(self._config.path):
             self._conn.execute("BEGIN")
             try:
