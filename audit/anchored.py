@@ -105,10 +105,14 @@ def compare(
     first: int,
     size: int,
     complete: bool,
-    as_of: datetime,
+    exported_at: datetime | None,
 ) -> None:
-    """Compare each note with the root that the log has at its size at a time, `as_of`."""
+    """Compare each note with the root that the log has at its size.
+
+    `exported_at`: when it was written down; None if it is live, and so holds all that was signed.
+    """
     good = [first]
+    beyond: list[Anchored] = []
     bad: list[tuple[Checkpoint, str]] = []
     ordered = sorted(held.notes, key=lambda n: (n.point.epoch, n.point.size))
     counted = [note for note in ordered if _counts(note, trusted, report, log_id)]
@@ -123,14 +127,8 @@ def compare(
                 report.anchored += 1
         elif point.size > size and not complete:
             continue  # behind what is here
-        elif point.size > size and point.signed_at > as_of:
-            report.add(
-                Level.INCOMPLETE,
-                "the log went on after this export was made: ask for a newer one",
-                size,
-            )
         elif point.size > size:
-            bad.append((point, f"{note.where} holds {point.size} events, the log {size}: cut off"))
+            beyond.append(note)
         elif point.size <= first:
             continue  # before what is here
         elif point.size in roots and roots[point.size] != point.root:
@@ -138,6 +136,7 @@ def compare(
         elif point.size in roots:
             report.anchored += 1
             good.append(point.size)
+    bad += _cut_off(beyond, size, exported_at, report)
     _say(bad, good, size, report)
     _forks(counted, report)
     _say_nothing(held, counted, report)
@@ -153,6 +152,26 @@ def _say_nothing(held: Held, counted: Iterable[Anchored], report: Report) -> Non
                 f"{path.name} holds no checkpoint of this log that a trusted key signed: it proves "
                 "nothing",
             )
+
+
+def _cut_off(
+    beyond: Iterable[Anchored], size: int, exported_at: datetime | None, report: Report
+) -> list[tuple[Checkpoint, str]]:
+    """Return the notes behind the end that cannot have been signed after the log was exported."""
+    newest, bad = 0, []
+    for note in beyond:
+        point = note.point
+        if exported_at is not None and point.signed_at > exported_at:
+            newest = max(newest, point.size)
+        else:
+            bad.append((point, f"{note.where} holds {point.size} events, the log {size}: cut off"))
+    if newest:
+        report.add(
+            Level.INCOMPLETE,
+            f"the log went on after this export was made, to {newest} events: ask for a newer one",
+            size,
+        )
+    return bad
 
 
 def _say(bad: list[tuple[Checkpoint, str]], good: Sequence[int], size: int, report: Report) -> None:

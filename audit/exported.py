@@ -142,12 +142,12 @@ class ExportEvidence:
         there = set()
         for folder, folders, files in os.walk(self.directory):
             entries = [*folders, *files]
-            folders[:] = [name for name in folders if name == "events"]  # no cache is looked into
+            folders[:] = [name for name in folders if name == "events"]
             for name in entries:
                 path = Path(folder, name)
                 relative = str(path.relative_to(self.directory))
                 as_file = _FILE.fullmatch(relative) is not None and path.is_file()
-                as_folder = relative in {"events", "__pycache__"} and path.is_dir()
+                as_folder = relative == "events" and path.is_dir()
                 if path.is_symlink() or not (as_file or as_folder):
                     self._fault(Level.TAMPERED, f"{relative} is nothing that an export holds")
                 elif as_file:

@@ -325,7 +325,7 @@ class Verifier:
         anchored.compare(
             held, tree.roots, self._said, losses, self.report,
             log_id=facts.log_id, first=first, size=tree.size, complete=facts.complete,
-            as_of=facts.as_of,
+            exported_at=None if self._evidence.live else facts.as_of,
         )  # fmt: skip
         newest = self._newest or Verified(None)
         self._evidence.look(

@@ -94,10 +94,9 @@ def check_files(here):
     there, sums = {"SHA256SUMS"}, {"SHA256SUMS": None}
     for path in here.rglob("*"):
         name = str(path.relative_to(here))
-        plain = path.is_dir() if name in ("events", "__pycache__") else path.is_file() and FILES.fullmatch(name)
-        if not name.startswith("__pycache__/"):
-            demand(plain and not path.is_symlink(), f"{name} is no file of an export")
-            there |= {name} if path.is_file() else set()
+        plain = path.is_dir() if name == "events" else path.is_file() and FILES.fullmatch(name)
+        demand(plain and not path.is_symlink(), f"{name} is no file of an export")
+        there |= {name} if path.is_file() else set()
     with (here / "SHA256SUMS").open("rb") as file:
         while line := file.readline(LONGEST_LINE):
             digest, name = re.fullmatch(r"([0-9a-f]{64})  ([!-~]+)\n", line.decode("ascii")).groups()

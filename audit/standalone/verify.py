@@ -3,13 +3,13 @@
 Needs Python 3.11, `cryptography` and log_format.py beside it; shares no code with what wrote the export. Exit 0
 intact, 10 tampered, 11 incomplete, 12 cannot verify. It stops where the log is not what was signed. Start at `main`.
 """
-import argparse, json, re, sys
+import argparse, json, re, runpy, sys
 from datetime import timedelta
 from pathlib import Path
-sys.dont_write_bytecode = True  # nothing is written beside the evidence
-sys.path.append(str(Path(__file__).resolve().parent))
-import log_format as form
-from log_format import ERRORS, NEVER, demand
+from types import SimpleNamespace
+# No `import`: it would run a `log_format` that was compiled, or a directory of that name, if one lies beside it
+form = SimpleNamespace(**runpy.run_path(str(Path(__file__).resolve().with_name("log_format.py"))))
+ERRORS, NEVER, demand = form.ERRORS, form.NEVER, form.demand
 
 BAD, CANNOT, INCOMPLETE, INFO = LEVELS = "TAMPERED", "CANNOT VERIFY", "INCOMPLETE", "note"  # the worst first
 SKEW = timedelta(minutes=5)  # the newest checkpoint is younger, and clocks do not differ by more
@@ -153,14 +153,14 @@ def judge_epochs(log, whole, w):
 
 def judge_anchors(log, anchored, whole, begun, w):
     """What left the database must be in the log, unless a restore lost it as the sealer says."""
-    seen, good, silent = {}, [0], {path for path, _ in anchored}
+    seen, good, silent, newest = {}, [0], {path for path, _ in anchored}, 0
     counted = [(path, point) for path, points in anchored for point in points if w.keys.counts(point, log["log_id"])]
     for path, point in sorted(counted, key=lambda one: (one[1].epoch, one[1].size)):
         size, root = point.size, point.root
         silent.discard(path)
         loss = [claim for epoch, _, claim in begun if epoch > point.epoch and claim[2] and size > claim[0]]
         newer = whole and not loss and size > w.size and point.time > log["exported_at"]
-        say(INCOMPLETE, "the log went on after this export was made: ask for a newer one", w.size, unless=not newer)
+        newest = max(newest, size) if newer else newest
         right = newer or (size <= w.size or not whole) and w.roots.get(size, root) == root
         if loss:
             right = size < loss[0][2] or [size, root.hex()] == loss[0][2:]
@@ -169,6 +169,8 @@ def judge_anchors(log, anchored, whole, begun, w):
         else:
             least = max(x for x in good if x < size) if size <= w.size else w.size
             say(BAD, f"an anchor holds another history of {size} events: a fork, or cut off", least)
+    text = f"the log went on after this export was made, to {newest} events: ask for a newer one"
+    say(INCOMPLETE, text, w.size, unless=not newest)
     for path in silent:
         say(INCOMPLETE, f"{path.name} holds no checkpoint of this log that a trusted key signed: it proves nothing")
 

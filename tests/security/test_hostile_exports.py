@@ -7,6 +7,7 @@ believed by somebody.
 
 import json
 import os
+import py_compile
 import resource
 import socket
 import subprocess
@@ -14,12 +15,16 @@ import sys
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from importlib.util import cache_from_source
 from pathlib import Path
 
 import pytest
 
-from audit import exported, proof, sealer, statement
+from audit import export, exported, proof, sealer, statement
+from audit.checkpoint import anchor_line, time_text
 from crypto import signing
 from crypto.errors import KeyringError
 from schemas.audit import AuditAction
@@ -46,7 +51,7 @@ def sums(directory: Path) -> None:
     lines = (
         f"{sha256(p.read_bytes()).hexdigest()}  {p.relative_to(directory)}\n"
         for p in sorted(files)
-        if p.name != "SHA256SUMS" and p.parent.name != "__pycache__"
+        if p.name != "SHA256SUMS"
     )
     (directory / "SHA256SUMS").write_text("".join(lines))
 
@@ -296,7 +301,7 @@ FORGERIES: dict[str, tuple[Callable[[Path], None], int]] = {
     ),
     "a file of a short name": (add("events/1.jsonl"), 10),
     "another file": (add("notes.txt"), 10),
-    "a cache of Python": (add("__pycache__/verify.cpython-311.pyc", b"x"), 0),
+    "a cache of Python": (add("__pycache__/log_format.cpython-311.pyc", b"x"), 10),
     "a name that is none": (
         add(
             "names.jsonl",
@@ -373,6 +378,77 @@ def test_what_is_no_plain_file_is_refused_at_once(log, name, kind):
     assert f"{name} is n" in said
     assert name in "\n".join(lines)
     assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("isolated", [["-I"], []])
+def test_the_script_runs_nothing_that_was_planted_beside_it_and_writes_nothing(log, isolated):
+    directory = log.export()
+    planted = log.directory / "planted.py"
+    planted.write_text("import sys\nprint('planted')\nsys.exit(0)\n")
+    py_compile.compile(
+        str(planted), cache_from_source(str(directory / "log_format.py")), doraise=True,
+        invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+    )  # fmt: skip
+    (directory / "log_format").mkdir()
+    (directory / "log_format" / "__init__.py").write_bytes(planted.read_bytes())
+    sums(directory)
+    before = sorted(directory.rglob("*"))
+    words = [sys.executable, *isolated, directory / "verify.py", "--pubkey", log.pubkey]
+    ended = subprocess.run(words, capture_output=True, text=True, check=False, cwd=directory)
+    assert (ended.returncode, ended.stderr, "planted" in ended.stdout) == (10, "", False)
+    assert "is no file of an export" in ended.stdout
+    assert sorted(directory.rglob("*")) == before
+
+
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+def test_the_script_runs_from_an_export_and_from_an_auditors_own_copy(log, where):
+    directory, own = log.export(), log.directory / "own"
+    own.mkdir()
+    for name in export.SCRIPTS:
+        (own / name).write_bytes((directory / name).read_bytes())
+    words = ["verify.py"] if where == "here" else [own / "verify.py", directory]
+    ended = subprocess.run(
+        [sys.executable, *words, "--pubkey", log.pubkey],
+        capture_output=True, text=True, check=False, cwd=directory if where == "here" else "/",
+    )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (0, ""), ended.stdout
+    assert sorted(own.iterdir()) == [own / name for name in sorted(export.SCRIPTS)]
+
+
+def test_an_anchor_that_is_younger_than_an_export_makes_it_incomplete_and_an_older_one_tampered(
+    log,
+):
+    directory = log.export()
+    log.grow(10, 10)
+    anchor = log.anchor()
+    code, lines, said = both(log, directory, anchor)
+    assert code == 11
+    assert "\n".join(lines).count("ask for a newer") == said.count("ask for a newer") == 1
+    then = time_text(log.checkpoint(51).signed_at)  # when the last line of the anchor was signed
+    field("log.json", 0, "exported_at", then)(directory)
+    sums(directory)
+    code, lines, said = both(log, directory, anchor)
+    assert code == 10
+    assert "cut off" in "\n".join(lines)
+    assert "cut off" in said
+
+
+def test_a_live_log_that_was_cut_is_tampered_also_if_the_sealers_clock_is_ahead(log):
+    ahead = log.checkpoint(31)
+    ahead = replace(ahead, size=40, signed_at=datetime.now(UTC) + timedelta(minutes=1))
+    note = signing.note(ahead.text, signing.load(log.key).sign(ahead.text))
+    anchor = log.directory / "ahead.anchor"
+    anchor.write_text(anchor_line(note) + "\n")
+    report = log.live(anchor)
+    assert (report.exit_code, report.first_bad) == (10, 31), report.lines
+
+
+def test_an_epoch_behind_the_end_of_a_complete_log_is_tampered(log):
+    directory = log.export()
+    row = {"epoch": 2, "size": 99, "reason": "x", "lost_size": None, "lost_root": None}
+    add("epochs.jsonl", json.dumps(row).encode() + b"\n")(directory)
+    sums(directory)
+    assert both(log, directory)[0] == 10
 
 
 def test_a_proof_that_is_no_file_is_refused_at_once(log):
