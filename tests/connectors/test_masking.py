@@ -16,7 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from cli.leak_search import dump, files_below, search
-from connectors import masking
+from connectors import masking, registry
 from crypto import keyring as keyrings
 from crypto.canary import make_canary
 from crypto.kms import file
@@ -28,7 +28,7 @@ from schemas.records import Batch, Column, StreamShape, WireFormat
 from schemas.streams import StreamSpec
 from storage import accounts, keystore
 from storage.engine import transaction
-from tests.world import OPERATOR
+from tests.world import LOOSE, OPERATOR
 from workers import pseudonyms
 from workers.pseudonyms import PseudonymKeys
 
@@ -407,3 +407,22 @@ def test_a_keystore_apart_keeps_the_key(apart):
     apart.account()
     assert _of(apart, "acme").token(b"v") == _of(apart, "acme").token(b"v")
     assert apart.control.one("SELECT count(*) FROM keystore.dek WHERE purpose = 'pseudonyms'") == 0
+
+
+@pytest.mark.integration
+def test_rows_for_other_connectors_are_masked_by_the_same_rules(pair):
+    pair.source(
+        "CREATE TABLE r (id int PRIMARY KEY, v text, n int)",
+        "INSERT INTO r VALUES (1, 'ü', 42), (2, NULL, NULL)",
+    )
+    stream = StreamSpec(name="public.r", mode="replace", mask={"v": "hmac", "n": "hmac"})
+    ours = Pseudonyms(bytes(range(32)), "k")
+    source = registry.open_source("postgres", pair.config("source"), pair.secret("source"), LOOSE)
+    rows = []
+    with source.extract(stream, None, WireFormat.ROWS) as batches:
+        for batch in batches:
+            groups = masking.masked(batch, stream, ours.token).groups
+            rows += [row for group in groups for row in group.rows]
+    source.close()
+    tokens = [ours.token(text.encode()).decode() for text in ("ü", "42")]
+    assert sorted(rows) == [(1, *tokens), (2, None, None)]
