@@ -277,7 +277,8 @@ def test_a_state_table_of_an_earlier_version_gets_its_counters(mover):
     mover.sync(**BY_XMIN)
     lake = mover.pair.session("destination")
     lake.execute(
-        "ALTER TABLE _syncward.state DROP COLUMN runs_since_full, DROP COLUMN runs_since_sweep"
+        "ALTER TABLE _syncward.state DROP COLUMN runs_since_full, DROP COLUMN runs_since_sweep, "
+        "DROP COLUMN columns"
     )
     mover.pair.source("DELETE FROM t WHERE id = 1")
     assert [mover.sync(**spec).rows_deleted for _ in range(2)] == [0, 1]
