@@ -22,9 +22,8 @@ _RELATION = """
 SELECT c.oid, c.relkind::text, coalesce((
   SELECT sum(CASE WHEN p.relpages > 0 AND p.reltuples >= 0 THEN p.reltuples / p.relpages
     ELSE 50 END * pg_relation_size(p.oid) / current_setting('block_size')::float8)
-  FROM pg_class p
-  WHERE p.relkind IN ('r', 'm') AND (p.oid = c.oid OR c.relkind = 'p' AND p.oid IN
-    (SELECT t.relid FROM pg_partition_tree(c.oid) AS t))), 0)
+  FROM (SELECT c.oid UNION SELECT t.relid::oid FROM pg_partition_tree(c.oid) AS t) AS own
+  JOIN pg_class p ON p.oid = own.oid AND p.relkind IN ('r', 'm')), 0)
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = %s::text AND c.relname = %s::text AND c.relkind::text = ANY(%s)
