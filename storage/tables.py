@@ -386,6 +386,8 @@ dek = Table(
 )  # fmt: skip
 Index("dek_by_root", dek.c.purpose, dek.c.root_id, dek.c.id)
 Index("dek_by_account", dek.c.account_id)
+Index("dek_pseudonyms", dek.c.account_id, unique=True,
+      postgresql_where=text("purpose = 'pseudonyms'"))  # fmt: skip
 Index("dek_replaced", dek.c.id,
       postgresql_where=text("state = 'decrypt_only' AND unused_since IS NULL"))  # fmt: skip
 Index("dek_by_month", dek.c.month, postgresql_where=text("month IS NOT NULL"))

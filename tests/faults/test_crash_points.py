@@ -304,11 +304,16 @@ def _storage_calls(path: str, only: tuple[str, ...]) -> set[str]:
     }
 
 
+#: Only reached by large tables, where it says that a part is kept: a worker is killed there in
+#: tests/connectors/test_ranges.py.
+_OF_LARGE_TABLES = {"storage.claims:progressed"}
+
+
 @pytest.mark.parametrize("path", MAIN_PATH)
 def test_every_storage_function_of_the_main_path_is_a_crash_point(path):
     called = _storage_calls(path, MAIN_PATH[path])
     assert len(called) >= 2, "the main path is written down elsewhere now"
-    assert called - {point.function for point in POINTS} == set()
+    assert called - {point.function for point in POINTS} - _OF_LARGE_TABLES == set()
 
 
 def test_points_are_named_once():
