@@ -8,7 +8,6 @@ believed by somebody.
 import json
 import os
 import py_compile
-import resource
 import socket
 import subprocess
 import sys
@@ -513,14 +512,21 @@ def test_a_part_that_was_forged_is_found(log):
 # ── what it costs ─────────────────────────────────────────────────────────────────────────────
 
 
+#: Starts a process from a small one: a child of ours would count our own memory as its own.
+_MEASURE = """
+import resource, subprocess, sys
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+code = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)
+print(code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)
+"""
+
+
 def measured(words: list[object]) -> tuple[int, float, int]:
     """Return (exit code, seconds, MB) of a process with 1 GiB of memory at most."""
     began = time.monotonic()
-    limit = lambda: resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))  # noqa: E731
-    process = subprocess.Popen([*map(str, words)], preexec_fn=limit, stdout=subprocess.DEVNULL)  # noqa: PLW1509
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, time.monotonic() - began, used.ru_maxrss // 1024
+    command = [sys.executable, "-I", "-c", _MEASURE, *map(str, words)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    return int(said[0]), time.monotonic() - began, int(said[1])
 
 
 def commands(log, directory):
