@@ -8,6 +8,7 @@ the column `tags` stays behind.
 
 import sys
 
+# Installed in dlt's own venv only.
 import dlt  # type: ignore[import-not-found]
 from dlt.sources.sql_database import sql_table  # type: ignore[import-not-found]
 

@@ -150,7 +150,7 @@ def _plain(made: Lab, plan: Plan, found: Found) -> None:
         return [*timed, ours, *beside] if wanted else []
 
     race.bring([ours], Target.CHANGES)
-    time.sleep(2)
+    time.sleep(2)  # until the worker is idle: its memory is measured
     found.idle_mb = pss_mb(made.worker_pid)
     race.first_load(racers("first_load", *_OF_FIRST_LOADS))
     race.again("merge_all", racers("merge_all"), Target.CHANGES, "true")

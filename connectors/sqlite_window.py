@@ -75,7 +75,7 @@ def _of_new_numbers(
             "KEY, a time, or mode: merge"
         )
     column = f"t.{quoted(table.alias)}"
-    (top,) = conn.execute(f"SELECT max({column}) FROM {quoted(table.name)} t").fetchone()  # noqa: S608
+    (top,) = conn.execute(f"SELECT max({column}) FROM {quoted(table.name)} t").fetchone()  # noqa: S608 - quoted names
     note = (
         f"inexact: {stream.cursor} is not AUTOINCREMENT, so the number of a deleted last row is "
         "given out again and that row is missed"
@@ -97,7 +97,7 @@ def _of_order(
     name = quoted(stream.cursor or "")
     stored_as = "integer" if kind is Kind.INT else "text"
     (top,) = conn.execute(
-        f"SELECT max(t.{name} COLLATE BINARY) FROM {quoted(stream.table_name)} t "  # noqa: S608
+        f"SELECT max(t.{name} COLLATE BINARY) FROM {quoted(stream.table_name)} t "  # noqa: S608 - quoted names
         f"WHERE typeof(t.{name}) = ?",
         (stored_as,),
     ).fetchone()

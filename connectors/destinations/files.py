@@ -14,6 +14,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from connectors import results
 from connectors.files_guards import check_narrowed, check_rows
 from connectors.files_manifest import (
     NAME,
@@ -183,8 +184,7 @@ class FilesDestination:
 
     def load(self, request: LoadRequest, batch: Batch) -> StreamResult:
         """Write the batch into new files, then name them and its cursor in one step."""
-        if request.stream.mask and not batch.masked:
-            raise RuntimeError("rows of a masked stream came in clear")
+        results.check_masked(request, batch)
         name, started = request.stream.name, monotonic()
         claimed = self._claimed[name]
         try:
@@ -197,7 +197,9 @@ class FilesDestination:
             if request.stream.mode is not Mode.APPEND:
                 net = not written.compared
                 check_rows(request, claimed.manifest, written.counts, batch, net=net)
-            result = _result(request, batch, written.counts, seconds=monotonic() - started)
+            result = results.result_of(
+                request, batch, written.counts, seconds=monotonic() - started
+            )
         except SyncwardError:
             self._remove(claimed, written)
             raise
@@ -470,35 +472,3 @@ def _fitted(batch: Batch, columns: Sequence[Column]) -> Iterator[RowGroup]:
         return
     for group in batch.groups:
         yield RowGroup([fit(row) for row in group.rows], group.size)
-
-
-def _result(
-    request: LoadRequest, batch: Batch, counts: LoadCounts, *, seconds: float
-) -> StreamResult:
-    """Compare what was read with what was written; a difference leaves the manifest as it was."""
-    extracted = batch.rows()
-    if counts.loaded != extracted - counts.rejected:
-        raise SyncwardError(
-            f"{request.stream.name}: the source sent {extracted} rows and {counts.loaded} were "
-            "written; nothing was kept",
-            code="rows_missing",
-        )
-    return StreamResult(
-        stream=request.stream.name,
-        state="succeeded",
-        mode=request.stream.mode,
-        rows_extracted=extracted,
-        rows_loaded=counts.loaded,
-        rows_inserted=counts.inserted,
-        rows_updated=counts.updated,
-        rows_unchanged=counts.unchanged,
-        rows_deleted=counts.deleted,
-        rows_rejected=counts.rejected,
-        bytes=counts.bytes,
-        cursor_from=batch.lower,
-        cursor_to=batch.upper,
-        seconds=seconds,
-        schema_hash=schema_hash(batch.shape),
-        schema_changes=counts.changes,
-        attempt=request.attempt,
-    )

@@ -7,7 +7,7 @@ from time import monotonic
 from typing import Any
 from uuid import UUID
 
-from connectors import pg_discover, pg_generations, pg_load, pg_state, pg_types
+from connectors import pg_discover, pg_generations, pg_load, pg_state, pg_types, results
 from connectors.pg_batch import Load, copy_into
 from connectors.pg_catalog import check_names, ensure_schema
 from connectors.pg_generations import Generation
@@ -24,11 +24,10 @@ from connectors.postgres import (
     watch_client,
 )
 from schemas.egress import LinkPolicy
-from schemas.errors import ConfigError, SyncwardError
+from schemas.errors import ConfigError
 from schemas.records import (
     Batch,
     Cursor,
-    LoadCounts,
     LoadRequest,
     Part,
     ServerReport,
@@ -113,8 +112,7 @@ class PostgresDestination:
     def load(self, request: LoadRequest, batch: Batch) -> StreamResult:
         """Load a batch exactly once: all of it with its cursor, or nothing."""
         name, started = request.stream.name, monotonic()
-        if request.stream.mask and not batch.masked:
-            raise RuntimeError("rows of a masked stream came in clear")
+        results.check_masked(request, batch)
         unfinished = self._states[name].unfinished
         with translated(self._config, "destination"):
             if not self._states[name].known:
@@ -133,7 +131,7 @@ class PostgresDestination:
             if unfinished is not None:
                 pg_generations.drop(self._conn, request, unfinished)
             pg_types.check_intervals(self._conn, self._config, request, here.shape.columns)
-            result = _result(request, here, counts, seconds=monotonic() - started)
+            result = results.result_of(request, here, counts, seconds=monotonic() - started)
             pg_state.commit(
                 self._conn,
                 request,
@@ -152,13 +150,14 @@ class PostgresDestination:
         part = batch.part
         if part is None:
             raise RuntimeError(f"{request.stream.name}: a batch that is no range")
+        results.check_masked(request, batch)
         generation, started = self._begun(request, batch, part), monotonic()
         labels = pg_types.labels_named(self._conn, self._config, request, batch.shape.columns)
         with translated(self._config, "destination"), labels, self._conn.transaction():
             here = pg_types.settled(self._conn, self._config, request, batch)
             rows, size = copy_into(self._plan(request, here), generation.table)
             if rows != here.rows():
-                raise _rows_missing(request, here.rows(), rows)
+                raise results.rows_missing(request, here.rows(), rows)
             counts = {"rows": rows, "bytes": size, "seconds": monotonic() - started}
             pg_generations.done(self._conn, request, generation, part, counts)
 
@@ -216,40 +215,3 @@ def _refuse_rows_of_others(load: Load) -> None:
             f"{load.name}: holds rows that this connection has not loaded; append would double "
             "them. Choose another target schema, or empty the table"
         )
-
-
-def _rows_missing(request: LoadRequest, sent: int, loaded: int) -> SyncwardError:
-    """Make the error of two servers that count differently."""
-    return SyncwardError(
-        f"{request.stream.name}: the source sent {sent} rows and {loaded} were loaded; nothing was "
-        "kept",
-        code="rows_missing",
-    )
-
-
-def _result(
-    request: LoadRequest, batch: Batch, counts: LoadCounts, *, seconds: float
-) -> StreamResult:
-    """Compare the two servers' counts; a difference rolls everything back."""
-    extracted = batch.rows()
-    if counts.loaded != extracted - counts.rejected:
-        raise _rows_missing(request, extracted, counts.loaded)
-    return StreamResult(
-        stream=request.stream.name,
-        state="succeeded",
-        mode=request.stream.mode,
-        rows_extracted=extracted,
-        rows_loaded=counts.loaded,
-        rows_inserted=counts.inserted,
-        rows_updated=counts.updated,
-        rows_unchanged=counts.unchanged,
-        rows_deleted=counts.deleted,
-        rows_rejected=counts.rejected,
-        bytes=counts.bytes,
-        cursor_from=batch.lower,
-        cursor_to=batch.upper,
-        seconds=seconds,
-        schema_hash=schema_hash(batch.shape),
-        schema_changes=counts.changes,
-        attempt=request.attempt,
-    )

@@ -99,7 +99,7 @@ class SqliteSource:
         rows = 0
         if type_ == "table" and table.rowid:
             (rows,) = self._conn.execute(
-                f"SELECT coalesce(max(t.{table.rowid}), 0) FROM {quoted(name)} t"  # noqa: S608
+                f"SELECT coalesce(max(t.{table.rowid}), 0) FROM {quoted(name)} t"  # noqa: S608 - quoted names
             ).fetchone()
         cursors = _cursors(table)
         return DiscoveredStream(
@@ -223,7 +223,7 @@ class _Reader:
         columns = [f"t.{quoted(column.name)}" for column in table.columns]
         place = f"t.{table.rowid}" if table.rowid else "NULL"
         self._query = (
-            f"SELECT {', '.join([place, *columns])} FROM {quoted(table.name)} t "  # noqa: S608
+            f"SELECT {', '.join([place, *columns])} FROM {quoted(table.name)} t "  # noqa: S608 - quoted names
             f"WHERE {where}"
         )
         self._parameters = parameters

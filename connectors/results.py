@@ -1,0 +1,48 @@
+"""What every destination checks of a batch, and how it tells what it did with one."""
+
+from connectors.portable import schema_hash
+from schemas.errors import SyncwardError
+from schemas.records import Batch, LoadCounts, LoadRequest, StreamResult
+
+
+def check_masked(request: LoadRequest, batch: Batch) -> None:
+    """Take no batch of a masked stream whose masks were not put on; RuntimeError: it is our bug."""
+    if request.stream.mask and not batch.masked:
+        raise RuntimeError("rows of a masked stream came in clear")
+
+
+def rows_missing(request: LoadRequest, sent: int, loaded: int) -> SyncwardError:
+    """Make the error of two sides that count differently."""
+    return SyncwardError(
+        f"{request.stream.name}: the source sent {sent} rows and {loaded} were loaded; nothing was "
+        "kept",
+        code="rows_missing",
+    )
+
+
+def result_of(
+    request: LoadRequest, batch: Batch, counts: LoadCounts, *, seconds: float
+) -> StreamResult:
+    """Compare what was read with what was loaded; SyncwardError, for which all is undone."""
+    extracted = batch.rows()
+    if counts.loaded != extracted - counts.rejected:
+        raise rows_missing(request, extracted, counts.loaded)
+    return StreamResult(
+        stream=request.stream.name,
+        state="succeeded",
+        mode=request.stream.mode,
+        rows_extracted=extracted,
+        rows_loaded=counts.loaded,
+        rows_inserted=counts.inserted,
+        rows_updated=counts.updated,
+        rows_unchanged=counts.unchanged,
+        rows_deleted=counts.deleted,
+        rows_rejected=counts.rejected,
+        bytes=counts.bytes,
+        cursor_from=batch.lower,
+        cursor_to=batch.upper,
+        seconds=seconds,
+        schema_hash=schema_hash(batch.shape),
+        schema_changes=counts.changes,
+        attempt=request.attempt,
+    )
