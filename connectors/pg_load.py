@@ -71,9 +71,12 @@ def _into_table(load: Load, target: Relation) -> LoadCounts:
 
 
 def _nothing_changed(load: Load) -> bool:
-    """Say whether a window is empty: the most frequent run of all, which should cost nothing."""
+    """Say whether a window is empty: the most frequent run of all, which should cost nothing.
+
+    Not if the table is to be changed: that waits for no row, and is told now.
+    """
     window = not load.batch.full and load.batch.keys is None and not load.rewrite
-    return window and not brings_rows(load)
+    return window and load.pending is None and not brings_rows(load)
 
 
 def _key_is_sure(load: Load) -> bool:

@@ -326,3 +326,22 @@ def test_a_narrowed_type_that_was_approved_is_not_asked_again_by_the_next_change
     run, _ = shop.sync()
     assert run.state is RunState.SUCCEEDED, run.error
     assert shop.pair.same("less")
+
+
+@pytest.mark.parametrize("cursor", ["xmin", "at"])
+def test_an_append_follows_although_no_row_came(shop, cursor):
+    spec = "{mode: append, cursor: " + cursor + "%s}"
+    synced(shop, spec)
+    # Neither of them writes a row, so none is in the window.
+    shop.pair.source("ALTER TABLE t ADD COLUMN extra int, ALTER COLUMN n DROP NOT NULL")
+    run, result = synced(shop, spec)
+    assert (run.state, result.rows_extracted) == (RunState.SUCCEEDED, 0)
+    assert {c.change for c in result.schema_changes} == {Change.ADDED, Change.NULLABLE}
+    there = shop.pair.rows("destination", (
+        "SELECT attname, attnotnull FROM pg_attribute WHERE attrelid = 'acme.t'::regclass "
+        "AND attname IN ('extra', 'n') ORDER BY attname"
+    ))  # fmt: skip
+    assert there == [("extra", False), ("n", False)]
+    shop.pair.source("INSERT INTO t (id, n, extra) VALUES (4, NULL, 1)")
+    run, result = synced(shop, spec)
+    assert (run.state, result.rows_inserted) == (RunState.SUCCEEDED, 1)
