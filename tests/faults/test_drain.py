@@ -21,6 +21,10 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(150)]
 
 MERGE = "{mode: merge, key: [id], cursor: xmin}"
 GRACE_S = 4
+WAITING = (
+    "SELECT count(*) FROM pg_stat_activity "
+    "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+)
 
 
 class Workers:
@@ -181,7 +185,7 @@ def test_jobs_in_a_workers_memory_go_back_to_redis(world, valkey):
     worker.start()
     for _ in range(4):
         assert queue.send(Job(run_id=uuid4(), dispatch=1))
-    until(lambda: worker.work_queue.qsize() == 3)
+    until(lambda: world.control.one(WAITING) == 1 and worker.work_queue.qsize() == 3)
 
     def let_go() -> None:
         time.sleep(1)
