@@ -1,8 +1,8 @@
 # Needs python3 (>= 3.11) and make; everything else is brought by `make setup` from PyPI.
 PYTHON ?= python3
 BIN := .venv/bin
-# one more than two cores: tests wait more than they compute
-WORKERS ?= 3
+# twice two cores: tests wait as much as they compute
+WORKERS ?= 4
 LOCK := UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1 $(BIN)/uv pip compile -q --universal --no-header --no-annotate --generate-hashes
 
 .DEFAULT_GOAL := help
@@ -33,8 +33,8 @@ check: .venv/.ok ## Lint, types, import contracts
 format: .venv/.ok ## Format the code
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-test: .venv/.ok ## All tests that need nothing but PyPI
-	@$(BIN)/pytest -n $(WORKERS) --dist loadgroup -m "not full"
+test: .venv/.ok ## All tests that need nothing but PyPI; one that fails runs once more, and both are shown
+	@$(BIN)/pytest -n $(WORKERS) --dist loadgroup -m "not full" --reruns 1 -r RfE
 
 unit: .venv/.ok ## Tests without I/O
 	@$(BIN)/pytest tests/unit

@@ -21,7 +21,21 @@ from storage.keystore import Keystore
 from storage.roles import create_login
 from tests.world import Control, Pair, World
 
+#: A test that may take longer than this is a long one.
+_LONG_S = 180
 TEST_PRINCIPAL = Principal("operator", "test")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that may take longest, or one process is left with them at the end."""
+
+    def allowed(item: pytest.Item) -> int:
+        marker = item.get_closest_marker("timeout")
+        seconds = 0 if marker is None else int(marker.args[0])
+        return -seconds if seconds > _LONG_S else 0
+
+    items.sort(key=allowed)
 
 
 #: Where files live in memory on Linux, and how much of it must be free to use it.
