@@ -138,11 +138,8 @@ class RunControl:
         if not self._ended.wait(patience) and self._give_up is not None:
             self._give_up(reason)
 
-    def opened(self, connect: Callable[[], T], close: Callable[[T], None]) -> T:
-        """Connect in a thread of its own: a name lookup or a silent host cannot be interrupted.
-
-        A signal leaves it behind; should it still succeed, what it opened is closed.
-        """
+    def opening(self, connect: Callable[[], T]) -> "Future[T]":
+        """Begin to connect in a thread: a name lookup or a silent host cannot be interrupted."""
         future: Future[T] = Future()
 
         def work() -> None:
@@ -152,11 +149,18 @@ class RunControl:
                 future.set_exception(error)
 
         Thread(target=work, name="connect", daemon=True).start()
+        return future
+
+    def opened(self, future: "Future[T]", close: Callable[[T], None]) -> T:
+        """Wait for what was begun to be opened.
+
+        A signal leaves it behind; should it still succeed, what it opened is closed.
+        """
         while not wait((future,), timeout=_LOOK_S).done:
             try:
                 self.check()
             except SyncwardError:
-                future.add_done_callback(lambda late: _close_late(late, close))
+                left_behind(future, close)
                 raise
         return future.result()
 
@@ -195,6 +199,11 @@ class RunControl:
         self._rows = before + batch.rows()
 
 
-def _close_late(future: "Future[T]", close: Callable[[T], None]) -> None:
-    if future.exception() is None:
-        close(future.result())
+def left_behind(future: "Future[T]", close: Callable[[T], None]) -> None:
+    """Close what is opened by a thread that nobody waits for any more, now or when it is there."""
+
+    def late(done: "Future[T]") -> None:
+        if done.exception() is None:
+            close(done.result())
+
+    future.add_done_callback(late)

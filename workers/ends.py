@@ -1,9 +1,11 @@
 """Open the two ends of a run: unseal as late as possible, connect, make it cancellable."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from connectors import registry
 from connectors.egress import EgressRefused
@@ -17,7 +19,7 @@ from schemas.errors import ConfigError
 from schemas.records import Destination, Source, WireFormat
 from schemas.redaction import Holder
 from storage.work import SealedField, SealedResource, Work
-from workers.control import RunControl
+from workers.control import RunControl, left_behind
 from workers.metrics import DECRYPTS
 
 logger = logging.getLogger(__name__)
@@ -28,45 +30,92 @@ def open_source(
     resource: SealedResource, keyring: Keyring, control: RunControl, policy: LinkPolicy
 ) -> Iterator[Source]:
     """Connect to a resource in the role of a source; closed at the end, cancelled by signals."""
-    source = _opened(
-        resource,
-        control,
-        lambda: registry.open_source(
-            resource.kind,
-            resource.config,
-            unsealed(resource, keyring, control.secrets),
-            policy.for_account(resource.account_id),
-        ),
-    )
-    try:
-        control.on_signal(source.cancel, source.cut)
+    with _held(_begin(registry.open_source, resource, keyring, control, policy)) as source:
         yield source
-    finally:
-        source.close()
 
 
 @contextmanager
 def open_destination(
-    resource: SealedResource | None, keyring: Keyring, control: RunControl, policy: LinkPolicy
+    resource: SealedResource, keyring: Keyring, control: RunControl, policy: LinkPolicy
 ) -> Iterator[Destination]:
     """Connect to a resource in the role of a destination; as `open_source`."""
-    if resource is None:
+    with _held(_begin(registry.open_destination, resource, keyring, control, policy)) as there:
+        yield there
+
+
+@contextmanager
+def open_both(
+    subject: Work, keyring: Keyring, control: RunControl, policy: LinkPolicy
+) -> Iterator[tuple[Source, Destination]]:
+    """Connect to both ends of a connection at the same time; the source's errors come first."""
+    if subject.destination is None:
         raise RuntimeError("only a connection has a destination")
-    destination = _opened(
-        resource,
-        control,
-        lambda: registry.open_destination(
+    here = _begin(registry.open_source, subject.source, keyring, control, policy)
+    there = _begin(registry.open_destination, subject.destination, keyring, control, policy)
+    with ExitStack() as stack:
+        try:
+            source = stack.enter_context(_held(here))
+        except BaseException:
+            left_behind(there.future, _close)
+            raise
+        yield source, stack.enter_context(_held(there))
+
+
+End = TypeVar("End", Source, Destination)
+
+
+@dataclass(frozen=True, slots=True)
+class _Opening(Generic[End]):
+    """An end that a thread is connecting to."""
+
+    resource: SealedResource
+    control: RunControl
+    future: "Future[End]"
+
+
+def _begin(
+    connect: Callable[[str, Mapping[str, Any], Mapping[str, str], LinkPolicy], End],
+    resource: SealedResource,
+    keyring: Keyring,
+    control: RunControl,
+    policy: LinkPolicy,
+) -> _Opening[End]:
+    """Begin to connect; the credentials are opened in the thread that uses them."""
+    opening = control.opening(
+        lambda: connect(
             resource.kind,
             resource.config,
             unsealed(resource, keyring, control.secrets),
             policy.for_account(resource.account_id),
-        ),
+        )
     )
+    return _Opening(resource, control, opening)
+
+
+@contextmanager
+def _held(opening: _Opening[End]) -> Iterator[End]:
+    """Wait for an end and hold it; tell the operator, and nobody else, which rule forbade it."""
     try:
-        control.on_signal(destination.cancel, destination.cut)
-        yield destination
+        end = opening.control.opened(opening.future, _close)
+    except EgressRefused as refused:
+        logger.warning(
+            "egress_refused",
+            extra={
+                "resource": opening.resource.resource_id,
+                "address": refused.address,
+                "rule": refused.rule,
+            },
+        )
+        raise
+    try:
+        opening.control.on_signal(end.cancel, end.cut)
+        yield end
     finally:
-        destination.close()
+        end.close()
+
+
+def _close(end: Source | Destination) -> None:
+    end.close()
 
 
 def common_wire(taken: object, source: Source, destination: Destination) -> WireFormat:
@@ -86,25 +135,6 @@ def warm(keyring: Keyring, *resources: SealedResource | None) -> None:
     """Unwrap the keys of all ends at once: the worker's cache has them when each is opened."""
     sealed = [item for found in resources if found is not None for item in _sealed(found)]
     keyring.unwrap_many([(item.wrapped, item.wrap) for item in sealed])
-
-
-End = TypeVar("End", Source, Destination)
-
-
-def _opened(resource: SealedResource, control: RunControl, connect: Callable[[], End]) -> End:
-    """Connect; tell the operator, and nobody else, which rule forbade an address."""
-    try:
-        return control.opened(connect, lambda late: late.close())
-    except EgressRefused as refused:
-        logger.warning(
-            "egress_refused",
-            extra={
-                "resource": resource.resource_id,
-                "address": refused.address,
-                "rule": refused.rule,
-            },
-        )
-        raise
 
 
 def unsealed(resource: SealedResource, keyring: Keyring, secrets: Holder) -> dict[str, str]:

@@ -39,7 +39,7 @@ from workers import answers, guards, history, metrics, outcomes
 from workers.attempt import Attempt, Dependencies, Taken
 from workers.causes import raw_texts
 from workers.control import clock
-from workers.ends import common_wire, open_destination, open_source, warm
+from workers.ends import common_wire, open_both, warm
 from workers.pseudonyms import PseudonymKeys
 from workers.run_log import RunLog
 
@@ -134,10 +134,7 @@ def _sync(attempt: Attempt, subject: Work) -> Outcome:
     postponed: list[TransientError] = []
     tripped: list[DataGuardTripped] = []
     warm(keyring, subject.source, subject.destination)
-    with (
-        open_source(subject.source, keyring, control, policy) as source,
-        open_destination(subject.destination, keyring, control, policy) as destination,
-    ):
+    with open_both(subject, keyring, control, policy) as (source, destination):
         attempt = history.adopted(attempt, destination)
         for position, request in enumerate(_requests(attempt.claim, subject)):
             try:

@@ -138,7 +138,8 @@ def test_cancel_ends_within_ten_seconds_whatever_the_run_waits_for(world, workin
         blocked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
         sleeping = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query LIKE "
         until(lambda: pair.rows("destination", blocked) == [(1,)])
-        until(lambda: len(pair.rows("source", sleeping + "'%'")) >= 2)
+        until(lambda: pair.rows("source", sleeping + "'%slow%'"))
+        until(lambda: pair.rows("source", sleeping + "'%deaf%'"))
         ((deaf,),) = pair.rows("source", sleeping + "'%deaf%'")
         os.kill(deaf, signal.SIGSTOP)
         try:

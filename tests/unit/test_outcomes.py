@@ -211,7 +211,7 @@ def test_a_connection_that_hangs_is_left_behind_and_closed_should_it_ever_open()
     Timer(0.2, control.signal, (RunCancelled("Cancelled."),)).start()
     started = monotonic()
     with pytest.raises(RunCancelled):
-        control.opened(connect, lambda _: closed.set())
+        control.opened(control.opening(connect), lambda _: closed.set())
     assert monotonic() - started < 5
     assert not closed.is_set()
     answers.set()
@@ -223,8 +223,9 @@ def test_what_connecting_raises_is_raised_where_it_was_asked_for():
     def connect() -> str:
         raise CredentialsError("refused")
 
+    control = RunControl(claim())
     with pytest.raises(CredentialsError):
-        RunControl(claim()).opened(connect, lambda _: None)
+        control.opened(control.opening(connect), lambda _: None)
 
 
 def test_a_run_that_ended_in_time_is_neither_cut_nor_given_up():
