@@ -18,7 +18,7 @@ from crypto.records import open_records
 from crypto.roots import Sealed, WrapContext, Wrapped
 from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
 from schemas.errors import ConfigError, SyncwardError
-from schemas.runs import Run, RunKind, RunState
+from schemas.runs import Run, RunState
 from schemas.sealed_lines import (
     SEALED_MARK,
     Place,
@@ -103,7 +103,7 @@ class Reader:
 
     def require_document(self) -> None:
         """Raise if the run left none although all of its kind do that succeed."""
-        if self.run.kind is not RunKind.SYNC and self.run.state is RunState.SUCCEEDED:
+        if self.run.kind.leaves_document and self.run.state is RunState.SUCCEEDED:
             raise self._no_output(GONE)
 
     def _no_output(self, why: str) -> SyncwardError:

@@ -212,8 +212,8 @@ def run_text(run: Run, results: Sequence[StreamResult]) -> str:
     """Show one run in full."""
     lines = [
         f"run         {run.run_id}",
-        f"{'connection' if run.kind == 'sync' else 'resource':<12}{run.subject_name}",
-        f"state       {run.state} (attempt {run.attempt}, {run.trigger})",
+        f"{'connection' if run.kind.of_connection else 'resource':<12}{run.subject_name}",
+        f"state       {run.state} ({run.kind}, attempt {run.attempt}, {run.trigger})",
         f"asked       {ago(run.queued_at)}",
         f"ended       {ago(run.finished_at)}, started {ago(run.started_at)}",
     ]

@@ -168,6 +168,18 @@ class Ranges:
     kept: Kept | None = None
 
 
+class Between(BaseModel):
+    """Values of a stream's cursor column as a person wrote them: from the first, below the second.
+
+    Only the source can read them, by the type of its column.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    lower: str = Field(min_length=1, max_length=1_000)
+    upper: str = Field(min_length=1, max_length=1_000)
+
+
 @dataclass(slots=True)
 class Batch:
     """Rows of one stream plus the cursor after them.

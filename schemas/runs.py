@@ -9,13 +9,29 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from schemas.guards import Finding
-from schemas.records import StreamResult
+from schemas.records import Between, StreamResult
 
 
 class RunKind(StrEnum):
+    """What a run does; all kinds but the last two are about a connection (docs/states.md)."""
+
     SYNC = "sync"
+    BACKFILL = "backfill"
+    RESET = "reset"
+    PURGE = "purge"
+    SCHEMA = "schema"
     TEST = "test"
     DISCOVER = "discover"
+
+    @property
+    def of_connection(self) -> bool:
+        """Whether it is about a connection, with both of its ends; else about one resource."""
+        return self not in {RunKind.TEST, RunKind.DISCOVER}
+
+    @property
+    def leaves_document(self) -> bool:
+        """Whether a run of this kind that succeeded has an output beside its streams' counts."""
+        return self in {RunKind.SCHEMA, RunKind.TEST, RunKind.DISCOVER}
 
 
 class RunState(StrEnum):
@@ -63,9 +79,26 @@ class Trigger(StrEnum):
 class Priority:
     """Smaller goes first."""
 
-    INTERACTIVE = 0  # test, discover: somebody is waiting at a prompt
+    INTERACTIVE = 0  # test, discover, schema: somebody is waiting at a prompt
     MANUAL = 3
     SCHEDULED = 5
+    BACKFILL = 7  # old rows can wait; promoted like all that wait long
+
+    @staticmethod
+    def asked_for(kind: RunKind) -> int:
+        """Return the priority of a run that a person asked for."""
+        if kind is RunKind.BACKFILL:
+            return Priority.BACKFILL
+        interactive = {RunKind.TEST, RunKind.DISCOVER, RunKind.SCHEMA}
+        return Priority.INTERACTIVE if kind in interactive else Priority.MANUAL
+
+
+class Purge(StrEnum):
+    """What a purge does with a stream's rows at the destination."""
+
+    KEEP = "keep"  # they go out of sight, and can be brought back for a while
+    UNDO = "undo"  # they come back
+    NOW = "now"  # they are deleted for good, also those that were kept before
 
 
 class RunOptions(BaseModel):
@@ -78,12 +111,15 @@ class RunOptions(BaseModel):
     approved: str | None = None  # the guard whose finding a person has approved
     tripped: tuple[Finding, ...] = ()  # what guards found, waiting for a person
     approvals: tuple[Finding, ...] = ()  # what a person has approved of that: so much, no more
+    window: Between | None = None  # of a backfill
+    purge: Purge | None = None  # of a purge
+    accept: tuple[str, ...] = ()  # frozen streams whose table may follow its source, this once
 
     @model_serializer(mode="wrap")
-    def _nothing_found_is_not_written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _unset_is_not_written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         written: dict[str, Any] = write(self)  # an older version does not know these
-        found = ("tripped", "approvals")
-        return {name: value for name, value in written.items() if value or name not in found}
+        later = ("tripped", "approvals", "window", "purge", "accept")
+        return {name: value for name, value in written.items() if value or name not in later}
 
     def merged(self, other: "RunOptions") -> "RunOptions":
         """Combine two triggers that one run will serve: the wider wish wins."""
@@ -91,6 +127,7 @@ class RunOptions(BaseModel):
         return RunOptions(
             full_refresh=self.full_refresh or other.full_refresh,
             streams=tuple(dict.fromkeys(streams)),
+            accept=tuple(dict.fromkeys((*self.accept, *other.accept))),
         )
 
 

@@ -129,10 +129,10 @@ WHERE l.token = b.token AND a.run_id = l.run_id AND a.lease_token = l.token
 RETURNING l.token, a.cancel_requested_at IS NOT NULL
 """
 _SEEN = """
-INSERT INTO workers (worker_id, version, slots, draining, roots)
-VALUES (%(worker)s, %(version)s, %(slots)s, %(draining)s, %(roots)s)
+INSERT INTO workers (worker_id, version, slots, draining, roots, kinds)
+VALUES (%(worker)s, %(version)s, %(slots)s, %(draining)s, %(roots)s, %(kinds)s)
 ON CONFLICT (worker_id) DO UPDATE SET seen_at = clock_timestamp(), draining = excluded.draining,
-  roots = excluded.roots
+  roots = excluded.roots, kinds = excluded.kinds
 """
 
 
@@ -166,6 +166,7 @@ def heartbeat(
                 "slots": worker.slots,
                 "draining": worker.draining,
                 "roots": list(worker.roots),
+                "kinds": [kind.value for kind in RunKind],
             },
         )
         renewed.execute(

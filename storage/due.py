@@ -43,13 +43,22 @@ class Decision:
     invalid: bool = False  # nobody can say when it is due: it is paused
 
 
+#: A run of another kind waits for the live one to end, and only one can. The slot stays due until
+#: that one has begun.
+_OTHER_PROMISED = (
+    "a.again_run_id IS NOT NULL "
+    "AND coalesce(a.again_kind, 'sync') IN ('backfill', 'reset', 'purge')"
+)
+
+
 def claim_due(tx: Connection) -> tuple[datetime, Sequence[DueSchedule]]:
     """Lock a batch of due schedules that no other scheduler holds; return (database now, batch)."""
     rows = tx.execute(
         text(
-            "SELECT n.at, s.* FROM (SELECT now() AS at) AS n LEFT JOIN (SELECT * FROM schedules "
-            "WHERE state = 'active' AND next_due_at <= now() ORDER BY next_due_at LIMIT :limit "
-            "FOR NO KEY UPDATE SKIP LOCKED) AS s ON true"
+            "SELECT n.at, s.* FROM (SELECT now() AS at) AS n LEFT JOIN (SELECT * FROM schedules "  # noqa: S608 - a constant
+            "WHERE state = 'active' AND next_due_at <= now() AND (overlap = 'skip' OR NOT EXISTS "
+            "(SELECT FROM active_runs a WHERE a.subject_id = connection_id "
+            f"AND {_OTHER_PROMISED})) ORDER BY next_due_at LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED) AS s ON true"
         ),
         {"limit": DUE_BATCH},
     ).all()
@@ -75,8 +84,9 @@ def _due(row: Row[Any]) -> DueSchedule:
     )
 
 
-#: A live run absorbs the slot: waiting ones run it anyway, running ones are followed by one more,
+#: A live sync absorbs the slot: waiting ones run it anyway, running ones are followed by one more,
 #: and so are those that have begun and wait again, for their first streams may be loaded already.
+#: A run of another kind is followed by a sync.
 _QUEUE = """
 INSERT INTO active_runs (subject_id, run_id, account_id, kind, source_id, destination_id, state,
                          trigger, scheduled_for, priority)
@@ -88,18 +98,27 @@ ORDER BY u.subject
 ON CONFLICT (subject_id) DO {on_conflict}
 RETURNING subject_id, run_id, again_run_id, (xmax = 0) AS inserted
 """
-_ABSORB = """UPDATE SET
-  again_run_id = CASE WHEN active_runs.state = 'queued' AND active_runs.started_at IS NULL
+_SERVES = (
+    "active_runs.kind = 'sync' AND active_runs.state = 'queued' AND active_runs.started_at IS NULL"
+)
+_ABSORB = f"""UPDATE SET
+  again_run_id = CASE WHEN {_SERVES}
     THEN active_runs.again_run_id ELSE coalesce(active_runs.again_run_id, excluded.run_id) END,
-  again_trigger = CASE WHEN active_runs.state = 'queued' AND active_runs.started_at IS NULL
-    THEN active_runs.again_trigger ELSE coalesce(active_runs.again_trigger, 'again') END"""
+  again_trigger = CASE WHEN {_SERVES}
+    THEN active_runs.again_trigger ELSE coalesce(active_runs.again_trigger, 'again') END,
+  again_kind = CASE WHEN {_SERVES} THEN active_runs.again_kind ELSE 'sync' END"""
+#: Somebody promised another run between our look and our lock: the slot stays due.
+_UNLESS_PROMISED = f" WHERE NOT ({_OTHER_PROMISED.replace('a.', 'active_runs.')})"
 _ON_CONFLICT = {
-    Overlap.BUFFER_ONE: _ABSORB,
+    Overlap.BUFFER_ONE: _ABSORB + _UNLESS_PROMISED,
     Overlap.CANCEL_OTHER: _ABSORB
     + """, cancel_requested_at = CASE WHEN active_runs.state = 'running'
+    AND active_runs.kind = 'sync'
     THEN coalesce(active_runs.cancel_requested_at, clock_timestamp())
     ELSE active_runs.cancel_requested_at END,
-  cancel_by = coalesce(active_runs.cancel_by, 'overlap')""",
+  cancel_by = CASE WHEN active_runs.kind = 'sync'
+    THEN coalesce(active_runs.cancel_by, 'overlap') ELSE active_runs.cancel_by END"""
+    + _UNLESS_PROMISED,
     Overlap.SKIP: "NOTHING",
 }
 
@@ -109,10 +128,12 @@ def apply(tx: Connection, decisions: Sequence[Decision], principal: Principal) -
     if not decisions:
         return 0
     queued = 0
+    left: set[UUID] = set()  # they stay due
     for overlap in Overlap:
         chosen = [d for d in decisions if d.run_for and d.due.schedule.overlap is overlap]
         if chosen:
-            queued += _queue(tx, chosen, overlap, principal)
+            queued += _queue(tx, chosen, overlap, principal, left)
+    decisions = [d for d in decisions if d.due.connection_id not in left]
     _ledger(tx, [row for decision in decisions for row in _skipped(decision)])
     _pause(tx, [d.due for d in decisions if d.invalid], principal)
     tx.execute(
@@ -173,7 +194,11 @@ def _pause(tx: Connection, unreadable: Sequence[DueSchedule], principal: Princip
 
 
 def _queue(
-    tx: Connection, chosen: Sequence[Decision], overlap: Overlap, principal: Principal
+    tx: Connection,
+    chosen: Sequence[Decision],
+    overlap: Overlap,
+    principal: Principal,
+    left: set[UUID],
 ) -> int:
     rows = tx.execute(
         text(_QUEUE.format(on_conflict=_ON_CONFLICT[overlap])),
@@ -187,6 +212,9 @@ def _queue(
     events: list[AuditEvent] = []
     for decision in chosen:
         row = answers.get(decision.due.connection_id)
+        if row is None and overlap is not Overlap.SKIP:
+            left.add(decision.due.connection_id)
+            continue
         slot = decision.run_for or decision.due.due_at
         outcome = "skipped" if row is None else "queued" if row.inserted else "merged"
         serving = None if row is None else row.run_id if row.inserted else row.again_run_id

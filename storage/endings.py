@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Row, text
 
 from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
 from schemas.limits import ERROR_TEXT_MAX
-from schemas.runs import Claim, Priority, RunState
+from schemas.runs import Claim, Priority, RunKind, RunState
 from storage import audit
 
 #: The live row goes: one that nobody holds, or a worker's own together with its lease.
@@ -49,6 +49,11 @@ _FOLLOWS = (
 )
 _END = text(f"WITH {_GONE}{_FOLLOWS}")
 _END_HELD = text(f"WITH {_GONE_HELD}{_FOLLOWS}")
+#: The kind of the promised run. The version before names none: it promises a resource's question
+#: once more, or the sync of a slot.
+AGAIN_KIND = (
+    "coalesce(again_kind, CASE WHEN kind IN ('test', 'discover') THEN kind ELSE 'sync' END)"
+)
 _AGAIN = text(
     "INSERT INTO active_runs (subject_id, run_id, account_id, kind, source_id, destination_id, "
     "state, trigger, scheduled_for, priority, options) VALUES (:subject_id, :run_id, :account_id, "
@@ -60,6 +65,11 @@ _ACTIONS = {
     RunState.FAILED: AuditAction.RUN_FAILED,
     RunState.CANCELLED: AuditAction.RUN_CANCELLED,
 }
+
+
+def kind_of_again(kind: str, again_kind: str | None) -> str:
+    """Say what AGAIN_KIND says, of a row at hand."""
+    return again_kind or (kind if kind in {"test", "discover"} else RunKind.SYNC.value)
 
 
 def lock_schedule(tx: Connection, subject_id: UUID) -> None:
@@ -149,17 +159,18 @@ def _paused(run: Row[Any], principal: Principal) -> AuditEvent:
 
 def _start_again(tx: Connection, run: Row[Any], principal: Principal) -> AuditEvent:
     manual = run.again_trigger == "manual"
+    kind = kind_of_again(run.kind, run.again_kind)
     tx.execute(
         _AGAIN,
         {
             "subject_id": run.subject_id,
             "run_id": run.again_run_id,
             "account_id": run.account_id,
-            "kind": run.kind,
+            "kind": kind,
             "source_id": run.source_id,
             "destination_id": run.destination_id,
             "trigger": run.again_trigger,
-            "priority": Priority.MANUAL if manual else Priority.SCHEDULED,
+            "priority": Priority.asked_for(RunKind(kind)) if manual else Priority.SCHEDULED,
             "options": None if run.again_options is None else json.dumps(run.again_options),
         },
     )
@@ -171,7 +182,7 @@ def _start_again(tx: Connection, run: Row[Any], principal: Principal) -> AuditEv
         account_id=run.account_id,
         reason="asked_for_while_running",
         run_id=run.again_run_id,
-        detail={"subject": str(run.subject_id), "after": str(run.run_id)},
+        detail={"kind": kind, "subject": str(run.subject_id), "after": str(run.run_id)},
     )
 
 

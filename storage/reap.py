@@ -69,6 +69,13 @@ def _lock_schedules(tx: Connection, subjects: Sequence[UUID]) -> set[UUID]:
     return set(found.scalars())
 
 
+_AFTER_LOSSES = (
+    "The connection is paused. Look at the workers' memory and logs, then: syncward connection "
+    "resume"
+)
+_AFTER_LOSSES_OF_OTHERS = "Look at the workers' memory and logs, then ask again"
+
+
 def _take(tx: Connection, lease: Row[Any], principal: Principal, lost_leases_max: int) -> bool:
     gone = tx.execute(
         text("DELETE FROM leases WHERE token = :token AND expires_at < clock_timestamp()"),
@@ -85,10 +92,8 @@ def _take(tx: Connection, lease: Row[Any], principal: Principal, lost_leases_max
     if run.cancel_requested_at is not None:
         _end(tx, run, RunState.CANCELLED, principal, code="cancelled", error="Cancelled.")
     elif run.lost_leases + 1 >= lost_leases_max:
-        text_ = (
-            f"The worker was lost {run.lost_leases + 1} times without progress; the connection is "
-            "paused. Look at the workers' memory and logs, then: syncward connection resume"
-        )
+        text_ = f"The worker was lost {run.lost_leases + 1} times without progress. "
+        text_ += _AFTER_LOSSES if run.kind == "sync" else _AFTER_LOSSES_OF_OTHERS
         _end(tx, run, RunState.FAILED, principal, code="lost_leases", error=text_)
     else:
         _requeue_lost(tx, run, principal)

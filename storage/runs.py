@@ -12,9 +12,17 @@ from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
 from schemas.errors import Conflict, NotFound
 from schemas.guards import Finding
 from schemas.ids import new_id
+from schemas.limits import WORKER_SILENT_AFTER
 from schemas.runs import LIVE_STATES, Priority, Run, RunKind, RunOptions, RunState, Trigger
 from storage import audit
-from storage.endings import end, lock_accounts, lock_schedule, run_event
+from storage.endings import (
+    AGAIN_KIND,
+    end,
+    kind_of_again,
+    lock_accounts,
+    lock_schedule,
+    run_event,
+)
 
 _INSERT = text(
     "INSERT INTO active_runs (subject_id, run_id, account_id, kind, source_id, destination_id, "
@@ -52,7 +60,11 @@ def enqueue(
     *,
     deadline: timedelta | None = None,
 ) -> Enqueued:
-    """Ask for a run by hand. Never lost: a live run makes it wait, a waiting run absorbs it."""
+    """Ask for a run by hand. Never lost: a live run makes it wait, a waiting run absorbs it.
+
+    Conflict where it could be neither: of what waits for the end of a run there is one at most.
+    """
+    _require_workers_that_know(tx, kind, options)
     lock_schedule(tx, subject.subject_id)
     run_id = new_id()
     inserted = tx.execute(
@@ -65,7 +77,7 @@ def enqueue(
             "source_id": subject.source_id,
             "destination_id": subject.destination_id,
             "trigger": Trigger.MANUAL.value,
-            "priority": Priority.MANUAL if kind is RunKind.SYNC else Priority.INTERACTIVE,
+            "priority": Priority.asked_for(kind),
             "options": options.model_dump_json(),
             "deadline": deadline,
         },
@@ -75,6 +87,28 @@ def enqueue(
     wake_account(tx, subject.account_id)
     audit.append(tx, _queued(subject, run_id, kind, principal))
     return Enqueued(run_id, "queued")
+
+
+#: What any version of a worker executes.
+_ALWAYS_KNOWN = frozenset({RunKind.SYNC, RunKind.TEST, RunKind.DISCOVER})
+
+
+def _require_workers_that_know(tx: Connection, kind: RunKind, options: RunOptions) -> None:
+    """Refuse what some worker of now would not take: it would be dispatched again and again."""
+    if kind in _ALWAYS_KNOWN and not options.accept:
+        return
+    old = tx.execute(
+        text(
+            "SELECT min(worker_id) FROM workers WHERE NOT draining "
+            "AND seen_at > clock_timestamp() - :silent AND NOT (:kind = ANY(kinds))"
+        ),
+        {"silent": WORKER_SILENT_AFTER, "kind": kind.value},
+    ).scalar()
+    if old is not None:
+        raise Conflict(
+            f"worker {old} is of a version before this one and cannot do that; upgrade or stop it, "
+            "then ask again"
+        )
 
 
 def _queued(subject: Subject, run_id: UUID, kind: RunKind, principal: Principal) -> AuditEvent:
@@ -105,39 +139,74 @@ def _join_live(
     ).one_or_none()
     if live is None:  # it ended between our two statements: now there is room
         return enqueue(tx, subject, kind, options, principal)
-    if live.kind != kind:
+    if not kind.of_connection and live.kind != kind:
         raise Conflict(
             f"a {live.kind} of this resource is just running; try again when it has ended"
         )
-    audit.append(tx, run_event(AuditAction.RUN_MERGED, live, principal, reason="manual"))
-    if live.state == RunState.QUEUED and live.started_at is None:  # it has read nothing yet
-        merged = RunOptions.model_validate(live.options).merged(options)
+    if kind is RunKind.SCHEMA:
+        raise Conflict(
+            f"run {live.run_id} ({live.kind}) of this connection is live; ask again when it has "
+            f"ended: syncward run explain {live.run_id}"
+        )
+    waits = live.state == RunState.QUEUED and live.started_at is None  # it has read nothing yet
+    joined = _joined(live.kind, live.options, kind, options) if waits else None
+    if joined is not None:
         tx.execute(
             text(
                 "UPDATE active_runs SET options = CAST(:options AS jsonb), "
                 "priority = least(priority, :priority) WHERE run_id = :id"
             ),
             {
-                "options": merged.model_dump_json(),
-                "priority": Priority.MANUAL,
+                "options": joined.model_dump_json(),
+                "priority": Priority.asked_for(kind),
                 "id": live.run_id,
             },
         )
+        audit.append(tx, run_event(AuditAction.RUN_MERGED, live, principal, reason="manual"))
         return Enqueued(live.run_id, "merged")
-    return Enqueued(_set_again(tx, live, options, new_run), "after_current")
+    promised_id = _set_again(tx, live, kind, options, new_run)
+    audit.append(tx, run_event(AuditAction.RUN_MERGED, live, principal, reason="manual"))
+    return Enqueued(promised_id, "after_current")
 
 
-def _set_again(tx: Connection, live: Row[Any], options: RunOptions, new_run: UUID) -> UUID:
-    wished = options
+def _joined(
+    there: str, has: dict[str, Any] | None, kind: RunKind, wish: RunOptions
+) -> RunOptions | None:
+    """Return the options of one run for two wishes; None if one run cannot serve both."""
+    if there != kind:
+        return None
+    options = RunOptions.model_validate(has or {})
+    if kind in _ALWAYS_KNOWN:
+        return options.merged(wish)
+    return options if options == wish else None
+
+
+def _set_again(
+    tx: Connection, live: Row[Any], kind: RunKind, options: RunOptions, new_run: UUID
+) -> UUID:
+    """Promise a run for when the live one ends, or join the one that is promised."""
+    wished: RunOptions | None = options
     if live.again_run_id is not None:
-        wished = RunOptions.model_validate(live.again_options or {}).merged(options)
+        there = kind_of_again(live.kind, live.again_kind)
+        wished = _joined(there, live.again_options, kind, options)
+        if wished is None:
+            raise Conflict(
+                f"run {live.again_run_id} ({there}) waits already for run {live.run_id} to end, "
+                "and only one can; ask again when it has begun, or cancel it: "
+                f"syncward run cancel {live.again_run_id}"
+            )
     promised: UUID = tx.execute(
         text(
             "UPDATE active_runs SET again_run_id = coalesce(again_run_id, :new), "
-            "again_trigger = 'manual', again_options = CAST(:options AS jsonb) "
-            "WHERE run_id = :id RETURNING again_run_id"
+            "again_trigger = 'manual', again_kind = :kind, "
+            "again_options = CAST(:options AS jsonb) WHERE run_id = :id RETURNING again_run_id"
         ),
-        {"new": new_run, "options": wished.model_dump_json(), "id": live.run_id},
+        {
+            "new": new_run,
+            "kind": kind.value,
+            "options": (wished or options).model_dump_json(),
+            "id": live.run_id,
+        },
     ).scalar_one()
     return promised
 
@@ -309,15 +378,15 @@ def cancel(tx: Connection, run_id: UUID, principal: Principal) -> RunState:
 
 #: What was asked for meanwhile is dropped, but not forgotten: it gets its line of history.
 _WITHDRAW = text(
-    "WITH live AS (SELECT subject_id, again_run_id, again_trigger FROM active_runs "
-    "WHERE again_run_id = :id FOR UPDATE), "
+    f"WITH live AS (SELECT subject_id, again_run_id, again_trigger, {AGAIN_KIND} AS kind "  # noqa: S608 - a constant
+    "FROM active_runs WHERE again_run_id = :id FOR UPDATE), "
     "dropped AS (UPDATE active_runs a SET again_run_id = NULL, again_trigger = NULL, "
-    "again_options = NULL FROM live WHERE a.subject_id = live.subject_id "
-    "RETURNING a.account_id, a.kind, a.subject_id) "
+    "again_kind = NULL, again_options = NULL FROM live WHERE a.subject_id = live.subject_id "
+    "RETURNING a.account_id, a.subject_id) "
     "INSERT INTO runs (run_id, account_id, kind, subject_id, state, trigger, scheduled_for, "
-    "queued_at, attempt, fence, error_code, error) SELECT live.again_run_id, d.account_id, d.kind, "
-    "d.subject_id, 'cancelled', live.again_trigger, clock_timestamp(), clock_timestamp(), 0, 0, "
-    "'cancelled', 'Cancelled.' FROM live JOIN dropped d ON d.subject_id = live.subject_id "
+    "queued_at, attempt, fence, error_code, error) SELECT live.again_run_id, d.account_id, "
+    "live.kind, d.subject_id, 'cancelled', live.again_trigger, clock_timestamp(), "
+    "clock_timestamp(), 0, 0, 'cancelled', 'Cancelled.' FROM live JOIN dropped d ON d.subject_id = live.subject_id "
     "RETURNING run_id, account_id, subject_id, attempt"
 )
 

@@ -249,6 +249,7 @@ active_runs = Table(
     _opt("again_run_id", Uuid),
     _opt("again_trigger", Text),
     _opt("again_options", JSONB),
+    _opt("again_kind", Text),
     Column("promotions", SmallInteger, nullable=False, server_default="0"),
     Column("deferred_for", Interval, nullable=False, server_default="00:00:00"),
 )  # fmt: skip
@@ -292,6 +293,7 @@ workers = Table(
     _at("started_at", default=True),
     _at("seen_at", default=True),
     Column("roots", ARRAY(Uuid), nullable=False, server_default="{}"),
+    Column("kinds", ARRAY(Text), nullable=False, server_default="{}"),
 )  # fmt: skip
 
 slots = Table(

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Row, text
 
 from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
 from schemas.errors import ConfigError, LeaseLost, SyncwardError
-from schemas.runs import Claim, RunKind
+from schemas.runs import Claim
 from schemas.streams import StreamSpec
 from storage import audit, keystore
 from storage.keystore import Keystore, StoredKey
@@ -84,9 +84,9 @@ def take(
     that cannot be taken is an answer, not an exception: the claim of the same transaction stands.
     `tx` has entered the run's account. Connectors in `keyless` want no credentials.
     """
-    sync = held.kind is RunKind.SYNC
+    connection = held.kind.of_connection
     rows = tx.execute(
-        _TAKE_CONNECTION if sync else _TAKE_RESOURCE,
+        _TAKE_CONNECTION if connection else _TAKE_RESOURCE,
         {"subject": held.subject_id, "run": held.run_id, "token": held.token},
     ).all()
     if not rows:
@@ -96,7 +96,9 @@ def take(
     resources = _resources(rows)
     opened = [resource for resource in resources.values() if resource.sealed]
     audit.append(tx, *(_unsealed(resource, held, principal) for resource in opened))
-    return _connection(rows[0], resources) if sync else _resource(resources[held.subject_id])
+    if connection:
+        return _connection(rows[0], resources)
+    return _resource(resources[held.subject_id])
 
 
 def _resource(resource: SealedResource) -> Work:
