@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
+from typing import Any
 from uuid import UUID
 
 from pydantic import BaseModel
@@ -196,8 +197,20 @@ def findings_text(findings: Sequence[Finding]) -> list[str]:
     return lines
 
 
+def _rejected_text(rejected: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Show how many rows of each stream were rejected, and the keys of a few."""
+    lines = []
+    for found in rejected:
+        lines.append(f"{plain(found['stream'])}: {found['rows']:,} rows rejected")
+        lines += [f"  {plain(row['key'])}  {plain(row['reason'])}" for row in found["sample"]]
+    return lines
+
+
 def output_text(results: Sequence[StreamResult], document: Mapping[str, object]) -> str:
     """Show what a run's streams did, and what guards found with a few keys of what would go."""
+    rejected = document.get("rejected")
+    if isinstance(rejected, list):
+        return "\n".join([stream_table(results), "", *_rejected_text(rejected)])
     previews = document.get("guards")
     if not isinstance(previews, list):
         return stream_table(results) if results else str(jsonable(document))

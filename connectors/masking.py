@@ -121,7 +121,7 @@ def _walked(chunks: Iterator[bytes], fields: Mapping[int, Mask]) -> Iterator[byt
             continue
         out, position = bytearray(), 0
         if not begun:
-            position = _header_end(held)
+            position = header_end(held)
             if not position:
                 continue
             out += held[:position]
@@ -135,7 +135,7 @@ def _walked(chunks: Iterator[bytes], fields: Mapping[int, Mask]) -> Iterator[byt
         raise SyncwardError("the source's rows are not whole; nothing was kept")
 
 
-def _header_end(held: bytearray) -> int:
+def header_end(held: bytearray) -> int:
     """Return where the first row begins; 0 if the header is not here yet."""
     if len(held) < _HEADER:
         return 0

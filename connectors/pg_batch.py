@@ -5,9 +5,18 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+import psycopg
 from psycopg import sql
 
-from connectors import pg_keys, pg_rows, pg_types
+from connectors import pg_keys, pg_rows, pg_tuples, pg_types
+from connectors.pg_refusals import (
+    Care,
+    Reason,
+    Refusals,
+    Refused,
+    is_of_a_row,
+    reason_of,
+)
 from connectors.postgres import Connection, PostgresConfig
 from schemas.records import Batch, Column, LoadRequest, SchemaChange, StreamShape, WireFormat
 from schemas.streams import Deletes, Mode
@@ -18,6 +27,9 @@ SYNCED_AT = "_syncward_synced_at"
 DELETED_AT = "_syncward_deleted_at"
 STAGING = sql.Identifier("pg_temp", "syncward_staging")
 KEYS = sql.Identifier("pg_temp", "syncward_keys")
+#: Keys of rows that are not in the staging table because they were refused, which are not gone.
+REFUSED = sql.Identifier("pg_temp", "syncward_refused")
+_PLACE = sql.Identifier("_syncward_place")
 #: Staged rows from which on statistics pay for themselves.
 _ANALYZE_FROM = 1_000
 #: Memory of a join over a batch: what it needs, up to this, if the server gives less by itself.
@@ -54,6 +66,8 @@ class Load:
     pending: Callable[[], None] | None = None
     stamps: bool = False  # the table has a column that says since when a row is deleted
     hidden: Hidden | None = None  # where the rows are already; None: they come with the batch
+    #: rows that are refused are left out and noted here (pg_rejects); None: they end the load
+    refusals: Refusals | None = None
 
     @property
     def table(self) -> sql.Identifier:
@@ -88,6 +102,7 @@ class Load:
         """Say whether rows do not go into the table as they come: this server reads them first."""
         return (
             self.pending is not None
+            or self.refusals is not None
             or tuple(self.columns) != self.shape.columns
             or self.needs_reading
         )
@@ -96,6 +111,12 @@ class Load:
     def needs_reading(self) -> bool:
         """Say whether some column comes as text and is of another type."""
         return any(c.as_text and c.type != "text" for c in self.columns)
+
+    @property
+    def key(self) -> tuple[Column, ...]:
+        """The columns of the key as they come; () if the stream has none."""
+        known = {c.name: c for c in self.shape.columns}
+        return tuple(known[name] for name in self.request.stream.key or self.shape.key)
 
     @property
     def staging(self) -> sql.Identifier:
@@ -133,6 +154,8 @@ def brings_rows(load: Load) -> bool:
 
 def copy_into(load: Load, table: sql.Composable) -> tuple[int, int]:
     """Relay the batch into a table; return (rows by this server's count, bytes)."""
+    if load.refusals is not None and load.refusals.care is Care.ROWS:
+        return _copy_rows(load, load.refusals, table)
     size = 0
     cursor = load.conn.cursor()
     statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(
@@ -147,8 +170,65 @@ def copy_into(load: Load, table: sql.Composable) -> tuple[int, int]:
     return cursor.rowcount, size
 
 
+def _copy_rows(load: Load, refusals: Refusals, table: sql.Composable) -> tuple[int, int]:
+    """Copy the batch without the rows that the table's types refuse; these are noted."""
+
+    def refused(row: pg_tuples.Rows, error: psycopg.Error) -> None:
+        reason = reason_of(error, [c.name for c in load.shape.columns])
+        refusals.add([_refused(load, row, reason)], error)
+
+    rows = pg_tuples.blocks(load.batch.chunks, load.batch.groups)
+    into = pg_tuples.Table(load.conn, table, load.shape.columns, load.request.stream)
+    counts = into.copy(rows, refused)
+    if load.batch.part is None:
+        refusals.rows = load.batch.rows()
+    refusals.left_out = refusals.count
+    refusals.check()
+    return counts
+
+
+def _refused(load: Load, row: pg_tuples.Rows, reason: Reason) -> Refused:
+    """Describe a row that did not come into the staging table by its key, if it has one."""
+    digest, key = pg_tuples.digest(row), load.key
+    if not key:
+        return Refused(digest, None, reason, Care.ROWS)
+    stream, kept = load.request.stream, row.columns([load.shape.columns.index(c) for c in key])
+    found: tuple[bytes, dict[str, str | None]] | None = None
+
+    def unread(_: pg_tuples.Rows, error: psycopg.Error) -> None:
+        raise error
+
+    try:
+        with load.conn.transaction():
+            pg_tuples.Table(load.conn, REFUSED, key, stream).copy(iter((kept,)), unread)
+            found = load.conn.execute(
+                sql.SQL("SELECT {}, {} FROM {} s ORDER BY {} DESC LIMIT 1").format(
+                    key_digest(load), key_text(load), REFUSED, _PLACE
+                )
+            ).fetchone()
+    except psycopg.Error as error:  # the key is none here
+        if not is_of_a_row(error):
+            raise
+    if found is None:
+        return Refused(digest, pg_tuples.shown(kept, key), reason, Care.ROWS, readable=False)
+    return Refused(found[0], found[1], reason, Care.ROWS)
+
+
+def make_refused(load: Load) -> None:
+    """Make the table of the keys of rows that are left out."""
+    if load.key:
+        _make_temp(load, REFUSED, load.key)
+        load.conn.execute(
+            sql.SQL("ALTER TABLE {} ADD {} bigint GENERATED ALWAYS AS IDENTITY").format(
+                REFUSED, _PLACE
+            )
+        )
+
+
 def stage(load: Load) -> tuple[int, int]:
     """Copy the batch into a temporary table without constraints; return (rows, bytes)."""
+    if load.refusals is not None:
+        make_refused(load)
     if load.hidden is not None:
         rows, size = load.hidden.rows, load.hidden.bytes
     else:
@@ -191,6 +271,11 @@ def stage_keys(load: Load) -> int | None:
         return None
     known = {column.name: column for column in load.shape.columns}
     _make_temp(load, KEYS, [known[column.name] for column in keys.columns])
+    if load.refusals is not None and load.refusals.care is Care.ROWS:
+        columns = [known[column.name] for column in keys.columns]
+        into = pg_tuples.Table(load.conn, KEYS, columns, load.request.stream)
+        # A key that is none here cannot be that of a row here, and its row is refused, too.
+        return into.copy(pg_tuples.blocks(keys.chunks, keys.groups), lambda *_: None)[0]
     cursor = load.conn.cursor()
     statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(KEYS, names(keys.columns))
     with cursor.copy(statement) as copy:
@@ -262,6 +347,41 @@ def values(load: Load, alias: str) -> list[sql.Composed]:
     ]
 
 
+def key_text(load: Load, alias: str = "s.") -> sql.Composed:
+    """Make one JSON object of the text of each column of the key."""
+    written = dict(zip((c.name for c in load.columns), values(load, alias), strict=True))
+    return sql.SQL("jsonb_build_object({})").format(
+        sql.SQL(", ").join(
+            sql.SQL("{}::text, ({})::text").format(
+                sql.Literal(c.name),
+                written.get(c.name)
+                or sql.SQL("{}{}").format(sql.SQL(alias), sql.Identifier(c.name)),
+            )
+            for c in load.key
+        )
+    )
+
+
+def as_it_came(load: Load, alias: str = "s.") -> sql.Composed:
+    """Make the same object of the key as it came, whether or not that can be read here."""
+    return sql.SQL("jsonb_build_object({})").format(
+        sql.SQL(", ").join(
+            sql.SQL("{}::text, {}{}::text").format(
+                sql.Literal(c.name), sql.SQL(alias), sql.Identifier(c.name)
+            )
+            for c in load.key
+        )
+    )
+
+
+def key_digest(load: Load, alias: str = "s.") -> sql.Composed:
+    """Make the digest by which a refused row is known again: that of its key, or of all of it."""
+    if load.key:
+        return sql.SQL("sha256(convert_to({}::text, 'UTF8'))").format(key_text(load, alias))
+    images = pg_types.images(load.columns, values(load, alias))
+    return sql.SQL("sha256(record_send(ROW({})))").format(images)
+
+
 def same(load: Load, key: Sequence[str]) -> sql.Composable:
     """Make the condition that `t` and `s` are the same row by its key."""
     return sql.SQL(" AND ").join(
@@ -276,11 +396,13 @@ def dead(load: Load) -> sql.Composable | None:
     return pg_keys.is_dead(load.request.stream, load.shape.columns, "s.")
 
 
-def parts(load: Load, key: Sequence[str]) -> dict[str, sql.Composable]:
-    """Return the parts of which the statements of a load are made."""
+def parts(
+    load: Load, key: Sequence[str], staged: sql.Composable | None = None
+) -> dict[str, sql.Composable]:
+    """Return the parts of which the statements of a load are made, of all staged rows or some."""
     here = sql.SQL(", ").join(sql.SQL("t.{}").format(sql.Identifier(c.name)) for c in load.columns)
-    staged = typed(load)
-    differs: sql.Composable = _DIFFERS.format(here, staged)
+    read = typed(load)
+    differs: sql.Composable = _DIFFERS.format(here, read)
     stamped: sql.Composable = sql.SQL("")
     stamp = born = stamped
     if load.stamps:
@@ -291,9 +413,9 @@ def parts(load: Load, key: Sequence[str]) -> dict[str, sql.Composable]:
         differs = sql.SQL("({} OR (t.{} IS NOT NULL) <> ({}))").format(differs, column, says)
     return {
         "table": load.table,
-        "staging": load.staging,
+        "staging": staged or load.staging,
         "columns": names(load.columns),
-        "typed": staged,
+        "typed": read,
         "synced": sql.Identifier(SYNCED_AT),
         "stamped": stamped,  # the column of the stamp, and what an update or an insert puts there
         "stamp": stamp,

@@ -14,6 +14,7 @@ from connectors import pg_guards
 from connectors.pg_batch import (
     DELETED_AT,
     KEYS,
+    REFUSED,
     SYNCED_AT,
     Load,
     dead,
@@ -29,11 +30,12 @@ class SourceRows:
 
     staged: int
     keys: int | None
+    left_out: int = 0  # refused before they were staged
 
     @property
     def all(self) -> int:
         """How many rows the source has, where the run knows it."""
-        return self.staged if self.keys is None else self.keys
+        return self.staged + self.left_out if self.keys is None else self.keys
 
 
 def remove(load: Load, key: Sequence[str], found: SourceRows, *, meddled: bool) -> int:
@@ -84,7 +86,10 @@ def _gone(load: Load, key: Sequence[str], found: SourceRows) -> list[sql.Composa
     if found.keys is not None:
         conditions.append(missing.format(KEYS, same(load, key)))
     elif load.covers_all:
-        conditions.append(missing.format(load.staging, same(load, key)))
+        gone = missing.format(load.staging, same(load, key))
+        if found.left_out:
+            gone = sql.SQL("{} AND {}").format(gone, missing.format(REFUSED, same(load, key)))
+        conditions.append(gone)
     says = dead(load)
     if says is not None and found.staged:
         conditions.append(

@@ -151,7 +151,7 @@ def definition(request: LoadRequest) -> str:
 
     Guards and how often something is done decide about neither.
     """
-    ways = {"guards", "full_every", "key_sweep", "range_rows"}
+    ways = {"guards", "full_every", "key_sweep", "range_rows", "rejected_max"}
     stream = request.stream.model_dump(mode="json", exclude=ways)
     parts = [stream, request.target_schema, request.rewrite]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

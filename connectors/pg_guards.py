@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from psycopg import sql
 
+from connectors import pg_rejects
 from connectors.pg_batch import Load
 from connectors.postgres import Connection
 from schemas.errors import ConfigError
@@ -199,12 +200,11 @@ def _keep_last(load: Load, key: Sequence[str], table: sql.Composable) -> int:
     order: sql.Composable = sql.SQL("ctid DESC")
     if by_cursor:
         order = sql.SQL("{} DESC NULLS LAST, ctid DESC").format(sql.Identifier(cursor or ""))
-    return load.conn.execute(
-        sql.SQL(
-            "DELETE FROM {t} WHERE ctid IN (SELECT ctid FROM (SELECT ctid, row_number() OVER "
-            "(PARTITION BY {k} ORDER BY {order}) AS place FROM {t}) AS numbered WHERE place > 1)"
-        ).format(t=table, k=sql.SQL(", ").join(map(sql.Identifier, key)), order=order)
-    ).rowcount
+    doomed = sql.SQL(
+        "ctid IN (SELECT ctid FROM (SELECT ctid, row_number() OVER "
+        "(PARTITION BY {k} ORDER BY {order}) AS place FROM {t}) AS numbered WHERE place > 1)"
+    ).format(t=table, k=sql.SQL(", ").join(map(sql.Identifier, key)), order=order)
+    return pg_rejects.drop_repeated(load, table, doomed)
 
 
 # ── types ────────────────────────────────────────────────────────────────────────────────────

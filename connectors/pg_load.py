@@ -7,7 +7,7 @@ from functools import partial
 import psycopg
 from psycopg import sql
 
-from connectors import pg_deletes, pg_drift, pg_guards, pg_types
+from connectors import pg_deletes, pg_drift, pg_guards, pg_rejects, pg_types
 from connectors.pg_batch import (
     DELETED_AT,
     SYNCED_AT,
@@ -40,10 +40,13 @@ _MERGE_COUNTS = 170_000
 def run(load: Load) -> LoadCounts:
     """Load the batch; the caller's transaction makes it visible or not."""
     target = find(load.conn, load.request.target_schema, load.request.stream.table_name)
+    if target is None and load.refusals is None:
+        return pg_rejects.settle(load, _into_new_table(load))
     if target is None:
-        return _into_new_table(load)
+        return pg_rejects.settle(load, _into_table_made_first(load))
     load = _adapted(load, target)
-    return replace(_into_table(load, target), changes=load.changes)
+    counts = replace(_into_table(load, target), changes=load.changes)
+    return pg_rejects.settle(load, counts)
 
 
 def _into_table(load: Load, target: Relation) -> LoadCounts:
@@ -54,19 +57,21 @@ def _into_table(load: Load, target: Relation) -> LoadCounts:
         _check_key(load, target)
     if _nothing_changed(load):
         return LoadCounts(0, 0, 0)
-    direct = load.hidden is not None or not load.through_staging
+    careful = load.refusals is not None
+    direct = not careful and (load.hidden is not None or not load.through_staging)
     if direct and _is_empty(load) and _key_is_sure(load):
         return _fill(load)
     staged, size = stage(load)
-    found = SourceRows(staged, stage_keys(load))
+    staged = pg_rejects.prepare(load, staged)
+    found = SourceRows(staged, stage_keys(load), pg_rejects.left_out(load))
+    if found.keys is not None:
+        pg_rejects.swept(load)
     if load.batch.full or found.keys is not None:
         pg_guards.check_zero_rows(load, found.all)
     if merge:
         return _merge(load, found, size, load.request.stream.key)
     if load.shape.key and target.is_key(load.shape.key):
-        counts = _merge(load, found, size, load.shape.key)
-        _check_replaced(load)
-        return counts
+        return _merge(load, found, size, load.shape.key)
     return _replace_by_content(load, staged, size)
 
 
@@ -105,10 +110,29 @@ def _into_new_table(load: Load) -> LoadCounts:
     return counts
 
 
+def _into_table_made_first(load: Load) -> LoadCounts:
+    """Create the table with its key, then load into it: row by row where one is refused."""
+    _check_types(load, load.columns)
+    load = replace(load, stamps=load.deletion is Deletes.SOFT)
+    _create(load, load.table)
+    if load.shape.key and load.request.stream.mode is not Mode.APPEND:
+        load.conn.execute(_key_added(load))
+    target = find(load.conn, load.request.target_schema, load.request.stream.table_name)
+    if target is None:
+        raise RuntimeError(f"{load.name}: was made, and is not there")
+    counts = _into_table(load, target)
+    analyze(load, load.table)
+    return counts
+
+
+def _key_added(load: Load) -> sql.Composed:
+    key = sql.SQL(", ").join(map(sql.Identifier, load.shape.key))
+    return sql.SQL("ALTER TABLE {} ADD PRIMARY KEY ({})").format(load.table, key)
+
+
 def _add_key(load: Load) -> int:
     """Make the key; return how many rows that repeat it were rejected, where that is allowed."""
-    key = sql.SQL(", ").join(map(sql.Identifier, load.shape.key))
-    add = sql.SQL("ALTER TABLE {} ADD PRIMARY KEY ({})").format(load.table, key)
+    add = _key_added(load)
     if load.shape.key_is_unique:
         load.conn.execute(add)
         return 0
@@ -269,15 +293,24 @@ def _is_empty(load: Load) -> bool:
 def _append(load: Load) -> LoadCounts:
     """Add the batch as it is."""
     if load.hidden is not None or load.through_staging:
-        _, size = stage(load)
-        rows = load.conn.execute(
-            sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {} s").format(
-                load.table, names(load.columns), typed(load), load.staging
-            )
-        ).rowcount
+        staged, size = stage(load)
+        pg_rejects.prepare(load, staged)
+        rows = _insert_staged(load)
         return LoadCounts(rows, 0, 0, bytes=size)
     rows, size = copy_into(load, load.table)
     return LoadCounts(inserted=rows, updated=0, unchanged=0, bytes=size)
+
+
+def _insert_staged(load: Load) -> int:
+    """Insert all staged rows, but for those that may be rejected; return how many."""
+    insert = sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {} s")
+
+    def statement(staged: sql.Composable) -> pg_rejects.Done:
+        query = insert.format(load.table, names(load.columns), typed(load), staged)
+        return load.conn.execute(query).rowcount, 0
+
+    (inserted, _), _ = pg_rejects.write(load, statement)
+    return inserted
 
 
 def _merge(load: Load, found: SourceRows, size: int, key: Sequence[str]) -> LoadCounts:
@@ -285,18 +318,19 @@ def _merge(load: Load, found: SourceRows, size: int, key: Sequence[str]) -> Load
 
     Rows that are equal are not touched. Readers see the old content until the commit.
     """
-    rejected = 0 if load.shape.key_is_unique else pg_guards.make_unique(load, key, load.staging)
+    repeated = 0 if load.shape.key_is_unique else pg_guards.make_unique(load, key, load.staging)
     meddled = interferes(load)
     deleted = pg_deletes.remove(load, key, found, meddled=meddled)
     dead = pg_deletes.drop_dead(load, found.staged)
-    staged = found.staged - rejected - dead
+    staged = found.staged - repeated - dead
     wanted = _wanted(load, key) if meddled else None
-    if not meddled and load.conn.info.server_version >= _MERGE_COUNTS:
-        inserted, updated = _merge_at_once(load, key)
-    else:
-        inserted, updated = _merge_in_two(load, key)
-    unchanged = staged - (inserted + updated if wanted is None else wanted)
-    return LoadCounts(inserted, updated, unchanged + dead, deleted, rejected, bytes=size)
+    at_once = not meddled and load.conn.info.server_version >= _MERGE_COUNTS
+    merge = partial(_merge_at_once if at_once else _merge_in_two, load, key)
+    (inserted, updated), refused = pg_rejects.write(load, merge)
+    unchanged = staged - (inserted + updated + refused if wanted is None else wanted)
+    if load.request.stream.mode is not Mode.MERGE:
+        _check_replaced(load, refused)
+    return LoadCounts(inserted, updated, unchanged + dead, deleted, repeated, bytes=size)
 
 
 def _wanted(load: Load, key: Sequence[str]) -> int:
@@ -310,8 +344,11 @@ def _wanted(load: Load, key: Sequence[str]) -> int:
     return int(row[0]) if row else 0
 
 
-def _check_replaced(load: Load) -> None:
-    """Refuse a replaced table that serves other rows than were read: a DELETE was swallowed."""
+def _check_replaced(load: Load, refused: int = 0) -> None:
+    """Refuse a replaced table that serves other rows than were read: a DELETE was swallowed.
+
+    Of rows that were refused an older version may be there, or none.
+    """
     if load.deletion is Deletes.IGNORE or not interferes(load):
         return
     row = load.conn.execute(
@@ -319,8 +356,9 @@ def _check_replaced(load: Load) -> None:
             pg_deletes.alive(load), load.table, load.served
         )
     ).fetchone()
-    read, there = row or (0, None)
-    if read != there:
+    read, there = row or (0, -1)
+    kept = there - pg_rejects.left_out(load)  # the same of those that are not even staged
+    if not read - refused <= there or kept > read:
         raise SyncwardError(
             f"{load.name}: {read} rows were read and {there} are there now; a trigger, rule or "
             "policy of the table interferes; nothing was kept",
@@ -328,7 +366,7 @@ def _check_replaced(load: Load) -> None:
         )
 
 
-def _merge_at_once(load: Load, key: Sequence[str]) -> tuple[int, int]:
+def _merge_at_once(load: Load, key: Sequence[str], staged: sql.Composable) -> tuple[int, int]:
     """Insert and update with one join, where the server says which was which."""
     row = load.conn.execute(
         sql.SQL(
@@ -339,24 +377,24 @@ def _merge_at_once(load: Load, key: Sequence[str]) -> tuple[int, int]:
             "RETURNING merge_action() AS act) "
             "SELECT count(*) FILTER (WHERE act = 'INSERT'), "
             "count(*) FILTER (WHERE act = 'UPDATE') FROM merged"
-        ).format(**parts(load, key))
+        ).format(**parts(load, key, staged))
     ).fetchone()
     return row or (0, 0)
 
 
-def _merge_in_two(load: Load, key: Sequence[str]) -> tuple[int, int]:
+def _merge_in_two(load: Load, key: Sequence[str], staged: sql.Composable) -> tuple[int, int]:
     """Insert and update one after the other; rules and triggers have their say in both."""
     updated = load.conn.execute(
         sql.SQL(
             "UPDATE {table} t SET ({columns}, {synced}{stamped}) = ROW({typed}, now(){stamp}) "
             "FROM {staging} s WHERE {same} AND {differs}"
-        ).format(**parts(load, key))
+        ).format(**parts(load, key, staged))
     ).rowcount
     inserted = load.conn.execute(
         sql.SQL(
             "INSERT INTO {table} ({columns}{stamped}) SELECT {typed}{born} FROM {staging} s "
             "WHERE NOT EXISTS (SELECT FROM {table} t WHERE {same})"
-        ).format(**parts(load, key))
+        ).format(**parts(load, key, staged))
     ).rowcount
     return inserted, updated
 
@@ -379,6 +417,27 @@ def _replace_by_content(load: Load, staged: int, size: int) -> LoadCounts:
         "FROM old o LEFT JOIN new n USING (digest, copy) WHERE n.digest IS NULL)"
     )
     deleted = pg_guards.marked(load.conn, gone.format(old=old, new=new, table=load.table))
+    kept, inserted = _insert_missing(load, old, new)
+    unchanged = staged - inserted if kept is None else kept
+    # Without a key an update is one row that goes and one that comes: what counts is the rest.
+    pg_guards.check_deletes(load, deleted - inserted, staged)
+    _check_replaced(load, staged - inserted - unchanged)
+    return LoadCounts(inserted, 0, unchanged + dead, deleted, bytes=size)
+
+
+def _insert_missing(load: Load, old: sql.Composed, new: sql.Composed) -> tuple[int | None, int]:
+    """Insert the staged rows that the table lacks; return how many it has, if known, and how many.
+
+    Where some may be rejected, the others are taken out first: then all that is staged is new.
+    """
+    if load.refusals is not None:
+        kept = load.conn.execute(
+            sql.SQL(
+                "WITH old AS ({}), new AS ({}) DELETE FROM {} s WHERE s.ctid IN "
+                "(SELECT n.place FROM new n JOIN old o USING (digest, copy))"
+            ).format(old, new, load.staging)
+        ).rowcount
+        return kept, _insert_staged(load)
     inserted = load.conn.execute(
         sql.SQL(
             "WITH old AS ({old}), new AS ({new}) INSERT INTO {table} ({columns}) SELECT {typed} "
@@ -393,7 +452,4 @@ def _replace_by_content(load: Load, staged: int, size: int) -> LoadCounts:
             staging=load.staging,
         )
     ).rowcount
-    # Without a key an update is one row that goes and one that comes: what counts is the rest.
-    pg_guards.check_deletes(load, deleted - inserted, staged)
-    _check_replaced(load)
-    return LoadCounts(inserted, 0, staged - inserted + dead, deleted, bytes=size)
+    return None, inserted

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
-from connectors import pg_generations
+from connectors import pg_generations, pg_refusals
 from connectors.pg_catalog import ensure_schema
 from connectors.pg_generations import Generation
 from connectors.postgres import Connection, PostgresConfig
@@ -95,6 +95,7 @@ class StateRow:
     runs_since_full: int = 0
     runs_since_sweep: int = 0
     columns: SeenColumns | None = None  # of the source, when it was loaded last
+    care: pg_refusals.Care = pg_refusals.Care.NONE  # rows were refused before, and may be again
 
     def full_due(self, stream: StreamSpec) -> bool:
         """Say whether this is the N-th run since everything was read."""
@@ -113,6 +114,7 @@ def ensure(conn: Connection, config: PostgresConfig) -> None:
         "SELECT pg_has_role(current_user, n.nspowner, 'USAGE'), to_regclass('_syncward.state'), "
         "has_database_privilege(current_database(), 'CREATE'), "
         "to_regclass('_syncward.ranges') IS NOT NULL "
+        "AND to_regclass('_syncward.rejected_rows') IS NOT NULL "
         "AND EXISTS (SELECT FROM pg_attribute a WHERE a.attname = 'columns' "
         "AND a.attrelid = to_regclass('_syncward.state')) "
         "FROM (VALUES (1)) AS one LEFT JOIN pg_namespace n ON n.nspname = '_syncward'"
@@ -140,6 +142,8 @@ def ensure(conn: Connection, config: PostgresConfig) -> None:
         if conn.execute(_HAS_TABLE, ("ranges",)).fetchone() is None:
             for statement in pg_generations.CREATE.split(";"):
                 conn.execute(statement)
+        if conn.execute(_HAS_TABLE, (pg_refusals.TABLE,)).fetchone() is None:
+            conn.execute(pg_refusals.CREATE)
 
 
 def claim(conn: Connection, request: LoadRequest) -> StateRow:
@@ -164,7 +168,8 @@ def claim(conn: Connection, request: LoadRequest) -> StateRow:
             # A zombie's own finish is refused by its lease; the owner must not go on unseen.
             raise ahead(request.stream.name)
         raised = {**names, "fence": request.fence, "run": request.run_id}
-        found = conn.execute(_CLAIM + pg_generations.UNFINISHED, raised).fetchone()
+        returned = f"{pg_generations.UNFINISHED}, {pg_refusals.CARE}"
+        unfinished, care = conn.execute(_CLAIM + returned, raised).fetchone() or (None, None)
     return StateRow(
         cursor=cursor,
         resumable=reads == definition(request),
@@ -174,10 +179,11 @@ def claim(conn: Connection, request: LoadRequest) -> StateRow:
         run_id=run_id,
         schema_hash=schema_hash,
         generation=generation,
-        unfinished=pg_generations.parsed(found[0] if found else None),
+        unfinished=pg_generations.parsed(unfinished),
         runs_since_full=counted[0],
         runs_since_sweep=counted[1],
         columns=counted[2],
+        care=pg_refusals.Care(care or 0),
     )
 
 

@@ -263,14 +263,21 @@ def _answer(error: psycopg.Error, state: str, role: Role) -> Answer:
 #: Places in the server that name objects truly. Functions there can fill these fields with rows.
 _TRUSTED_FILES = frozenset(
     {"aclchk.c", "execMain.c", "nbtinsert.c", "tuplesortvariants.c", "tuplesort.c", "ri_triggers.c"}
+    | {"execIndexing.c", "execExprInterp.c", "domains.c"}
 )
 _DENIED = re.compile(r"permission denied for ([a-z ]+ \S.*)")
 
 
+def named(error: psycopg.Error) -> psycopg.errors.Diagnostic | None:
+    """Return what the server complained about, if the server itself said so."""
+    trusted = (error.diag.source_file or "").rsplit("/", 1)[-1] in _TRUSTED_FILES
+    return error.diag if trusted else None
+
+
 def _object(error: psycopg.Error) -> str:
     """Name what the server complained about, if the server itself said so."""
-    diag = error.diag
-    if (diag.source_file or "").rsplit("/", 1)[-1] not in _TRUSTED_FILES:
+    diag = named(error)
+    if diag is None:
         return ""
     denied = _DENIED.fullmatch(diag.message_primary or "")
     if denied:

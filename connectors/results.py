@@ -45,4 +45,5 @@ def result_of(
         schema_hash=schema_hash(batch.shape),
         schema_changes=counts.changes,
         attempt=request.attempt,
+        rejected=counts.refused,
     )

@@ -94,9 +94,16 @@ class Conflict(SyncwardError):  # noqa: N818 - reads best where it is raised
 
 
 class ReadAgain(SyncwardError):  # noqa: N818 - an event more than an error
-    """What a window holds is not enough for the target: read everything, in the same run."""
+    """What a window holds is not enough for the target: read everything, in the same run.
+
+    `same`: nothing was kept of it and it was the right one, so it is read once more instead.
+    """
 
     code = "read_again"
+
+    def __init__(self, public: str, *, same: bool = False) -> None:
+        super().__init__(public)
+        self.same = same
 
 
 class LeaseLost(SyncwardError):  # noqa: N818 - an event more than an error

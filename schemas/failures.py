@@ -132,6 +132,9 @@ FAILURES: dict[str, Failure] = {
     "schema_drift": _person(
         "change the target as the error says, or choose another `drift` for the stream"
     ),
+    "rows_rejected": _person(
+        "correct the rows at the source or the table there, or raise the stream's `rejected_max`"
+    ),
     "rows_missing": _person("compare the two sides; rows are unaccounted for, nothing was kept"),
     # ── run control ──────────────────────────────────────────────────────────────────────────
     "transient": _time("do what the sentence says if it stays"),

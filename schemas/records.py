@@ -18,6 +18,9 @@ from schemas.streams import StreamSpec
 #: Code of the guard that stops a run whose destination is ahead of the control database.
 CONTROL_RESTORED = "control_restored"
 
+#: Rejected rows that a run's document shows of a stream.
+SAMPLE_REJECTED = 20
+
 #: Where a stream resumes. Only the source reads it; everybody else stores and compares it whole.
 Cursor = dict[str, str]
 
@@ -210,6 +213,14 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class RejectedRow:
+    """A row that the destination refused: its key as text, and why. Data: never stored in clear."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class LoadCounts:
     """What the destination did with a batch: loaded = inserted + updated + unchanged."""
 
@@ -221,6 +232,7 @@ class LoadCounts:
     bytes: int = 0
     #: what was done to the table, for the output and an event each
     changes: tuple[SchemaChange, ...] = ()
+    refused: tuple[RejectedRow, ...] = ()  # a few of those rejected
 
     @property
     def loaded(self) -> int:
@@ -250,6 +262,8 @@ class StreamResult(BaseModel):
     schema_changes: tuple[SchemaChange, ...] = ()
     attempt: int = 1
     error: str | None = None
+    #: a few of the rejected rows, for the run's sealed document and nothing else
+    rejected: tuple[RejectedRow, ...] = Field((), exclude=True, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,11 +118,26 @@ class Columns(BaseModel):
 #: What a masked column holds: a token (docs/keys.md), a constant, or its first characters.
 MaskRule = Annotated[str, Field(pattern=r"^(hmac|redact|truncate\([1-9][0-9]{0,5}\))$")]
 
+#: As many rows of a stream may be rejected in one load, whatever its owner allows: each of them is
+#: looked for by itself.
+REJECTED_MOST = 10_000
+
+
+def _rejected_max(value: object) -> object:
+    """Read a number of rows or a share of those that are read; raise ValueError with an example."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= REJECTED_MOST:
+        return value
+    share = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,4})?) ?%", str(value))
+    if share is not None and float(share[1]) <= 100:  # noqa: PLR2004 - per cent
+        return f"{share[1]}%"
+    raise ValueError(f"{value!r} says neither how many rows (0 to {REJECTED_MOST}) nor e.g. 0.1%")
+
+
 #: Settings that are written only where they are set: an older worker reads all other documents.
 _OPTIONAL = frozenset(
     {
         "deletes", "key_sweep", "tombstone", "full_every", "guards", "drift",
-        "columns", "mask", "where", "range_rows",
+        "columns", "mask", "where", "range_rows", "rejected_max",
     }
 )  # fmt: skip
 
@@ -148,6 +163,8 @@ class StreamSpec(BaseModel):
     columns: Columns | None = None
     mask: dict[str, MaskRule] = {}
     where: str | None = None  # see schemas/conditions.py
+    #: rows of one load that the destination may refuse: a number, or a share such as 0.1%
+    rejected_max: Annotated[int | str, BeforeValidator(_rejected_max)] = 0
 
     @model_validator(mode="after")
     def _modes_have_what_they_need(self) -> Self:
@@ -218,6 +235,14 @@ class StreamSpec(BaseModel):
         if self.deletes is not None:
             return self.deletes
         return Deletes.HARD if self.mode is Mode.REPLACE else Deletes.IGNORE
+
+    def rejects_allowed(self, rows: int | None) -> int:
+        """Return how many rows of so many may be rejected; None: that many are not read yet."""
+        if isinstance(self.rejected_max, int):
+            return self.rejected_max
+        if rows is None:
+            return REJECTED_MOST
+        return min(int(rows * float(self.rejected_max.rstrip("%")) / 100), REJECTED_MOST)
 
     def reads(self, column: str) -> bool:
         """Say whether a column of the source is read at all."""

@@ -28,7 +28,7 @@ class StoredOutput:
     document: dict[str, Any] | None
 
 
-_STREAM_COLUMNS = ", ".join(StreamResult.model_fields)
+_STREAM_COLUMNS = ", ".join(n for n, f in StreamResult.model_fields.items() if not f.exclude)
 
 
 def streams(tx: Connection, run_id: UUID) -> Sequence[StreamResult]:

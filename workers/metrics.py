@@ -40,7 +40,7 @@ CONTROL_DURATION = Histogram(
     buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30),
 )
 RUN_ATTEMPTS = Counter("syncward_run_attempts", "Attempts by how they ended.", ["reason"])
-ROWS = Counter("syncward_rows", "Rows extracted and loaded.", ["connector", "direction"])
+ROWS = Counter("syncward_rows", "Rows extracted, loaded and rejected.", ["connector", "direction"])
 BYTES = Counter("syncward_bytes", "Bytes relayed.", ["connector"])
 CLAIMS = Counter(
     "syncward_claims", "Jobs taken from the queue, by what the claim said.", ["result"]
@@ -65,7 +65,7 @@ for _connector in (*CONNECTORS, OTHER):
     BYTES.labels(_connector)
     for _kind in OutcomeKind:
         RUNS.labels(_connector, _kind.value)
-    for _direction in ("extracted", "loaded"):
+    for _direction in ("extracted", "loaded", "rejected"):
         ROWS.labels(_connector, _direction)
 for _trigger in Trigger:
     QUEUE_WAIT.labels(_trigger.value)

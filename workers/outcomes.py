@@ -196,7 +196,21 @@ def of_streams(results: Sequence[StreamResult], *, wanted: int) -> Outcome:
                 f"{result.rows_loaded} loaded, {result.rows_rejected} rejected; rows are missing"
             )
             return Outcome(OutcomeKind.FAILED, "rows_missing", text, streams=streams)
-    return Outcome(OutcomeKind.SUCCEEDED, streams=streams)
+    return Outcome(OutcomeKind.SUCCEEDED, streams=streams, document=_rejected(streams))
+
+
+def _rejected(streams: Sequence[StreamResult]) -> dict[str, object]:
+    """Return what the sealed document says of rejected rows: how many, and a few of them."""
+    found = [
+        {
+            "stream": result.stream,
+            "rows": result.rows_rejected,
+            "sample": [{"key": row.key, "reason": row.reason} for row in result.rejected],
+        }
+        for result in streams
+        if result.rows_rejected
+    ]
+    return {"rejected": found} if found else {}
 
 
 def joined(first: StreamResult, second: StreamResult) -> StreamResult:
@@ -231,6 +245,7 @@ def sentence(result: StreamResult) -> str:
         f"{result.mode}: {result.rows_extracted:,} rows extracted; {result.rows_inserted:,} "
         f"inserted, {result.rows_updated:,} updated, {result.rows_unchanged:,} unchanged"
         + (f", {result.rows_deleted:,} deleted" if result.rows_deleted else "")
+        + (f", {result.rows_rejected:,} rejected" if result.rows_rejected else "")
         + f" in {result.seconds:.2f} s"
     )
 

@@ -216,6 +216,7 @@ def _count(result: StreamResult, subject: Work) -> None:
     if subject.destination is not None:
         destination = metrics.connector_of(subject.destination.kind)
         metrics.ROWS.labels(destination, "loaded").inc(result.rows_loaded)
+        metrics.ROWS.labels(destination, "rejected").inc(result.rows_rejected)
 
 
 def _timed(step: str) -> AbstractContextManager[object]:
@@ -238,14 +239,26 @@ def _move(
         run_log.info(f"already loaded by attempt {known.result.attempt}; not read again", spec.name)
         return known.result
     full = attempt.claim.options.full_refresh or known.full_due
-    cursor = None if full else known.cursor
-    try:
-        result = _load(
-            attempt, request, source, destination, known=known, cursor=cursor, token=token
+    cursor, result = None if full else known.cursor, None
+    while result is None:
+        try:
+            result = _load(
+                attempt, request, source, destination, known=known, cursor=cursor, token=token
+            )
+        except ReadAgain as reason:
+            if not reason.same and cursor is None:
+                raise  # everything was read
+            if reason.same:
+                run_log.info(f"{reason.public}; read once more", spec.name)
+                known = destination.claim_stream(request)  # with the ranges that are kept by now
+            else:
+                run_log.info(f"{reason.public}; everything is read", spec.name)
+                cursor = None
+    if result.rows_rejected:
+        run_log.warning(
+            f"{result.rows_rejected:,} rows were rejected; run output shows some of them", spec.name
         )
-    except ReadAgain as reason:
-        run_log.info(f"{reason.public}; everything is read", spec.name)
-        result = _load(attempt, request, source, destination, known=known, cursor=None, token=token)
+        logger.warning("rows_rejected", extra={"rows": result.rows_rejected})
     for sentence in outcomes.told(result.schema_changes):
         run_log.info(sentence, spec.name)
     run_log.info(outcomes.sentence(result), spec.name)

@@ -7,10 +7,22 @@ from time import monotonic
 from typing import Any
 from uuid import UUID
 
-from connectors import pg_discover, pg_generations, pg_load, pg_state, pg_types, results
-from connectors.pg_batch import Load, copy_into
+import psycopg
+
+from connectors import (
+    pg_discover,
+    pg_generations,
+    pg_load,
+    pg_refusals,
+    pg_rejects,
+    pg_state,
+    pg_types,
+    results,
+)
+from connectors.pg_batch import Load
 from connectors.pg_catalog import check_names, ensure_schema
 from connectors.pg_generations import Generation
+from connectors.pg_refusals import Care, Refusals, is_of_a_row, next_care
 from connectors.pg_state import StateRow
 from connectors.portable import schema_hash
 from connectors.postgres import (
@@ -24,7 +36,7 @@ from connectors.postgres import (
     watch_client,
 )
 from schemas.egress import LinkPolicy
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, ReadAgain
 from schemas.records import (
     Batch,
     Cursor,
@@ -66,6 +78,7 @@ class PostgresDestination:
         self._ready = False
         self._states: dict[str, StateRow] = {}
         self._expected: dict[str, Cursor | None] = {}
+        self._care: dict[str, Care] = {}
 
     def test(self) -> ServerReport:
         """Report the server and what this login lacks for writing."""
@@ -82,13 +95,19 @@ class PostgresDestination:
                 ensure_schema(self._conn, request.target_schema)
         self._states[request.stream.name] = state
         self._expected[request.stream.name] = state.cursor
+        name = request.stream.name
+        self._care[name] = max(state.care, self._care.get(name, Care.NONE))
         cursor = state.cursor if state.resumable else None
-        unfinished = state.unfinished
+        result, unfinished = state.result, state.unfinished
+        if result is not None and result.rows_rejected:
+            with translated(self._config, "destination"):
+                sample = pg_refusals.sample(self._conn, request)
+            result = result.model_copy(update={"rejected": sample})
         if unfinished is not None and not unfinished.goes_on(request, loaded=state.generation):
             unfinished = None
         return StreamClaim(
             cursor,
-            state.result,
+            result,
             state.fence,
             state.run_id,
             loaded_before=state.known,
@@ -110,7 +129,30 @@ class PostgresDestination:
             self._ready = True
 
     def load(self, request: LoadRequest, batch: Batch) -> StreamResult:
-        """Load a batch exactly once: all of it with its cursor, or nothing."""
+        """Load a batch exactly once: all of it with its cursor, or nothing.
+
+        ReadAgain where a row was refused that may be: next time it is looked for.
+        """
+        try:
+            return self._load(request, batch)
+        except ConfigError as error:
+            self._more_carefully(request, error)
+            raise
+
+    def _more_carefully(self, request: LoadRequest, error: ConfigError) -> None:
+        """Ask for the same rows once more, if the stream may go on without the one refused."""
+        name, cause = request.stream.name, error.__cause__
+        if request.stream.rejected_max == 0 or not is_of_a_row(cause):
+            return
+        before = self._care[name]
+        care = next_care(cause, before) if isinstance(cause, psycopg.Error) else before
+        begun = self._expected[name] != self._states[name].cursor
+        if begun or care <= before:
+            return
+        self._care[name] = care
+        raise ReadAgain(f"{name}: {error.public}; the others are loaded", same=True) from error
+
+    def _load(self, request: LoadRequest, batch: Batch) -> StreamResult:
         name, started = request.stream.name, monotonic()
         results.check_masked(request, batch)
         unfinished = self._states[name].unfinished
@@ -125,7 +167,8 @@ class PostgresDestination:
                 if unfinished is None:  # all of the target would look gone
                     raise RuntimeError(f"{name}: the end of a read that was never begun")
                 hidden, before = pg_generations.complete(self._conn, request, unfinished)
-                here.rows, started = (lambda: hidden.rows), started - before
+                read = hidden.rows + (load.refusals.before if load.refusals else 0)
+                here.rows, started = (lambda: read), started - before
                 load = replace(load, hidden=hidden)
             counts = pg_load.run(load)
             if unfinished is not None:
@@ -147,6 +190,13 @@ class PostgresDestination:
 
     def _keep(self, request: LoadRequest, batch: Batch) -> None:
         """Keep one range, under this run's fence: its rows and the note that they are there."""
+        try:
+            self._keep_range(request, batch)
+        except ConfigError as error:
+            self._more_carefully(request, error)
+            raise
+
+    def _keep_range(self, request: LoadRequest, batch: Batch) -> None:
         part = batch.part
         if part is None:
             raise RuntimeError(f"{request.stream.name}: a batch that is no range")
@@ -155,8 +205,9 @@ class PostgresDestination:
         labels = pg_types.labels_named(self._conn, self._config, request, batch.shape.columns)
         with translated(self._config, "destination"), labels, self._conn.transaction():
             here = pg_types.settled(self._conn, self._config, request, batch)
-            rows, size = copy_into(self._plan(request, here), generation.table)
-            if rows != here.rows():
+            load = self._plan(request, here)
+            rows, size, refused = pg_rejects.keep_range(load, generation.table)
+            if rows != here.rows() - refused:
                 raise results.rows_missing(request, here.rows(), rows)
             counts = {"rows": rows, "bytes": size, "seconds": monotonic() - started}
             pg_generations.done(self._conn, request, generation, part, counts)
@@ -178,6 +229,16 @@ class PostgresDestination:
         self._states[name] = replace(state, unfinished=new)
         return new
 
+    def _refusals(self, request: LoadRequest, batch: Batch) -> Refusals | None:
+        """Return what notes the rows that are refused; None where none was until now."""
+        name = request.stream.name
+        care, unfinished = self._care[name], self._states[name].unfinished
+        if not care:
+            return None
+        if batch.part is not None and unfinished is not None:
+            return pg_refusals.of_ranges(self._conn, request, care, unfinished.number)
+        return Refusals(request, care)
+
     def _plan(self, request: LoadRequest, batch: Batch) -> Load:
         """Decide whether the batch adds to the table or becomes its content."""
         state = self._states[request.stream.name]
@@ -190,6 +251,7 @@ class PostgresDestination:
             rewrite=request.rewrite or (append and batch.full and state.known),
             seen_shape=state.schema_hash,
             seen=state.columns,
+            refusals=self._refusals(request, batch),
         )
         if append and not state.known:
             _refuse_rows_of_others(load)

@@ -1,0 +1,323 @@
+"""Rows that the target refuses: the others are loaded, and those are kept with key and reason.
+
+A stream with `rejected_max` is loaded as every other, as one set; it costs nothing. Only where a
+row is refused the load is undone and the stream read once more in the same run, carefully: through
+the staging table, from which `write` takes the rows in halves until the bad ones are alone. So
+nothing relies on two reads of the source being alike. `settle` writes down what was refused.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from connectors import pg_refusals
+from connectors.pg_batch import (
+    KEYS,
+    REFUSED,
+    Load,
+    as_it_came,
+    copy_into,
+    key_digest,
+    key_text,
+    make_refused,
+    names,
+    typed,
+)
+from connectors.pg_refusals import Care, Reason, Refusals, Refused, depends, is_of_a_row, reason_of
+from schemas.records import LoadCounts
+
+#: What a statement did: rows inserted and updated, say.
+Done = tuple[int, int]
+#: Does something with a set of staged rows, which it is given as a table expression.
+Statement = Callable[[sql.Composable], Done]
+
+
+def write(load: Load, statement: Statement) -> tuple[Done, int]:
+    """Write all staged rows into the target; return what was done, and how many were refused.
+
+    Without care that is one statement, and a row that is refused ends the load.
+    """
+    if load.refusals is None:
+        return statement(load.staging), 0
+    halving = _Halving(load, load.refusals, statement)
+    return halving.run(), halving.note()
+
+
+def prepare(load: Load, staged: int) -> int:
+    """Get staged rows ready for `write`; return how many are left.
+
+    Those whose text is no value of its column are taken out: they are no rows of the target's, and
+    nothing may be compared with them. What was refused before and comes again is marked.
+    """
+    if load.refusals is None:
+        return staged
+    if load.needs_reading:
+        query = sql.SQL("SELECT count(ROW({})) FROM {} s")
+
+        def read(rows: sql.Composable) -> Done:
+            load.conn.execute(query.format(typed(load), rows))
+            return 0, 0
+
+        halving = _Halving(load, load.refusals, read)
+        halving.run()
+        staged -= halving.remove()
+    if load.refusals.before and load.key:
+        pg_refusals.fill(load.conn, load.refusals, REFUSED, load.key)
+    load.refusals.left_out += load.refusals.before
+    come = sql.SQL("r.digest IN (SELECT {} FROM {} s)").format(key_digest(load), load.staging)
+    which = sql.SQL("true") if load.batch.full else come
+    pg_refusals.mark(load.conn, load.refusals, which)
+    return staged
+
+
+def swept(load: Load) -> None:
+    """Mark rows that were refused before and whose key is gone, where all keys are here."""
+    if load.refusals is None:
+        return
+    gone = sql.SQL("r.readable AND r.digest NOT IN (SELECT {} FROM {} s)")
+    with suppress(psycopg.DataError), load.conn.transaction():  # a key may be none here
+        pg_refusals.mark(load.conn, load.refusals, gone.format(key_digest(load), KEYS))
+
+
+def left_out(load: Load) -> int:
+    """Return how many rows were refused before they were staged, or taken out again."""
+    return 0 if load.refusals is None else load.refusals.left_out
+
+
+@dataclass(frozen=True, slots=True)
+class _Blocks:
+    """The staged rows of some blocks of the staging table."""
+
+    first: int
+    last: int  # the one after
+
+
+#: Sets that may wait for rows of other sets, at one time.
+_WAITING_MAX = 500
+#: Staged rows by their place, or all of some blocks.
+_Piece = _Blocks | list[str]
+
+
+class _Halving:
+    """Does something with all staged rows but those that are refused.
+
+    Sets that are refused are halved, all of one size before any smaller one. So what others depend
+    on (a reference, a unique value that moves) is there as early as can be, and a load of bad rows
+    ends as soon as more sets are bad than rows may be.
+    """
+
+    def __init__(self, load: Load, refusals: Refusals, statement: Statement) -> None:
+        self._load = load
+        self._refusals = refusals
+        self._statement = statement
+        self._refused: dict[str, psycopg.Error] = {}
+        self._done: Done = (0, 0)
+
+    def run(self) -> Done:
+        sets: list[_Piece] = [_Blocks(0, self._blocks())]
+        backwards = False  # by turns: whichever way rows depend on each other
+        while sets:
+            bad = self._refused_of(reversed(sets) if backwards else sets)
+            sets = [half for piece in (reversed(bad) if backwards else bad) for half in piece]
+            backwards = not backwards
+        while self._refused and self._again(backwards=backwards):
+            backwards = not backwards
+        return self._done
+
+    def _refused_of(self, sets: Iterable[_Piece]) -> list[Sequence[_Piece]]:
+        """Do it for sets of one size; return the halves of those that are refused."""
+        halves: list[Sequence[_Piece]] = []
+        errors: list[psycopg.Error] = []
+        for piece in sets:
+            error = self._try(piece)
+            if error is None:
+                continue
+            if isinstance(piece, list) and len(piece) == 1:
+                self._refused[piece[0]] = error
+            else:
+                halves.append(self._halves(piece))
+                errors.append(error)
+            self._check([*self._refused.values(), *errors])
+        return halves
+
+    def _check(self, errors: Sequence[psycopg.Error]) -> None:
+        """Fail once too many sets are bad; those that wait for another one may be more."""
+        room = self._refusals.room
+        waiting = sum(depends(error) for error in errors)
+        if len(errors) - waiting > room or waiting > max(room, _WAITING_MAX):
+            columns = [c.name for c in self._load.columns]
+            self._refusals.too_many([reason_of(e, columns) for e in errors], errors[-1])
+
+    def _again(self, *, backwards: bool) -> bool:
+        """Try the rows refused so far once more; say whether one of them was taken."""
+        before = list(self._refused)
+        for place in reversed(before) if backwards else before:
+            error = self._try([place])
+            if error is None:
+                del self._refused[place]
+            else:
+                self._refused[place] = error
+        return len(self._refused) < len(before)
+
+    def _try(self, piece: _Piece) -> psycopg.Error | None:
+        """Do it under a savepoint; return the error if one of the rows is to blame."""
+        conn = self._load.conn
+        try:
+            with conn.transaction():
+                inserted, updated = self._statement(self._rows(piece))
+                conn.execute("SET CONSTRAINTS ALL IMMEDIATE")  # what is checked at the commit, too
+        except psycopg.Error as error:
+            if not is_of_a_row(error):
+                raise
+            return error
+        self._done = self._done[0] + inserted, self._done[1] + updated
+        return None
+
+    def _rows(self, piece: _Piece, columns: sql.Composable | None = None) -> sql.Composed:
+        where = (
+            sql.SQL("ctid = ANY({}::tid[])").format(sql.Literal(piece))
+            if isinstance(piece, list)
+            else sql.SQL("ctid >= {}::tid AND ctid < {}::tid").format(
+                sql.Literal(f"({piece.first},0)"), sql.Literal(f"({piece.last},0)")
+            )
+        )
+        return sql.SQL("(SELECT {} FROM {} WHERE {})").format(
+            columns or sql.SQL("*"), self._load.staging, where
+        )
+
+    def _blocks(self) -> int:
+        table = sql.Literal(self._load.staging.as_string(self._load.conn))
+        row = self._load.conn.execute(
+            sql.SQL(
+                "SELECT pg_relation_size({}::regclass) / current_setting('block_size')::int"
+            ).format(table)
+        ).fetchone()
+        return int(row[0]) if row else 0
+
+    def _halves(self, piece: _Piece) -> Sequence[_Piece]:
+        if isinstance(piece, _Blocks) and piece.last - piece.first > 1:
+            middle = (piece.first + piece.last) // 2
+            return _Blocks(piece.first, middle), _Blocks(middle, piece.last)
+        if isinstance(piece, _Blocks):
+            found = self._load.conn.execute(
+                sql.SQL("SELECT place FROM {} AS s").format(
+                    self._rows(piece, sql.SQL("ctid::text AS place"))
+                )
+            )
+            piece = [row[0] for row in found]
+        middle = len(piece) // 2
+        return [half for half in (piece[:middle], piece[middle:]) if half]
+
+    def note(self) -> int:
+        """Note the rows that were refused, in our own words; return how many."""
+        if not self._refused:
+            return 0
+        load = self._load
+        key = key_text(load) if load.key else sql.SQL("NULL::jsonb")
+        rows = load.conn.execute(
+            sql.SQL("SELECT s.ctid::text, {}, {} FROM {} s WHERE {}").format(
+                key_digest(load), key, load.staging, self._places()
+            )
+        ).fetchall()
+        noted = [Refused(digest, key, self._reason(at), Care.SETS) for at, digest, key in rows]
+        self._refusals.add(noted, next(iter(self._refused.values())))
+        return len(noted)
+
+    def remove(self) -> int:
+        """Note the rows that could not be read and take them out; return how many."""
+        if not self._refused:
+            return 0
+        noted = [self._unread(place) for place in self._refused]
+        self._load.conn.execute(
+            sql.SQL("DELETE FROM {} s WHERE {}").format(self._load.staging, self._places())
+        )
+        self._refusals.add(noted, next(iter(self._refused.values())))
+        self._refusals.left_out += len(noted)
+        return len(noted)
+
+    def _unread(self, place: str) -> Refused:
+        """Describe a staged row that is none of the target's by its key, if that can be read."""
+        load, reason = self._load, self._reason(place)
+        here = self._rows([place])
+        if not load.key:
+            image = sql.SQL("SELECT sha256(convert_to(s::text, 'UTF8')) FROM {} s").format(here)
+            return Refused(_one(load, image)[0], None, reason, Care.SETS)
+        columns = names(load.key)
+        try:
+            with load.conn.transaction():
+                load.conn.execute(
+                    sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {} s").format(
+                        REFUSED, columns, columns, here
+                    )
+                )
+                found = sql.SQL("SELECT {}, {} FROM {} s").format(
+                    key_digest(load), key_text(load), here
+                )
+                digest, key = _one(load, found)
+        except psycopg.DataError:
+            key = _one(load, sql.SQL("SELECT {} FROM {} s").format(as_it_came(load), here))[0]
+            return Refused(pg_refusals.digest_of(key), key, reason, Care.SETS, readable=False)
+        return Refused(digest, key, reason, Care.SETS)
+
+    def _reason(self, place: str) -> Reason:
+        return reason_of(self._refused[place], [c.name for c in self._load.columns])
+
+    def _places(self) -> sql.Composed:
+        return sql.SQL("s.ctid = ANY({}::tid[])").format(sql.Literal(list(self._refused)))
+
+
+def _one(load: Load, query: sql.Composed) -> tuple[Any, ...]:
+    row = load.conn.execute(query).fetchone()
+    if row is None:
+        raise RuntimeError("a staged row is not there any more")
+    return row
+
+
+def keep_range(load: Load, table: sql.Identifier) -> tuple[int, int, int]:
+    """Copy a range into its table; return (rows, bytes, rows refused), which are written down."""
+    if load.refusals is None:
+        return (*copy_into(load, table), 0)
+    make_refused(load)
+    before = load.refusals.count
+    rows, size = copy_into(load, table)
+    pg_refusals.keep(load.conn, load.refusals, of_range=True)
+    return rows, size, load.refusals.count - before
+
+
+# ── rows that repeat a key ───────────────────────────────────────────────────────────────────
+
+
+def drop_repeated(load: Load, table: sql.Composable, doomed: sql.Composable) -> int:
+    """Delete rows that repeat a key and keep what they were in the table of refused ones."""
+    row = load.conn.execute(
+        sql.SQL(pg_refusals.KEEP_REPEATED).format(
+            table=table,
+            doomed=doomed,
+            digest=key_digest(load, "d."),
+            key=key_text(load, "d."),
+            again=sql.SQL(pg_refusals.AGAIN),
+        ),
+        pg_refusals.repeated(load.request),
+    ).fetchone()
+    return int(row[0]) if row else 0
+
+
+# ── the end of a load ────────────────────────────────────────────────────────────────────────
+
+
+def settle(load: Load, counts: LoadCounts) -> LoadCounts:
+    """Write down what was refused, and forget what is taken now; return the counts with both."""
+    refusals, request = load.refusals, load.request
+    rejected = counts.rejected
+    if refusals is not None:
+        pg_refusals.keep(load.conn, refusals)
+        pg_refusals.forget_marked(load.conn, refusals)
+        rejected += refusals.count
+    if not rejected:
+        return counts
+    sample = pg_refusals.sample(load.conn, request)
+    return replace(counts, rejected=rejected, refused=sample)

@@ -1,0 +1,217 @@
+"""Rows that the destination refuses: the others are loaded, these are kept with key and reason."""
+
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from schemas.errors import ConfigError, ReadAgain
+from schemas.records import LoadRequest, StreamResult, WireFormat
+from schemas.streams import StreamSpec
+from tests.connectors.typed import Ends
+
+pytestmark = pytest.mark.integration
+
+MERGE = {"mode": "merge", "key": ("id",)}
+
+
+class Mover(Ends):
+    """Moves a stream as a run does: reads once more where it is told to."""
+
+    wire = WireFormat.PG_BINARY
+
+    def sync(self, table: str, **spec) -> StreamResult:
+        stream = StreamSpec(name=f"public.{table}", **spec)
+        self.fence += 1
+        self.reads = 0
+        request = LoadRequest(self.connection_id, uuid4(), 1, self.fence, stream, "acme")
+        while True:
+            known = self._destination.claim_stream(request)
+            self.reads += 1
+            sweep = known.loaded_before and (known.cursor is None or known.sweep_due)
+            try:
+                with self._source.extract(stream, known.cursor, self.wire, sweep=sweep) as batches:
+                    (batch,) = batches
+                    return self._destination.load(request, batch)
+            except ReadAgain as reason:
+                if not reason.same:
+                    raise
+
+    def kept(self) -> list[tuple[Any, ...]]:
+        return self.rows(
+            "destination",
+            "SELECT key, sqlstate, reason, constraint_name, column_name, rows, loads "
+            "FROM _syncward.rejected_rows ORDER BY stream, key",
+        )
+
+    def there(self, table: str, columns: str = "*") -> list[tuple[Any, ...]]:
+        return sorted(self.rows("destination", f"SELECT {columns} FROM acme.{table}"))
+
+
+@pytest.fixture
+def ends(pair):
+    made = Mover(
+        {role: pair.connect(role) for role in ("source", "destination")},
+        {role: pair.config(role) for role in ("source", "destination")},
+        {role: pair.secret(role) for role in ("source", "destination")},
+    )
+    yield made
+    made.close()
+
+
+def make(ends, *statements: str) -> None:
+    ends.run("source", "SET search_path = public", *statements, "SET search_path = pg_catalog")
+    ends.run("source", "GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader")
+
+
+def test_a_row_that_a_check_refuses_is_kept_and_the_others_are_loaded(ends):
+    make(
+        ends,
+        "CREATE TABLE t (id int PRIMARY KEY, v int)",
+        "INSERT INTO t SELECT n, n FROM generate_series(1, 2000) AS n",
+    )
+    spec = {**MERGE, "cursor": "xmin", "rejected_max": 2}
+    ends.sync("t", **spec)
+    ends.run("destination", "ALTER TABLE acme.t ADD CONSTRAINT small CHECK (v < 5000)")
+    make(ends, "UPDATE t SET v = v + 1", "UPDATE t SET v = 9999 WHERE id IN (7, 1500)")
+    result = ends.sync("t", **spec)
+    assert (result.rows_extracted, result.rows_rejected, result.rows_updated) == (2000, 2, 1998)
+    assert ends.reads == 2
+    assert [(row.key, row.reason) for row in result.rejected] == [
+        ('{"id": "1500"}', "a check refuses it"),
+        ('{"id": "7"}', "a check refuses it"),
+    ]
+    assert ends.kept() == [
+        ({"id": "1500"}, "23514", "a check refuses it", "small", None, 1, 1),
+        ({"id": "7"}, "23514", "a check refuses it", "small", None, 1, 1),
+    ]
+    assert ends.there("t", "v")[-1] == (2001,)
+    assert (7, 7) in ends.there("t", "id, v"), "the older version stays"
+
+    make(ends, "UPDATE t SET v = 8 WHERE id = 7")  # its source row changes: it is tried again
+    result = ends.sync("t", **spec)
+    assert (result.rows_updated, result.rows_rejected, ends.reads) == (1, 0, 1)
+    assert [key for key, *_ in ends.kept()] == [{"id": "1500"}]
+
+
+def test_more_than_are_allowed_fail_the_stream_and_nothing_is_kept(ends):
+    make(ends, "CREATE TABLE t (id int PRIMARY KEY, v int)", "INSERT INTO t VALUES (1, 1)")
+    ends.sync("t", **MERGE)
+    ends.run("destination", "ALTER TABLE acme.t ADD CONSTRAINT small CHECK (v < 5000)")
+    make(ends, "INSERT INTO t SELECT n, n * 1000 FROM generate_series(2, 9) AS n")
+    with pytest.raises(ConfigError, match=r"constraint acme\.t \(small\) refuses") as caught:
+        ends.sync("t", **MERGE)
+    assert caught.value.code == "constraint"
+    with pytest.raises(ConfigError, match=r"allows \(4\): a check refuses it") as caught:
+        ends.sync("t", **MERGE, rejected_max=4)
+    assert caught.value.code == "rows_rejected"
+    assert ends.there("t", "id") == [(1,)]
+    assert ends.kept() == []
+    assert ends.sync("t", **MERGE, rejected_max=5).rows_rejected == 5
+
+
+def test_what_copy_refuses_is_left_out_also_of_a_first_load(ends):
+    """A domain of the destination's own, in the binary relay: named by its line."""
+    make(
+        ends,
+        "CREATE DOMAIN public.small AS int",
+        "CREATE TABLE t (id int, part text, v public.small, PRIMARY KEY (id, part))",
+        "INSERT INTO t SELECT n, 'p', n FROM generate_series(1, 5000) AS n",
+        "UPDATE t SET v = 100000 WHERE id IN (1, 1000, 1001, 5000)",
+    )
+    ends.run("destination", "CREATE DOMAIN public.small AS int CHECK (VALUE < 99999)")
+    spec = {"mode": "replace", "rejected_max": "0.1%"}
+    result = ends.sync("t", **spec)
+    assert (result.rows_inserted, result.rows_rejected) == (4996, 4)
+    assert (ends.reads, len(ends.there("t"))) == (2, 4996)
+    assert ends.kept()[0] == (
+        {"id": "1", "part": "p"},
+        "23514",
+        "a check refuses it",
+        "small_check",
+        "v",
+        1,
+        1,
+    )
+    make(
+        ends, "UPDATE t SET v = 2 WHERE id IN (1000, 1001)", "UPDATE t SET v = 100000 WHERE id = 3"
+    )
+    make(ends, "DELETE FROM t WHERE id = 5000")
+    result = ends.sync("t", **spec)
+    assert (result.rows_inserted, result.rows_rejected, result.rows_deleted) == (2, 2, 0)
+    assert ends.reads == 1, "one that had rejected rows is read carefully at once"
+    assert (3, "p", 3) in ends.there("t", "id, part, v"), "its older version is not gone"
+    assert [(key["id"], loads) for key, *_, loads in ends.kept()] == [("1", 2), ("3", 1)]
+    with pytest.raises(ConfigError, match=r"allows \(0\.01%\): a check refuses it \(column v, "):
+        ends.sync("t", mode="replace", rejected_max="0.01%")
+
+
+def test_a_table_without_a_key_and_an_append_leave_out_what_is_refused(ends):
+    make(
+        ends,
+        "CREATE TABLE bag (v int, w text)",
+        "INSERT INTO bag VALUES (1, 'a'), (1, 'a'), (2, 'b')",
+    )
+    for mode in ({"mode": "replace"}, {"mode": "append", "cursor": "xmin"}):
+        ends.sync("bag", **mode)
+        ends.run("destination", "ALTER TABLE acme.bag ADD CONSTRAINT small CHECK (v < 9)")
+        make(ends, "INSERT INTO bag VALUES (10, 'c'), (10, 'c'), (11, 'd'), (3, 'e')")
+        result = ends.sync("bag", **mode, rejected_max=3)
+        assert (result.rows_inserted, result.rows_rejected) == (1, 3)
+        assert ends.there("bag", "v")[-1] == (3,)
+        assert sorted((key, rows) for key, *_, rows, _ in ends.kept()) == [(None, 1), (None, 2)]
+        make(ends, "DELETE FROM bag WHERE v >= 10")
+        assert ends.sync("bag", **mode, rejected_max=3).rows_rejected == 0
+        ends.run("destination", "DROP TABLE acme.bag", "TRUNCATE _syncward.state CASCADE")
+        make(ends, "DELETE FROM bag WHERE v = 3")
+
+
+def test_rows_that_depend_on_each_other_are_not_taken_for_bad_ones(ends):
+    """A reference to a row that comes later in the batch, and a unique value that moves."""
+    make(
+        ends,
+        "CREATE TABLE t (id int PRIMARY KEY, parent int, v int, w text)",
+        # the longest chain: each row refers to the one that comes after it
+        "INSERT INTO t SELECT n, n + 1, n, repeat('x', 900) FROM generate_series(1, 299) AS n",
+        "INSERT INTO t VALUES (300, NULL, 300, '')",
+    )
+    ends.sync("t", **MERGE)
+    ends.run(
+        "destination",
+        "TRUNCATE acme.t",
+        "ALTER TABLE acme.t ADD FOREIGN KEY (parent) REFERENCES acme.t "
+        "DEFERRABLE INITIALLY DEFERRED, ADD CHECK (v <> 150)",
+    )
+    # 150 is refused, so 149 and all that lead to it lack their parent
+    with pytest.raises(ConfigError, match="the row that it refers to is not there"):
+        ends.sync("t", **MERGE, rejected_max=20)
+    result = ends.sync("t", **MERGE, rejected_max=150)
+    assert (result.rows_inserted, result.rows_rejected) == (150, 150)
+    make(ends, "UPDATE t SET v = 151 WHERE id = 150")
+    assert ends.sync("t", **MERGE, rejected_max=150).rows_inserted == 150
+    assert ends.kept() == []
+
+
+def test_a_trigger_that_refuses_every_row_is_asked_no_more_often_than_needed(ends):
+    make(
+        ends,
+        "CREATE TABLE t (id int PRIMARY KEY)",
+        "INSERT INTO t SELECT n FROM generate_series(1, 3000) AS n",
+    )
+    ends.sync("t", **MERGE)
+    ends.run(
+        "destination",
+        "TRUNCATE acme.t",
+        "CREATE SEQUENCE public.asked",
+        "GRANT ALL ON SEQUENCE public.asked TO writer",
+        "CREATE FUNCTION public.no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "PERFORM nextval('public.asked'); RAISE 'no % here', NEW.id USING ERRCODE = 'SY999', "
+        "CONSTRAINT = NEW.id::text, COLUMN = 'secret'; END $$",
+        "CREATE TRIGGER no BEFORE INSERT ON acme.t FOR EACH ROW EXECUTE FUNCTION public.no()",
+    )
+    with pytest.raises(ConfigError, match="a trigger or function refuses it") as caught:
+        ends.sync("t", **MERGE, rejected_max=10)
+    assert caught.value.code == "rows_rejected"
+    assert "secret" not in caught.value.public
+    ((asked,),) = ends.rows("destination", "SELECT last_value FROM public.asked")
+    assert asked < 60
