@@ -55,6 +55,8 @@ def prepare(load: Load, staged: int) -> int:
     """
     if load.refusals is None:
         return staged
+    load.refusals.rows = load.batch.rows()  # known from now on
+    load.refusals.check()
     if load.needs_reading:
         query = sql.SQL("SELECT count(ROW({})) FROM {} s")
 

@@ -1,12 +1,14 @@
 """Rows that the destination refuses: the others are loaded, these are kept with key and reason."""
 
+from hashlib import sha256
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from schemas.errors import ConfigError, ReadAgain
-from schemas.records import LoadRequest, StreamResult, WireFormat
+from connectors import masking
+from schemas.errors import ConfigError, ReadAgain, TransientError
+from schemas.records import LoadRequest, Ranges, StreamClaim, StreamResult, WireFormat
 from schemas.streams import StreamSpec
 from tests.connectors.typed import Ends
 
@@ -19,23 +21,47 @@ class Mover(Ends):
     """Moves a stream as a run does: reads once more where it is told to."""
 
     wire = WireFormat.PG_BINARY
+    ranges = False
+    stops_before: int | None = None
 
     def sync(self, table: str, **spec) -> StreamResult:
         stream = StreamSpec(name=f"public.{table}", **spec)
         self.fence += 1
-        self.reads = 0
-        request = LoadRequest(self.connection_id, uuid4(), 1, self.fence, stream, "acme")
+        self.reads = self.kept_ranges = 0
+        self.request = LoadRequest(self.connection_id, uuid4(), 1, self.fence, stream, "acme")
+        return self.attempt()
+
+    def attempt(self) -> StreamResult:
         while True:
-            known = self._destination.claim_stream(request)
+            known = self.claimed()
             self.reads += 1
-            sweep = known.loaded_before and (known.cursor is None or known.sweep_due)
             try:
-                with self._source.extract(stream, known.cursor, self.wire, sweep=sweep) as batches:
-                    (batch,) = batches
-                    return self._destination.load(request, batch)
+                return self._move(known)
             except ReadAgain as reason:
                 if not reason.same:
                     raise
+
+    def _move(self, known: StreamClaim) -> StreamResult:
+        stream = self.request.stream
+        sweep = known.loaded_before and (known.cursor is None or known.sweep_due)
+        ranges = Ranges(stream.range_rows, known.kept) if self.ranges else None
+        with self._source.extract(
+            stream, known.cursor, self.wire, sweep=sweep, ranges=ranges
+        ) as batches:
+            for batch in batches:
+                masked = masking.masked(
+                    batch, stream, lambda v: sha256(v).hexdigest()[:32].encode()
+                )
+                if batch.part is None or batch.part.is_end:
+                    return self._destination.load(self.request, masked)
+                if batch.part.n == self.stops_before:
+                    raise TransientError("the link was lost")
+                known.keep(masked)
+                self.kept_ranges += 1
+        raise AssertionError("no batch")
+
+    def claimed(self) -> StreamClaim:
+        return self._destination.claim_stream(self.request)
 
     def kept(self) -> list[tuple[Any, ...]]:
         return self.rows(
@@ -85,6 +111,9 @@ def test_a_row_that_a_check_refuses_is_kept_and_the_others_are_loaded(ends):
         ({"id": "1500"}, "23514", "a check refuses it", "small", None, 1, 1),
         ({"id": "7"}, "23514", "a check refuses it", "small", None, 1, 1),
     ]
+    told = ends.claimed().result  # an attempt whose worker died then: the next one tells it
+    assert told is not None
+    assert told.rejected == result.rejected
     assert ends.there("t", "v")[-1] == (2001,)
     assert (7, 7) in ends.there("t", "id, v"), "the older version stays"
 
@@ -215,3 +244,171 @@ def test_a_trigger_that_refuses_every_row_is_asked_no_more_often_than_needed(end
     assert "secret" not in caught.value.public
     ((asked,),) = ends.rows("destination", "SELECT last_value FROM public.asked")
     assert asked < 60
+
+
+@pytest.mark.parametrize("wire", WireFormat)
+def test_what_cannot_be_read_here_is_left_out_by_every_wire(ends, wire):
+    """A label that the destination lacks, and text that is no value of a type of its own."""
+    for role in ("source", "destination"):
+        labels = "'a', 'b', 'new'" if role == "source" else "'a', 'b'"
+        low = "numeric" if role == "source" else "smallint"
+        ends.run(
+            role,
+            f"CREATE TYPE public.mood AS ENUM ({labels})",
+            f"CREATE TYPE public.pair AS (low {low}, high text)",
+        )
+    make(
+        ends,
+        "CREATE TABLE t (id int PRIMARY KEY, m public.mood, p public.pair)",
+        "INSERT INTO t VALUES (1, 'a', NULL), (2, 'new', NULL), (3, 'b', (70000, 'x')), "
+        "(4, NULL, (7, 'y'))",
+        "CREATE TABLE k (m public.mood PRIMARY KEY, v int)",
+        "INSERT INTO k VALUES ('a', 1), ('new', 2)",
+        "CREATE TABLE c (p public.pair PRIMARY KEY, v int)",
+        "INSERT INTO c VALUES ((1, 'x'), 1), ((70000, 'y'), 2)",
+    )
+    ends.wire = wire
+    spec = {**MERGE, "deletes": "hard", "rejected_max": 2}
+    for _ in range(2):
+        result = ends.sync("t", **spec)
+        assert (result.rows_loaded, result.rows_rejected, result.rows_deleted) == (2, 2, 0)
+        assert ends.there("t", "id") == [(1,), (4,)]
+    assert [(key, state) for key, state, *_ in ends.kept()] == [
+        ({"id": "2"}, "22P02"),
+        ({"id": "3"}, "22003"),
+    ]
+    make(ends, "UPDATE t SET p = (1, 'z') WHERE id = 3", "UPDATE t SET m = 'new' WHERE id = 1")
+    result = ends.sync("t", **spec)
+    assert (result.rows_inserted, result.rows_rejected, result.rows_deleted) == (1, 2, 0)
+    assert ends.there("t", "id, m") == [(1, "a"), (3, "b"), (4, None)], "the older 1 is kept"
+    # a key that cannot be read is shown as it came
+    for table, key in (("k", {"m": "new"}), ("c", {"p": "(70000,y)"})):
+        ends.run("destination", "DELETE FROM _syncward.rejected_rows")
+        assert ends.sync(table, mode="replace", rejected_max=1).rows_rejected == 1
+        assert [row[0] for row in ends.kept()] == [key]
+        assert ends.sync(table, mode="replace", rejected_max=1).rows_deleted == 0
+
+
+def test_rows_that_are_gone_or_deleted_do_not_stay_rejected(ends):
+    """By a sweep of the keys, and by a tombstone; a rejected row is not taken for a gone one."""
+    make(
+        ends,
+        "CREATE TABLE t (id int PRIMARY KEY, v int, dead bool)",
+        "INSERT INTO t SELECT n, n, false FROM generate_series(1, 9) AS n",
+    )
+    spec = {**MERGE, "cursor": "xmin", "tombstone": "dead", "key_sweep": 1, "rejected_max": 4}
+    for deletes in ("soft", "hard"):
+        ends.sync("t", **spec, deletes=deletes)
+        ends.run("destination", "ALTER TABLE acme.t ADD CHECK (v < 100)")
+        make(
+            ends,
+            "UPDATE t SET v = 100 + id WHERE id IN (1, 2, 3)",
+            "INSERT INTO t VALUES (10, 999)",
+        )
+        result = ends.sync("t", **spec, deletes=deletes)
+        assert (result.rows_rejected, result.rows_deleted) == (4, 0)
+        assert ends.sync("t", **spec, deletes=deletes).rows_deleted == 0
+        assert ends.there("t", "id, v")[:3] == [(1, 1), (2, 2), (3, 3)]
+        # one is gone, one says so, one is mended
+        make(ends, "DELETE FROM t WHERE id = 1", "UPDATE t SET v = 2, dead = true WHERE id = 2")
+        make(ends, "UPDATE t SET v = 3 WHERE id = 3")
+        result = ends.sync("t", **spec, deletes=deletes)
+        assert (result.rows_deleted, result.rows_rejected) == (2, 0)
+        assert [row[0] for row in ends.kept()] == [{"id": "10"}]
+        ends.run("destination", "DROP TABLE acme.t", "TRUNCATE _syncward.state CASCADE")
+        make(ends, "UPDATE t SET dead = false", "DELETE FROM t WHERE id = 10")
+        make(ends, "INSERT INTO t VALUES (1, 1)")
+
+
+def test_keys_too_long_for_an_index_and_text_that_is_none(ends):
+    make(
+        ends,
+        "CREATE TABLE t (id text, n int)",
+        "INSERT INTO t SELECT n::text, n FROM generate_series(1, 50) AS n",
+        "INSERT INTO t SELECT string_agg(sha512(n::text::bytea)::text, ''), 51 "
+        "FROM generate_series(1, 90) AS n",
+    )
+    result = ends.sync("t", mode="merge", key=("id",), rejected_max=1)
+    assert (result.rows_inserted, result.rows_rejected) == (50, 1)
+    ((key, state, reason, *_),) = ends.kept()
+    assert (len(key["id"]), state, reason) == (90 * 130, "54000", "it is too long for an index")
+    assert len(result.rejected[0].key) == 200
+    assert ends.sync("t", mode="merge", key=("id",), rejected_max=1).rows_unchanged == 50
+
+
+def test_keys_are_masked_there_too(ends):
+    make(
+        ends,
+        "CREATE TABLE t (mail text PRIMARY KEY, name text, v int)",
+        "INSERT INTO t VALUES ('ann@x', 'Ann', 1), ('bob@x', 'Bob', 2)",
+    )
+    spec = {
+        "mode": "merge",
+        "key": ("mail",),
+        "mask": {"mail": "hmac", "name": "redact"},
+        "rejected_max": 1,
+    }
+    ends.sync("t", **spec)
+    ends.run("destination", "ALTER TABLE acme.t ADD CHECK (v < 9)")
+    make(ends, "UPDATE t SET v = 10 WHERE mail = 'ann@x'")
+    (row,) = ends.sync("t", **spec).rejected
+    token = sha256(b"ann@x").hexdigest()[:32]
+    assert row.key == f'{{"mail": "{token}"}}'
+    ((whole,),) = ends.rows("destination", "SELECT r::text FROM _syncward.rejected_rows r")
+    assert "ann" not in whole.lower()
+
+
+def test_rows_that_repeat_a_key_are_kept_with_the_rejected_ones(ends):
+    make(
+        ends,
+        "CREATE TABLE t (id int, v int)",
+        "INSERT INTO t VALUES (1, 1), (1, 2), (1, 3), (2, 4)",
+    )
+    spec = {**MERGE, "guards": {"duplicate_keys": False}}
+    for loads in (1, 2):
+        result = ends.sync("t", **spec)
+        assert (result.rows_rejected, result.rows_loaded) == (2, 2)
+        repeats = "another row of the batch has the same key"
+        assert ends.kept() == [({"id": "1"}, "23505", repeats, None, None, 2, loads)]
+    make(ends, "DELETE FROM t WHERE v < 3")
+    assert ends.sync("t", **spec).rows_rejected == 0
+    assert ends.kept() == []
+
+
+def test_rejected_rows_of_all_ranges_of_a_large_read_count_together(ends):
+    ends.run("destination", "CREATE DOMAIN public.small AS int CHECK (VALUE < 9999)")
+    make(
+        ends,
+        "CREATE DOMAIN public.small AS int",
+        "CREATE TABLE t (id int PRIMARY KEY, v public.small)",
+        "INSERT INTO t SELECT n, n FROM generate_series(1, 1000) AS n",
+        "ANALYZE t",
+    )
+    ends.ranges = True
+    spec = {**MERGE, "deletes": "hard", "range_rows": 100}
+    ends.sync("t", **spec, rejected_max=3)
+    make(ends, "UPDATE t SET v = 10000 WHERE id IN (5, 6, 900, 901)", "VACUUM ANALYZE t")
+    ends.stops_before = 7
+    with pytest.raises(TransientError):
+        ends.sync("t", **spec, rejected_max=4)
+    assert len(ends.kept()) == 2
+    assert ends.there("t", "max(v)") == [(1000,)]
+    ends.stops_before = None
+    result = ends.attempt()
+    assert (result.rows_extracted, result.rows_rejected, result.rows_deleted) == (1000, 4, 0)
+    assert (ends.reads, ends.kept_ranges) == (3, 10), "only the range that was refused came twice"
+    assert {row.key for row in result.rejected} == {f'{{"id": "{n}"}}' for n in (5, 6, 900, 901)}
+    assert ends.there("t", "count(*), max(v)") == [(1000, 1000)]
+    with pytest.raises(ConfigError, match=r"allows \(3\)"):
+        ends.sync("t", **spec, rejected_max=3)
+    assert ends.sync("t", **spec, rejected_max=4).rows_rejected == 4
+    assert [loads for *_, loads in ends.kept()] == [2, 2, 2, 2]
+    # a first load, with a key that is too long for some: the hidden table cannot become it
+    make(ends, "UPDATE t SET v = 7 WHERE id > 5")
+    ends.run("destination", "DROP TABLE acme.t")
+    result = ends.sync("t", **spec, rejected_max=4)
+    assert (result.rows_inserted, result.rows_rejected) == (999, 1)
+    assert [row[0] for row in ends.kept()] == [{"id": "5"}]
+    assert ends.rows(
+        "destination", "SELECT tablename FROM pg_tables WHERE schemaname = 'acme'"
+    ) == [("t",)]
