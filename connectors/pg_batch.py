@@ -14,6 +14,7 @@ from connectors.pg_refusals import (
     Reason,
     Refusals,
     Refused,
+    digest_of,
     is_of_a_row,
     reason_of,
 )
@@ -186,9 +187,9 @@ def _copy_rows(load: Load, refusals: Refusals, table: sql.Composable) -> tuple[i
 
 def _refused(load: Load, row: pg_tuples.Rows, reason: Reason) -> Refused:
     """Describe a row that did not come into the staging table by its key, if it has one."""
-    digest, key = pg_tuples.digest(row), load.key
+    key = load.key
     if not key:
-        return Refused(digest, None, reason, Care.ROWS)
+        return Refused(pg_tuples.digest(row), None, reason, Care.ROWS)
     stream, kept = load.request.stream, row.columns([load.shape.columns.index(c) for c in key])
     found: tuple[bytes, dict[str, str | None]] | None = None
 
@@ -207,7 +208,8 @@ def _refused(load: Load, row: pg_tuples.Rows, reason: Reason) -> Refused:
         if not is_of_a_row(error):
             raise
     if found is None:
-        return Refused(digest, pg_tuples.shown(kept, key), reason, Care.ROWS, readable=False)
+        came = pg_tuples.shown(kept, key)
+        return Refused(digest_of(came), came, reason, Care.ROWS, readable=False)
     return Refused(found[0], found[1], reason, Care.ROWS)
 
 

@@ -7,7 +7,7 @@ rows that were taken. How refused rows are found is in pg_rejects.py.
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from hashlib import sha256
 
@@ -220,6 +220,7 @@ class Refusals:
     generation: int | None = None
     before: int = 0
     found: dict[bytes, Refused] = field(default_factory=dict)
+    met: bool = False  # one was refused in this very run
     left_out: int = 0  # of these, those that are not staged
     rows: int | None = None  # read, where that is known
 
@@ -302,14 +303,14 @@ def repeated(request: LoadRequest) -> dict[str, object]:
     return {**_of(request), "run": request.run_id, "reason": _REPEATS, "found_by": found_by}
 
 
-def of_ranges(conn: Connection, request: LoadRequest, care: Care, generation: int) -> Refusals:
-    """Begin a part of a large read, with what was refused in the ranges that are kept of it."""
+def of_ranges(conn: Connection, refusals: Refusals, generation: int) -> Refusals:
+    """Add what was refused in the ranges that are kept of a large read, of which this is a part."""
     row = conn.execute(
         "SELECT coalesce(sum(rows), 0) FROM _syncward.rejected_rows WHERE generation = "
         "%(generation)s AND connection_id = %(connection)s AND stream = %(stream)s",
-        {**_of(request), "generation": generation},
+        {**_of(refusals.request), "generation": generation},
     ).fetchone()
-    return Refusals(request, care, generation, int(row[0]) if row else 0)
+    return replace(refusals, generation=generation, before=int(row[0]) if row else 0)
 
 
 def fill(
@@ -345,6 +346,18 @@ def mark(conn: Connection, refusals: Refusals, which: sql.Composable) -> None:
         ).format(which),
         {**_of(refusals.request), "generation": refusals.generation or 0},
     )
+
+
+#: What the table refused before and comes again, from the statement of a load.
+MARKED = sql.SQL(
+    "SELECT {} FROM _syncward.rejected_rows r WHERE connection_id = %(connection)s "
+    "AND stream = %(stream)s AND run_id IS NULL AND readable AND found_by = %(found_by)s"
+)
+
+
+def marked(request: LoadRequest) -> dict[str, object]:
+    """Return the values that `MARKED` wants."""
+    return {**_of(request), "found_by": int(Care.SETS)}
 
 
 def forget_marked(conn: Connection, refusals: Refusals) -> None:

@@ -25,6 +25,7 @@ from connectors.pg_batch import (
     key_text,
     make_refused,
     names,
+    same,
     typed,
 )
 from connectors.pg_refusals import Care, Reason, Refusals, Refused, depends, is_of_a_row, reason_of
@@ -43,8 +44,37 @@ def write(load: Load, statement: Statement) -> tuple[Done, int]:
     """
     if load.refusals is None:
         return statement(load.staging), 0
-    halving = _Halving(load, load.refusals, statement)
-    return halving.run(), halving.note()
+
+    def checked(rows: sql.Composable) -> Done:
+        done = statement(rows)
+        load.conn.execute("SET CONSTRAINTS ALL IMMEDIATE")  # those of the commit, too
+        return done
+
+    search = _Search(load, load.refusals, checked, _suspects(load))
+    return search.run(), search.note()
+
+
+def _suspects(load: Load) -> list[str]:
+    """Return the places of staged rows that the table has refused before."""
+    key = [c for c in load.columns if c.name in {k.name for k in load.key}]
+    if not key or len(key) < len(load.key):
+        return []
+    typed_key = sql.SQL(", ").join(
+        sql.SQL("(r.key ->> {})::{} AS {}").format(
+            sql.Literal(c.name), sql.SQL(c.type), sql.Identifier(c.name)
+        )
+        for c in key
+    )
+    query = sql.SQL("SELECT s.ctid::text FROM {} s JOIN ({}) t ON {} LIMIT {}").format(
+        load.staging,
+        pg_refusals.MARKED.format(typed_key),
+        same(load, [c.name for c in key]),
+        sql.Literal(_SUSPECTS_MAX + 1),
+    )
+    rows = []
+    with suppress(psycopg.DataError), load.conn.transaction():  # the key was of another type then
+        rows = load.conn.execute(query, pg_refusals.marked(load.request)).fetchall()
+    return [] if len(rows) > _SUSPECTS_MAX else [row[0] for row in rows]
 
 
 def prepare(load: Load, staged: int) -> int:
@@ -64,9 +94,9 @@ def prepare(load: Load, staged: int) -> int:
             load.conn.execute(query.format(typed(load), rows))
             return 0, 0
 
-        halving = _Halving(load, load.refusals, read)
-        halving.run()
-        staged -= halving.remove()
+        search = _Search(load, load.refusals, read)
+        search.run()
+        staged -= search.remove()
     if load.refusals.before and load.key:
         pg_refusals.fill(load.conn, load.refusals, REFUSED, load.key)
     load.refusals.left_out += load.refusals.before
@@ -100,39 +130,53 @@ class _Blocks:
 
 #: Sets that may wait for rows of other sets, at one time.
 _WAITING_MAX = 500
+#: Parts into which a set of many blocks is cut.
+_PARTS = 8
+#: Rows that are suspected at most; more than these are found as if nothing were known.
+_SUSPECTS_MAX = 1_000
 #: Staged rows by their place, or all of some blocks.
 _Piece = _Blocks | list[str]
 
 
-class _Halving:
+class _Search:
     """Does something with all staged rows but those that are refused.
 
-    Sets that are refused are halved, all of one size before any smaller one. So what others depend
-    on (a reference, a unique value that moves) is there as early as can be, and a load of bad rows
-    ends as soon as more sets are bad than rows may be.
+    Sets that are refused are cut into smaller ones, all of one size before any of the next. So what
+    others depend on (a reference, a unique value that moves) is there as early as can be, and a
+    load of bad rows ends as soon as more sets are bad than rows may be. `suspects` were refused
+    before, and are done one by one.
     """
 
-    def __init__(self, load: Load, refusals: Refusals, statement: Statement) -> None:
+    def __init__(
+        self,
+        load: Load,
+        refusals: Refusals,
+        statement: Statement,
+        suspects: Sequence[str] = (),
+    ) -> None:
         self._load = load
         self._refusals = refusals
         self._statement = statement
+        self._suspects = list(suspects)
         self._refused: dict[str, psycopg.Error] = {}
         self._done: Done = (0, 0)
 
     def run(self) -> Done:
-        sets: list[_Piece] = [_Blocks(0, self._blocks())]
+        whole = _Blocks(0, self._blocks())
+        sets = self._parts(whole) if self._refusals.met else [whole]
+        sets += [[place] for place in self._suspects]
         backwards = False  # by turns: whichever way rows depend on each other
         while sets:
             bad = self._refused_of(reversed(sets) if backwards else sets)
-            sets = [half for piece in (reversed(bad) if backwards else bad) for half in piece]
+            sets = [part for parts in (reversed(bad) if backwards else bad) for part in parts]
             backwards = not backwards
         while self._refused and self._again(backwards=backwards):
             backwards = not backwards
         return self._done
 
-    def _refused_of(self, sets: Iterable[_Piece]) -> list[Sequence[_Piece]]:
-        """Do it for sets of one size; return the halves of those that are refused."""
-        halves: list[Sequence[_Piece]] = []
+    def _refused_of(self, sets: Iterable[_Piece]) -> list[list[_Piece]]:
+        """Do it for sets of one size; return the parts of each that is refused."""
+        bad: list[list[_Piece]] = []
         errors: list[psycopg.Error] = []
         for piece in sets:
             error = self._try(piece)
@@ -141,10 +185,10 @@ class _Halving:
             if isinstance(piece, list) and len(piece) == 1:
                 self._refused[piece[0]] = error
             else:
-                halves.append(self._halves(piece))
+                bad.append(self._parts(piece))
                 errors.append(error)
             self._check([*self._refused.values(), *errors])
-        return halves
+        return bad
 
     def _check(self, errors: Sequence[psycopg.Error]) -> None:
         """Fail once too many sets are bad; those that wait for another one may be more."""
@@ -171,7 +215,6 @@ class _Halving:
         try:
             with conn.transaction():
                 inserted, updated = self._statement(self._rows(piece))
-                conn.execute("SET CONSTRAINTS ALL IMMEDIATE")  # what is checked at the commit, too
         except psycopg.Error as error:
             if not is_of_a_row(error):
                 raise
@@ -180,13 +223,14 @@ class _Halving:
         return None
 
     def _rows(self, piece: _Piece, columns: sql.Composable | None = None) -> sql.Composed:
-        where = (
-            sql.SQL("ctid = ANY({}::tid[])").format(sql.Literal(piece))
-            if isinstance(piece, list)
-            else sql.SQL("ctid >= {}::tid AND ctid < {}::tid").format(
+        if isinstance(piece, list):
+            where = sql.SQL("ctid = ANY({}::tid[])").format(sql.Literal(piece))
+        else:
+            where = sql.SQL("ctid >= {}::tid AND ctid < {}::tid").format(
                 sql.Literal(f"({piece.first},0)"), sql.Literal(f"({piece.last},0)")
             )
-        )
+            if self._suspects:
+                where += sql.SQL(" AND ctid <> ALL({}::tid[])").format(sql.Literal(self._suspects))
         return sql.SQL("(SELECT {} FROM {} WHERE {})").format(
             columns or sql.SQL("*"), self._load.staging, where
         )
@@ -200,10 +244,13 @@ class _Halving:
         ).fetchone()
         return int(row[0]) if row else 0
 
-    def _halves(self, piece: _Piece) -> Sequence[_Piece]:
+    def _parts(self, piece: _Piece) -> list[_Piece]:
+        """Cut a set: a large one into many parts, as each round costs what its bad sets have."""
         if isinstance(piece, _Blocks) and piece.last - piece.first > 1:
-            middle = (piece.first + piece.last) // 2
-            return _Blocks(piece.first, middle), _Blocks(middle, piece.last)
+            blocks = piece.last - piece.first
+            step = max(1, -(-blocks // _PARTS))
+            firsts = range(piece.first, piece.last, step)
+            return [_Blocks(first, min(first + step, piece.last)) for first in firsts]
         if isinstance(piece, _Blocks):
             found = self._load.conn.execute(
                 sql.SQL("SELECT place FROM {} AS s").format(

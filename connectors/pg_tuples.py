@@ -168,10 +168,12 @@ def _tuples(chunks: Iterator[bytes]) -> Iterator[Tuples]:
     """Cut COPY binary into blocks of rows. Ends with an error if it does not end whole."""
     held, begun, ended, came = bytearray(), False, False, False
     rows: list[bytes] = []
-    size = 0
+    size = wanted = 0
     for chunk in chunks:
         came = came or bool(chunk)
         held += chunk
+        if len(held) < wanted:  # a long row is not looked at before it is here
+            continue
         if not begun:
             start = header_end(held)
             if not start:
@@ -179,7 +181,7 @@ def _tuples(chunks: Iterator[bytes]) -> Iterator[Tuples]:
             del held[:start]
             begun = True
         block, at = bytes(held), 0
-        while not ended and (end := _row_end(block, at)):
+        while not ended and (end := _row_end(block, at)) <= len(block):
             if end == at + 2 and _COUNT.unpack_from(block, at)[0] < 0:
                 ended, at = True, end
                 break
@@ -189,6 +191,7 @@ def _tuples(chunks: Iterator[bytes]) -> Iterator[Tuples]:
             if len(rows) >= _ROWS or size >= _BYTES:
                 yield Tuples(rows, size)
                 rows, size = [], 0
+        wanted = 0 if ended else end - at
         del held[:at]
     if rows:
         yield Tuples(rows, size)
@@ -197,17 +200,17 @@ def _tuples(chunks: Iterator[bytes]) -> Iterator[Tuples]:
 
 
 def _row_end(block: bytes, start: int) -> int:
-    """Return where the row that begins here ends; 0 if the rest of it is not here yet."""
+    """Return where the row that begins here ends; if that is not here yet, a place before it."""
     size, length_at = len(block), _LENGTH.unpack_from
-    if start + 2 > size:
-        return 0
     at = start + 2
+    if at > size:
+        return at
     for _ in range(_COUNT.unpack_from(block, start)[0]):  # a negative count is the end of all
         if at + 4 > size:
-            return 0
+            return at + 4
         (length,) = length_at(block, at)
         at += 4 + max(0, length)
-    return at if at <= size else 0
+    return at
 
 
 def _fields(row: bytes) -> list[bytes]:

@@ -144,7 +144,7 @@ class FilesDestination:
         """Raise this run's fence; return where the stream resumes, or what this run has done."""
         if request.target_schema == "_syncward":
             raise ConfigError("target schema _syncward belongs to Syncward; choose another one")
-        _check_deletes(request)
+        _check_able(request)
         stream, directory = request.stream, self._directory(request)
         directory.make()
         now, before = directory.claim(request)
@@ -369,9 +369,14 @@ class FilesDestination:
         """Nothing is open between two calls."""
 
 
-def _check_deletes(request: LoadRequest) -> None:
-    """Refuse what files cannot do: a stamp in a row, and deletes that a window has to find."""
+def _check_able(request: LoadRequest) -> None:
+    """Refuse what files cannot do: rejected rows, stamps, and deletes that a window has to find."""
     stream = request.stream
+    if stream.rejected_max != 0:
+        raise ConfigError(
+            f"{stream.name}: files take all rows of a load or none; remove rejected_max",
+            code="unsupported",
+        )
     if stream.deletion is Deletes.IGNORE:
         return
     if stream.deletion is Deletes.SOFT or stream.cursor is not None or stream.tombstone is not None:

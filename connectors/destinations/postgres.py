@@ -235,9 +235,10 @@ class PostgresDestination:
         care, unfinished = self._care[name], self._states[name].unfinished
         if not care:
             return None
+        refusals = Refusals(request, care, met=care is Care.SETS and not self._states[name].care)
         if batch.part is not None and unfinished is not None:
-            return pg_refusals.of_ranges(self._conn, request, care, unfinished.number)
-        return Refusals(request, care)
+            return pg_refusals.of_ranges(self._conn, refusals, unfinished.number)
+        return refusals
 
     def _plan(self, request: LoadRequest, batch: Batch) -> Load:
         """Decide whether the batch adds to the table or becomes its content."""

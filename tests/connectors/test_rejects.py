@@ -56,6 +56,7 @@ class Mover(Ends):
                     return self._destination.load(self.request, masked)
                 if batch.part.n == self.stops_before:
                     raise TransientError("the link was lost")
+                assert known.keep is not None
                 known.keep(masked)
                 self.kept_ranges += 1
         raise AssertionError("no batch")
