@@ -1,5 +1,6 @@
 """One batch on its way into one table: what it is, how it is staged, and the SQL of its parts."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -208,7 +209,8 @@ def _refused(load: Load, row: pg_tuples.Rows, reason: Reason) -> Refused:
         if not is_of_a_row(error):
             raise
     if found is None:
-        came = pg_tuples.shown(kept, key)
+        encoding = load.conn.info.parameter_status("server_encoding") or ""
+        came = pg_tuples.shown(kept, key, encoding)
         return Refused(digest_of(came), came, reason, Care.ROWS, readable=False)
     return Refused(found[0], found[1], reason, Care.ROWS)
 
@@ -333,6 +335,10 @@ def typed(load: Load, alias: str = "s.") -> sql.Composed:
     return sql.SQL(", ").join(values(load, alias))
 
 
+#: A cast to these cuts off what is too long without a word; an assignment refuses it.
+_CUTS = re.compile(r"(character varying|bit varying)\([0-9]+\)((?:\[\])*)")
+
+
 def values(load: Load, alias: str) -> list[sql.Composed]:
     """Return each staged column as a value of the table's type."""
     came = {c.name: c.type for c in load.shape.columns if not c.as_text}
@@ -340,7 +346,7 @@ def values(load: Load, alias: str) -> list[sql.Composed]:
         sql.SQL("{}{}" if came.get(c.name) == c.type else "{}{}::{}").format(
             sql.SQL(alias),
             sql.Identifier(c.name),
-            *([] if came.get(c.name) == c.type else [sql.SQL(c.type)]),
+            *([] if came.get(c.name) == c.type else [sql.SQL(_CUTS.sub(r"\1\2", c.type))]),
         )
         for c in load.columns
     ]

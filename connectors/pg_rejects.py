@@ -166,6 +166,9 @@ class _Search:
         sets = self._parts(whole) if self._refusals.met else [whole]
         sets += [[place] for place in self._suspects]
         backwards = False  # by turns: whichever way rows depend on each other
+        if self._suspects or self._refusals.met:
+            # Many small sets follow, of a table that was just read: its index serves them best.
+            self._load.conn.execute("SET LOCAL random_page_cost = 1")
         while sets:
             bad = self._refused_of(reversed(sets) if backwards else sets)
             sets = [part for parts in (reversed(bad) if backwards else bad) for part in parts]
@@ -199,15 +202,16 @@ class _Search:
             self._refusals.too_many([reason_of(e, columns) for e in errors], errors[-1])
 
     def _again(self, *, backwards: bool) -> bool:
-        """Try the rows refused so far once more; say whether one of them was taken."""
-        before = list(self._refused)
-        for place in reversed(before) if backwards else before:
+        """Try the rows that waited for others once more; say whether one of them was taken."""
+        before = len(self._refused)
+        waited = [place for place, error in self._refused.items() if depends(error)]
+        for place in reversed(waited) if backwards else waited:
             error = self._try([place])
             if error is None:
                 del self._refused[place]
             else:
                 self._refused[place] = error
-        return len(self._refused) < len(before)
+        return len(self._refused) < before
 
     def _try(self, piece: _Piece) -> psycopg.Error | None:
         """Do it under a savepoint; return the error if one of the rows is to blame."""

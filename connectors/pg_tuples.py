@@ -86,10 +86,16 @@ class Values:
 Rows = Tuples | Values
 
 
-def shown(rows: Rows, columns: Sequence[Column]) -> dict[str, str | None]:
-    """Return the first row as text by column, for people; a NUL no text here can hold."""
+def shown(rows: Rows, columns: Sequence[Column], encoding: str) -> dict[str, str | None]:
+    """Return the first row as text by column, for people, in what a server can hold."""
+
+    def held(text: str) -> str:
+        whole = encoding == "UTF8"
+        written = text if whole else text.encode("ascii", "backslashreplace").decode()
+        return written.replace("\0", "\\0")
+
     return {
-        column.name: None if text is None else text.replace("\0", "\\0")
+        column.name: None if text is None else held(text)
         for column, text in zip(columns, rows.texts(), strict=True)
     }
 

@@ -1,16 +1,22 @@
 """Rows that the destination refuses: the others are loaded, these are kept with key and reason."""
 
+import sqlite3
+from contextlib import closing
 from hashlib import sha256
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from pydantic import ValidationError
 
-from connectors import masking
+from connectors import masking, registry
+from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError, ReadAgain, TransientError
 from schemas.records import LoadRequest, Ranges, StreamClaim, StreamResult, WireFormat
 from schemas.streams import StreamSpec
+from tests.connectors.conformance.ends import policy
 from tests.connectors.typed import Ends
+from tests.world import Pair
 
 pytestmark = pytest.mark.integration
 
@@ -24,8 +30,13 @@ class Mover(Ends):
     ranges = False
     stops_before: int | None = None
 
-    def sync(self, table: str, **spec) -> StreamResult:
-        stream = StreamSpec(name=f"public.{table}", **spec)
+    def open_source(self, kind: str, config: dict[str, str], links: LinkPolicy) -> None:
+        """Read from something else from now on."""
+        self._source.close()
+        self._source = registry.open_source(kind, config, {}, links)
+
+    def sync(self, table: str, *, schema: str = "public", **spec) -> StreamResult:
+        stream = StreamSpec(name=f"{schema}.{table}", **spec)
         self.fence += 1
         self.reads = self.kept_ranges = 0
         self.request = LoadRequest(self.connection_id, uuid4(), 1, self.fence, stream, "acme")
@@ -75,15 +86,19 @@ class Mover(Ends):
         return sorted(self.rows("destination", f"SELECT {columns} FROM acme.{table}"))
 
 
+def mover_of(pair: Pair) -> Mover:
+    roles = ("source", "destination")
+    return Mover(
+        {role: pair.connect(role) for role in roles},
+        {role: pair.config(role) for role in roles},
+        {role: pair.secret(role) for role in roles},
+    )
+
+
 @pytest.fixture
 def ends(pair):
-    made = Mover(
-        {role: pair.connect(role) for role in ("source", "destination")},
-        {role: pair.config(role) for role in ("source", "destination")},
-        {role: pair.secret(role) for role in ("source", "destination")},
-    )
-    yield made
-    made.close()
+    with closing(mover_of(pair)) as made:
+        yield made
 
 
 def make(ends, *statements: str) -> None:
@@ -413,3 +428,102 @@ def test_rejected_rows_of_all_ranges_of_a_large_read_count_together(ends):
     assert ends.rows(
         "destination", "SELECT tablename FROM pg_tables WHERE schemaname = 'acme'"
     ) == [("t",)]
+
+
+def test_characters_that_the_destination_lacks_and_columns_that_are_narrower_here(pair, admin):
+    name = f"latin_{pair.names['destination']}"
+    admin.execute(
+        f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'"
+    )
+    admin.execute(f"GRANT CREATE ON DATABASE {name} TO writer")
+    pair.names["destination"] = name
+    with closing(mover_of(pair)) as ends:
+        make(
+            ends,
+            "CREATE TABLE t (id text PRIMARY KEY, v varchar(9))",
+            "INSERT INTO t VALUES ('good', 'é'), ('bad', '5 €'), ('k€y', 'c')",
+        )
+        spec: dict[str, Any] = {"mode": "merge", "key": ("id",), "rejected_max": 3}
+        result = ends.sync("t", **spec)
+        assert (result.rows_inserted, result.rows_rejected) == (1, 2)
+        why = "a value does not fit its column"
+        assert ends.kept() == [
+            ({"id": "bad"}, "22P05", why, None, "v", 1, 1),
+            ({"id": r"k\u20acy"}, "22P05", why, None, "id", 1, 1),
+        ]
+        ends.run("destination", "ALTER TABLE acme.t ALTER v TYPE varchar(2)")
+        make(ends, "INSERT INTO t VALUES ('long', 'abc')")
+        result = ends.sync("t", **spec, drift="ignore", guards={"narrowed_type": False})
+        assert (result.rows_unchanged, result.rows_rejected) == (1, 3)
+        assert [row[1] for row in ends.kept()] == ["22P05", "22P05", "22001"]
+    admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_values_of_another_kind_of_source_are_left_out(ends, tmp_path):
+    """Of a SQLite file: a text with a NUL is none here."""
+    path = tmp_path / "shop.db"
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, v TEXT)")
+        db.executemany("INSERT INTO t VALUES (?, ?)", [(n, f"v{n}") for n in range(1, 2000)])
+        db.execute("UPDATE t SET v = 'a' || char(0) || 'b' WHERE id IN (3, 1500)")
+    ends.open_source("sqlite", {"path": "shop.db"}, policy(tmp_path))
+    ends.wire = WireFormat.ROWS
+    for loads in (1, 2):
+        result = ends.sync("t", **MERGE, schema="main", deletes="hard", rejected_max=2)
+        assert (result.rows_loaded, result.rows_rejected, result.rows_deleted) == (1997, 2, 0)
+        why = "a value does not fit its column"
+        assert ends.kept() == [
+            ({"id": str(n)}, "22021", why, None, "v", 1, loads) for n in (1500, 3)
+        ]
+        assert ends.reads == 3 - loads
+
+
+def test_a_stream_that_no_longer_tolerates_fails_and_says_why(ends):
+    make(ends, "CREATE TABLE t (id int PRIMARY KEY, v int)", "INSERT INTO t VALUES (1, 1), (2, 99)")
+    ends.run("destination", "CREATE SCHEMA acme AUTHORIZATION writer")
+    ends.sync("t", **MERGE)
+    ends.run("destination", "ALTER TABLE acme.t ADD CONSTRAINT small CHECK (v < 100)")
+    make(ends, "UPDATE t SET v = 100 WHERE id = 2")
+    assert ends.sync("t", **MERGE, rejected_max=1).rows_rejected == 1
+    with pytest.raises(
+        ConfigError, match=r"constraint acme\.t \(small\) refuses the rows"
+    ) as caught:
+        ends.sync("t", **MERGE)
+    assert caught.value.code == "constraint"
+    make(ends, "UPDATE t SET v = 3 WHERE id = 2")
+    assert ends.sync("t", **MERGE).rows_updated == 1
+    assert ends.kept() == []
+
+
+def test_what_is_wrong_with_the_table_is_not_taken_for_a_bad_row(ends):
+    make(ends, "CREATE TABLE t (id int PRIMARY KEY, v int)", "INSERT INTO t VALUES (1, 1)")
+    ends.sync("t", **MERGE)
+    ends.run("destination", "REVOKE INSERT, UPDATE ON acme.t FROM writer")
+    make(ends, "INSERT INTO t VALUES (2, 2)")
+    with pytest.raises(ConfigError) as caught:
+        ends.sync("t", **MERGE, rejected_max=10)
+    assert (caught.value.code, ends.reads) == ("permission", 1)
+    ends.run(
+        "destination",
+        "GRANT ALL ON acme.t TO writer",
+        "ALTER TABLE acme.t ENABLE ROW LEVEL SECURITY",
+        "ALTER TABLE acme.t FORCE ROW LEVEL SECURITY",
+        "CREATE POLICY low ON acme.t USING (true) WITH CHECK (v < 5)",
+    )
+    make(ends, "INSERT INTO t VALUES (9, 9)")
+    result = ends.sync("t", **MERGE, rejected_max=10)
+    assert (result.rows_inserted, result.rows_rejected) == (1, 1)
+    assert [row[2] for row in ends.kept()] == ["a policy of the table refuses it"]
+
+
+@pytest.mark.parametrize("said", [-1, 10_001, "101%", "1", "x%", True, None, 1.5])
+def test_a_tolerance_is_a_number_or_a_share(said):
+    with pytest.raises(ValidationError, match=r"how many rows \(0 to 10000\) nor e\.g\. 0\.1%"):
+        StreamSpec(name="a.b", mode="replace", rejected_max=said)
+
+
+def test_shares_are_of_what_is_read_and_capped():
+    spec = StreamSpec(name="a.b", mode="replace", rejected_max="0.5 %")
+    assert [spec.rejects_allowed(n) for n in (199, 200, 10**9)] == [0, 1, 10_000]
+    assert '"rejected_max":"0.5%"' in spec.model_dump_json()
+    assert "rejected_max" not in StreamSpec(name="a.b", mode="replace").model_dump_json()
