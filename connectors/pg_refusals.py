@@ -224,10 +224,12 @@ class Refusals:
     left_out: int = 0  # of these, those that are not staged
     rows: int | None = None  # read, where that is known
 
+    noted: int = 0
+
     @property
     def count(self) -> int:
         """How many rows were refused."""
-        return self.before + sum(one.rows for one in self.found.values())
+        return self.before + self.noted
 
     @property
     def room(self) -> int:
@@ -240,6 +242,7 @@ class Refusals:
         Where none is allowed, what the server said is the error.
         """
         for one in refused:
+            self.noted += one.rows
             same = self.found.setdefault(one.digest, one)
             if same is not one:
                 same.rows += one.rows
@@ -311,6 +314,15 @@ def of_ranges(conn: Connection, refusals: Refusals, generation: int) -> Refusals
         {**_of(refusals.request), "generation": generation},
     ).fetchone()
     return replace(refusals, generation=generation, before=int(row[0]) if row else 0)
+
+
+def forget_ranges(conn: Connection, request: LoadRequest) -> None:
+    """Let rows of a large read that nobody goes on with be as any other that was refused."""
+    conn.execute(
+        "UPDATE _syncward.rejected_rows SET generation = NULL WHERE generation IS NOT NULL "
+        "AND connection_id = %(connection)s AND stream = %(stream)s",
+        _of(request),
+    )
 
 
 def fill(

@@ -87,7 +87,7 @@ def prepare(load: Load, staged: int) -> int:
         return staged
     load.refusals.rows = load.batch.rows()  # known from now on
     load.refusals.check()
-    if load.needs_reading:
+    if load.needs_reading or tuple(load.columns) != load.shape.columns:
         query = sql.SQL("SELECT count(ROW({})) FROM {} s")
 
         def read(rows: sql.Composable) -> Done:

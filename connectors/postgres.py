@@ -282,7 +282,7 @@ def _object(error: psycopg.Error) -> str:
     denied = _DENIED.fullmatch(diag.message_primary or "")
     if denied:
         return f" for {denied[1]}"
-    names = [diag.schema_name, diag.table_name, diag.column_name]
+    names = [diag.schema_name, diag.table_name or diag.datatype_name, diag.column_name]
     table = ".".join(name for name in names if name)
     by = f" ({diag.constraint_name})" if diag.constraint_name and table else ""
     return f" {table}{by}" if table else ""

@@ -93,10 +93,10 @@ class PostgresDestination:
             state = pg_state.claim(self._conn, request)
             if not state.resumable:  # nothing is there yet, or it goes elsewhere now
                 ensure_schema(self._conn, request.target_schema)
-        self._states[request.stream.name] = state
-        self._expected[request.stream.name] = state.cursor
         name = request.stream.name
-        self._care[name] = max(state.care, self._care.get(name, Care.NONE))
+        met = self._care.get(name, Care.NONE) if state.fence == request.fence else Care.NONE
+        self._states[name], self._expected[name] = state, state.cursor
+        self._care[name] = max(state.care, met)
         cursor = state.cursor if state.resumable else None
         result, unfinished = state.result, state.unfinished
         if result is not None and result.rows_rejected:
@@ -225,6 +225,8 @@ class PostgresDestination:
         with translated(self._config, "destination"), labels, self._conn.transaction():
             here = pg_types.settled(self._conn, self._config, request, batch)
             pg_generations.begin(self._conn, request, new, before=state.unfinished)
+            if self._care[name]:
+                pg_refusals.forget_ranges(self._conn, request)
             pg_load.make_hidden(self._plan(request, here), new.table)
         self._states[name] = replace(state, unfinished=new)
         return new

@@ -527,3 +527,36 @@ def test_shares_are_of_what_is_read_and_capped():
     assert [spec.rejects_allowed(n) for n in (199, 200, 10**9)] == [0, 1, 10_000]
     assert '"rejected_max":"0.5%"' in spec.model_dump_json()
     assert "rejected_max" not in StreamSpec(name="a.b", mode="replace").model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("rows", "most"), [(5_000, 150), pytest.param(1_000_000, 500, marks=pytest.mark.full)]
+)
+def test_bad_rows_are_found_in_few_statements(ends, rows, most):
+    """As many as the logarithm of the rows, for each; counted by the table itself."""
+    make(
+        ends,
+        "CREATE TABLE t (id int PRIMARY KEY, v int)",
+        f"INSERT INTO t SELECT n, n FROM generate_series(1, {rows}) AS n",
+    )
+    ends.sync("t", **MERGE)
+    ends.run(
+        "destination",
+        "ALTER TABLE acme.t ADD CHECK (v > 0)",
+        "CREATE SEQUENCE public.asked",
+        "GRANT ALL ON SEQUENCE public.asked TO writer",
+        "CREATE FUNCTION public.ask() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "PERFORM nextval('public.asked'); RETURN NULL; END $$",
+        "CREATE TRIGGER ask BEFORE UPDATE ON acme.t FOR EACH STATEMENT "
+        "EXECUTE FUNCTION public.ask()",
+    )
+    step = rows // 5
+    make(ends, f"UPDATE t SET v = CASE WHEN id % {step} = 7 THEN -v ELSE v + 1 END")
+    result = ends.sync("t", **MERGE, rejected_max=5)
+    assert (result.rows_updated, result.rows_rejected) == (rows - 5, 5)
+    ((asked,),) = ends.rows("destination", "SELECT last_value FROM public.asked")
+    assert asked < most
+    make(ends, "UPDATE t SET v = v + 1 WHERE v > 0")
+    assert ends.sync("t", **MERGE, rejected_max=5).rows_rejected == 5
+    ((again,),) = ends.rows("destination", "SELECT last_value FROM public.asked")
+    assert again - asked == 6, "those refused before are done one by one"
