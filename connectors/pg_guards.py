@@ -11,8 +11,8 @@ from psycopg import sql
 
 from connectors import pg_rejects
 from connectors.pg_batch import Load
+from connectors.pg_refusals import RowsRefused
 from connectors.postgres import Connection
-from schemas.errors import ConfigError
 from schemas.guards import SAMPLE_CHARS, SAMPLE_KEYS, Finding, Guard, Preview, covered, stop
 from schemas.records import Change, SchemaChange
 from schemas.streams import Deletes
@@ -147,14 +147,18 @@ def make_unique(load: Load, key: Sequence[str], table: sql.Composable) -> int:
     """Refuse keys that repeat or are NULL; return the rows rejected where that is allowed.
 
     Which row should win is not ours to guess. A person may allow it: then it is the row with the
-    largest cursor, and of equal ones the row that was read last.
+    largest cursor, and of equal ones the row that was read last. Where rows may be rejected, those
+    with NULL are.
     """
     repeated, nulls = _repeated(load, key, table)
     named = f"{load.request.stream.name}: key ({', '.join(key)})"
-    if nulls:
-        raise ConfigError(
+    if nulls and (load.refusals is None or not load.request.stream.rejected_max):
+        raise RowsRefused(
             f"{named} is no key: {repeated} values repeat, {nulls} rows have NULL in it"
         )
+    if nulls:
+        pg_rejects.drop_keyless(load, key, nulls)
+        repeated, _ = _repeated(load, key, table)
     if not repeated:
         return 0
     if load.request.stream.guards.duplicate_keys:

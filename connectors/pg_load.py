@@ -322,7 +322,8 @@ def _merge(load: Load, found: SourceRows, size: int, key: Sequence[str]) -> Load
     meddled = interferes(load)
     deleted = pg_deletes.remove(load, key, found, meddled=meddled)
     dead = pg_deletes.drop_dead(load, found.staged)
-    staged = found.staged - repeated - dead
+    keyless = pg_rejects.left_out(load) - found.left_out
+    staged = found.staged - repeated - dead - keyless
     wanted = _wanted(load, key) if meddled else None
     at_once = not meddled and load.conn.info.server_version >= _MERGE_COUNTS
     merge = partial(_merge_at_once if at_once else _merge_in_two, load, key)

@@ -85,6 +85,10 @@ ORDER BY key, digest LIMIT %(most)s
 """
 
 
+class RowsRefused(ConfigError):  # noqa: N818 - an event more than an error
+    """Rows of a batch are refused before the server is asked; without them it can be loaded."""
+
+
 class Care(IntEnum):
     """How carefully the rows of a stream are looked at; each costs more than the one before."""
 

@@ -359,6 +359,28 @@ def drop_repeated(load: Load, table: sql.Composable, doomed: sql.Composable) -> 
     return int(row[0]) if row else 0
 
 
+def drop_keyless(load: Load, key: Sequence[str], rows: int) -> None:
+    """Take the staged rows out that have NULL in their key: no row here can be theirs."""
+    refusals = load.refusals
+    if refusals is None or rows > refusals.room:
+        raise pg_refusals.over(
+            load.request.stream.name, load.request.stream.rejected_max, [_KEYLESS]
+        )
+    missing = sql.SQL(" OR ").join(sql.SQL("s.{} IS NULL").format(sql.Identifier(k)) for k in key)
+    found = load.conn.execute(
+        sql.SQL(
+            "WITH gone AS (DELETE FROM {} s WHERE {} RETURNING {} AS digest, {} AS key) "
+            "SELECT digest, min(key::text)::jsonb, count(*) FROM gone GROUP BY digest"
+        ).format(load.staging, missing, key_digest(load), key_text(load))
+    ).fetchall()
+    noted = [Refused(digest, key, _KEYLESS, Care.SETS, rows=n) for digest, key, n in found]
+    refusals.add(noted, None)
+    refusals.left_out += rows
+
+
+_KEYLESS = Reason("23502", "its key may not be NULL")
+
+
 # ── the end of a load ────────────────────────────────────────────────────────────────────────
 
 

@@ -22,7 +22,7 @@ from connectors import (
 from connectors.pg_batch import Load
 from connectors.pg_catalog import check_names, ensure_schema
 from connectors.pg_generations import Generation
-from connectors.pg_refusals import Care, Refusals, is_of_a_row, next_care
+from connectors.pg_refusals import Care, Refusals, RowsRefused, is_of_a_row, next_care
 from connectors.pg_state import StateRow
 from connectors.portable import schema_hash
 from connectors.postgres import (
@@ -142,10 +142,11 @@ class PostgresDestination:
     def _more_carefully(self, request: LoadRequest, error: ConfigError) -> None:
         """Ask for the same rows once more, if the stream may go on without the one refused."""
         name, cause = request.stream.name, error.__cause__
-        if request.stream.rejected_max == 0 or not is_of_a_row(cause):
+        early = isinstance(error, RowsRefused)
+        if request.stream.rejected_max == 0 or not (early or is_of_a_row(cause)):
             return
         before = self._care[name]
-        care = next_care(cause, before) if isinstance(cause, psycopg.Error) else before
+        care = next_care(cause, before) if isinstance(cause, psycopg.Error) else Care.SETS
         begun = self._expected[name] != self._states[name].cursor
         if begun or care <= before:
             return

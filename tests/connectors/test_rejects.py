@@ -3,6 +3,7 @@
 import sqlite3
 from contextlib import closing
 from hashlib import sha256
+from random import Random
 from typing import Any
 from uuid import uuid4
 
@@ -391,6 +392,29 @@ def test_rows_that_repeat_a_key_are_kept_with_the_rejected_ones(ends):
     assert ends.kept() == []
 
 
+def test_rows_without_a_key_are_rejected(ends):
+    make(
+        ends,
+        "CREATE TABLE t (a int, b text, v int)",
+        "INSERT INTO t VALUES (1, 'x', 1), (NULL, 'x', 2), (NULL, 'x', 3), (2, NULL, 4)",
+    )
+    spec = {"mode": "merge", "key": ("a", "b"), "deletes": "hard"}
+    for said in ("a column would be NULL", r"key \(a, b\) is no key: 1 values repeat, 3 rows"):
+        with pytest.raises(ConfigError, match=said):
+            ends.sync("t", **spec)
+        with pytest.raises(ConfigError, match=r"allows \(2\): its key may not be NULL"):
+            ends.sync("t", **spec, rejected_max=2)
+        result = ends.sync("t", **spec, rejected_max=3)
+        assert (result.rows_loaded, result.rows_rejected, result.rows_deleted) == (1, 3, 0)
+        assert [(row[0], row[5]) for row in ends.kept()] == [
+            ({"a": None, "b": "x"}, 2),
+            ({"a": "2", "b": None}, 1),
+        ]
+    make(ends, "DELETE FROM t WHERE a IS NULL", "UPDATE t SET b = 'y' WHERE a = 2")
+    assert ends.sync("t", **spec).rows_inserted == 1
+    assert ends.kept() == []
+
+
 def test_rejected_rows_of_all_ranges_of_a_large_read_count_together(ends):
     ends.run("destination", "CREATE DOMAIN public.small AS int CHECK (VALUE < 9999)")
     make(
@@ -560,3 +584,64 @@ def test_bad_rows_are_found_in_few_statements(ends, rows, most):
     assert ends.sync("t", **MERGE, rejected_max=5).rows_rejected == 5
     ((again,),) = ends.rows("destination", "SELECT last_value FROM public.asked")
     assert again - asked == 6, "those refused before are done one by one"
+
+
+@pytest.mark.parametrize("wire", WireFormat)
+def test_whatever_is_refused_the_target_has_the_rest_and_the_table_says_the_others(ends, wire):
+    """By chance: rows that a check, a type or a reference refuses, mended and broken again."""
+    chance = Random(f"rejects {wire}")
+    ends.wire = wire
+    ends.run("destination", "CREATE DOMAIN public.even AS int CHECK (VALUE % 2 = 0)")
+    make(
+        ends,
+        "CREATE DOMAIN public.even AS int",
+        "CREATE TABLE t (id int PRIMARY KEY, v int, e public.even, parent int)",
+        "INSERT INTO t VALUES (1, 0, 0, NULL)",
+    )
+    spec: dict[str, Any] = {**MERGE, "deletes": "hard", "guards": {"delete_ratio": False}}
+    ends.sync("t", **spec)
+    ends.run(
+        "destination",
+        "ALTER TABLE acme.t ADD CHECK (v < 90), ADD FOREIGN KEY (parent) REFERENCES acme.t "
+        "ON DELETE SET NULL",
+    )
+    served = {1: (0, 0, None)}
+    for _ in range(12):
+        rows: dict[int, tuple[int, int, int | None]] = {}
+        for n in chance.sample(range(1, 40), chance.randint(0, 35)):
+            parent = chance.choice([*rows, None, None]) if chance.random() < 0.5 else None
+            rows[n] = chance.randint(0, 99), 2 * chance.randint(0, 9) + (n % 9 == 0), parent
+        make(ends, "TRUNCATE t")
+        with ends.sessions["source"].cursor() as cursor:
+            cursor.executemany(
+                "INSERT INTO public.t VALUES (%s, %s, %s, %s)", [(n, *v) for n, v in rows.items()]
+            )
+        result = ends.sync("t", **spec, rejected_max=100)
+        good = taken(rows, served)
+        bad = set(rows) - set(good)
+        served = {n: good.get(n) or served[n] for n in rows if n in good or n in served}
+        # what a refused row refers to may be gone by now
+        served = {n: (v, e, p if p in served else None) for n, (v, e, p) in served.items()}
+        found = {n: (v, e, p) for n, v, e, p in ends.there("t", "id, v, e, parent")}
+        assert found == served
+        assert {int(key["id"]) for key, *_ in ends.kept()} == bad
+        assert (result.rows_rejected, result.rows_loaded) == (len(bad), len(good))
+
+
+def taken(
+    rows: dict[int, tuple[int, int, int | None]], served: dict[int, tuple[int, int, int | None]]
+) -> dict[int, tuple[int, int, int | None]]:
+    """Return the rows that fit, but for those whose parent neither fits nor was served before."""
+    good = {n: row for n, row in rows.items() if row[0] < 90 and row[1] % 2 == 0}
+    while True:
+        lost = [
+            n
+            for n, (_, _, parent) in good.items()
+            if parent is not None
+            and parent not in good
+            and not (parent in served and parent in rows)
+        ]
+        if not lost:
+            return good
+        for n in lost:
+            del good[n]
