@@ -605,7 +605,7 @@ def test_whatever_is_refused_the_target_has_the_rest_and_the_table_says_the_othe
         "ALTER TABLE acme.t ADD CHECK (v < 90), ADD FOREIGN KEY (parent) REFERENCES acme.t "
         "ON DELETE SET NULL",
     )
-    served = {1: (0, 0, None)}
+    served: dict[int, tuple[int, int, int | None]] = {1: (0, 0, None)}
     for _ in range(12):
         rows: dict[int, tuple[int, int, int | None]] = {}
         for n in chance.sample(range(1, 40), chance.randint(0, 35)):
