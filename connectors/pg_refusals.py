@@ -19,6 +19,7 @@ from connectors.postgres import Connection, named
 from schemas.errors import ConfigError, SyncwardError
 from schemas.guards import SAMPLE_CHARS
 from schemas.records import SAMPLE_REJECTED, Column, LoadRequest, RejectedRow
+from schemas.streams import REJECTED_MOST
 
 TABLE = "rejected_rows"
 CREATE = """
@@ -65,7 +66,8 @@ ON CONFLICT (connection_id, stream, digest) DO UPDATE SET (key, readable, sqlsta
     excluded.constraint_name, excluded.column_name, excluded.found_by, excluded.rows,
     r.loads + 1, excluded.run_id, excluded.generation, now())
 """
-#: Rows that repeat a key go from where they are into the table; `doomed` says which, of `d`.
+#: Rows that repeat a key go from where they are into the table; `doomed` says which, of `d`. There
+#: is no limit to how many they are, but one to how many keys are kept: the first by their digest.
 KEEP_REPEATED = """
 WITH gone AS (
   DELETE FROM {table} d WHERE {doomed} RETURNING {digest} AS digest, {key} AS key),
@@ -74,7 +76,7 @@ kept AS (
     sqlstate, reason, found_by, rows, run_id)
   SELECT %(connection)s, %(stream)s, digest, min(key::text)::jsonb, true, '23505', %(reason)s,
     %(found_by)s, count(*), %(run)s
-  FROM gone GROUP BY digest {again})
+  FROM gone GROUP BY digest ORDER BY digest LIMIT %(most)s {again})
 SELECT count(*) FROM gone
 """
 _REPEATS = "another row of the batch has the same key"
@@ -307,7 +309,13 @@ def keep(conn: Connection, refusals: Refusals, *, of_range: bool = False) -> Non
 def repeated(request: LoadRequest) -> dict[str, object]:
     """Return the values that `KEEP_REPEATED` wants."""
     found_by = int(Care.SETS)
-    return {**_of(request), "run": request.run_id, "reason": _REPEATS, "found_by": found_by}
+    return {
+        **_of(request),
+        "run": request.run_id,
+        "reason": _REPEATS,
+        "found_by": found_by,
+        "most": REJECTED_MOST,
+    }
 
 
 def of_ranges(conn: Connection, refusals: Refusals, generation: int) -> Refusals:

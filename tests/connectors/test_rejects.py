@@ -1,6 +1,7 @@
 """Rows that the destination refuses: the others are loaded, these are kept with key and reason."""
 
 import sqlite3
+import threading
 from contextlib import closing
 from hashlib import sha256
 from random import Random
@@ -75,6 +76,9 @@ class Mover(Ends):
 
     def claimed(self) -> StreamClaim:
         return self._destination.claim_stream(self.request)
+
+    def cancel(self) -> None:
+        self._destination.cancel()
 
     def kept(self) -> list[tuple[Any, ...]]:
         return self.rows(
@@ -645,3 +649,36 @@ def taken(
             return good
         for n in lost:
             del good[n]
+
+
+def test_cancelling_ends_the_search_for_bad_rows_and_nothing_is_kept(ends, pair):
+    make(ends, "CREATE TABLE t (id int PRIMARY KEY)", "INSERT INTO t VALUES (0)")
+    ends.sync("t", **MERGE)
+    ends.run(
+        "destination",
+        "CREATE SEQUENCE public.bad",
+        "GRANT ALL ON SEQUENCE public.bad TO writer",
+        # the first row is bad; the last one hangs, as soon as somebody has met the first
+        "CREATE FUNCTION public.slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "IF NEW.id = 1 THEN PERFORM nextval('public.bad'); RAISE 'bad'; END IF; "
+        "IF NEW.id = 9 THEN PERFORM pg_sleep(60) FROM public.bad WHERE is_called; END IF; "
+        "RETURN NEW; END $$",
+        "CREATE TRIGGER slow BEFORE INSERT ON acme.t FOR EACH ROW EXECUTE FUNCTION public.slow()",
+    )
+    make(ends, "INSERT INTO t SELECT n FROM generate_series(1, 9) AS n")
+
+    def cancel() -> None:
+        sleeps = "SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query ~ 'acme'"
+        with closing(pair.connect("destination")) as look:
+            while not look.execute(sleeps).fetchall():
+                pass
+        ends.cancel()
+
+    canceller = threading.Thread(target=cancel)
+    canceller.start()
+    with pytest.raises(TransientError) as caught:
+        ends.sync("t", **MERGE, rejected_max=3)
+    canceller.join()
+    assert (caught.value.code, ends.reads) == ("cancelled_there", 2)
+    assert ends.there("t", "id") == [(0,)]
+    assert ends.kept() == []
