@@ -16,8 +16,8 @@ from connectors.pg_refusals import (
     Refusals,
     Refused,
     digest_of,
-    is_of_a_row,
     reason_of,
+    unless_refused,
 )
 from connectors.postgres import Connection, PostgresConfig
 from schemas.records import Batch, Column, LoadRequest, SchemaChange, StreamShape, WireFormat
@@ -197,17 +197,13 @@ def _refused(load: Load, row: pg_tuples.Rows, reason: Reason) -> Refused:
     def unread(_: pg_tuples.Rows, error: psycopg.Error) -> None:
         raise error
 
-    try:
-        with load.conn.transaction():
-            pg_tuples.Table(load.conn, REFUSED, key, stream).copy(iter((kept,)), unread)
-            found = load.conn.execute(
-                sql.SQL("SELECT {}, {} FROM {} s ORDER BY {} DESC LIMIT 1").format(
-                    key_digest(load), key_text(load), REFUSED, _PLACE
-                )
-            ).fetchone()
-    except psycopg.Error as error:  # the key is none here
-        if not is_of_a_row(error):
-            raise
+    with unless_refused(load.conn):  # the key may be none here
+        pg_tuples.Table(load.conn, REFUSED, key, stream).copy(iter((kept,)), unread)
+        found = load.conn.execute(
+            sql.SQL("SELECT {}, {} FROM {} s ORDER BY {} DESC LIMIT 1").format(
+                key_digest(load), key_text(load), REFUSED, _PLACE
+            )
+        ).fetchone()
     if found is None:
         encoding = load.conn.info.parameter_status("server_encoding") or ""
         came = pg_tuples.shown(kept, key, encoding)

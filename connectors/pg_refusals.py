@@ -6,7 +6,8 @@ rows that were taken. How refused rows are found is in pg_rejects.py.
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from hashlib import sha256
@@ -148,6 +149,17 @@ def is_of_a_row(error: BaseException | None) -> bool:
     if error.diag.source_function in {"exec_stmt_raise", "ExecWithCheckOptions"}:
         return True
     return (state in _WORDS and state != "42501") or state[:2] in _WORDS
+
+
+@contextmanager
+def unless_refused(conn: Connection) -> Iterator[None]:
+    """Do something under a savepoint; where a row is to blame, it was not done."""
+    try:
+        with conn.transaction():
+            yield
+    except psycopg.Error as error:
+        if not is_of_a_row(error):
+            raise
 
 
 def depends(error: psycopg.Error) -> bool:

@@ -7,7 +7,6 @@ nothing relies on two reads of the source being alike. `settle` writes down what
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,7 +27,16 @@ from connectors.pg_batch import (
     same,
     typed,
 )
-from connectors.pg_refusals import Care, Reason, Refusals, Refused, depends, is_of_a_row, reason_of
+from connectors.pg_refusals import (
+    Care,
+    Reason,
+    Refusals,
+    Refused,
+    depends,
+    is_of_a_row,
+    reason_of,
+    unless_refused,
+)
 from schemas.records import LoadCounts
 
 #: What a statement did: rows inserted and updated, say.
@@ -72,7 +80,7 @@ def _suspects(load: Load) -> list[str]:
         sql.Literal(_SUSPECTS_MAX + 1),
     )
     rows = []
-    with suppress(psycopg.DataError), load.conn.transaction():  # the key was of another type then
+    with unless_refused(load.conn):  # the key was of another type then
         rows = load.conn.execute(query, pg_refusals.marked(load.request)).fetchall()
     return [] if len(rows) > _SUSPECTS_MAX else [row[0] for row in rows]
 
@@ -111,7 +119,7 @@ def swept(load: Load) -> None:
     if load.refusals is None:
         return
     gone = sql.SQL("r.readable AND r.digest NOT IN (SELECT {} FROM {} s)")
-    with suppress(psycopg.DataError), load.conn.transaction():  # a key may be none here
+    with unless_refused(load.conn):  # a key may be none here
         pg_refusals.mark(load.conn, load.refusals, gone.format(key_digest(load), KEYS))
 
 
@@ -178,9 +186,15 @@ class _Search:
         return self._done
 
     def _refused_of(self, sets: Iterable[_Piece]) -> list[list[_Piece]]:
-        """Do it for sets of one size; return the parts of each that is refused."""
+        """Do it for sets of one size; return the parts of each that is refused.
+
+        Each of them has a bad row, so too many of them are too many rows. Those that wait for
+        another one may be more for a while.
+        """
         bad: list[list[_Piece]] = []
-        errors: list[psycopg.Error] = []
+        errors = list(self._refused.values())
+        waiting = sum(map(depends, errors))
+        room = self._refusals.room
         for piece in sets:
             error = self._try(piece)
             if error is None:
@@ -189,17 +203,12 @@ class _Search:
                 self._refused[piece[0]] = error
             else:
                 bad.append(self._parts(piece))
-                errors.append(error)
-            self._check([*self._refused.values(), *errors])
+            errors.append(error)
+            waiting += depends(error)
+            if len(errors) - waiting > room or waiting > max(room, _WAITING_MAX):
+                columns = [c.name for c in self._load.columns]
+                self._refusals.too_many([reason_of(e, columns) for e in errors], error)
         return bad
-
-    def _check(self, errors: Sequence[psycopg.Error]) -> None:
-        """Fail once too many sets are bad; those that wait for another one may be more."""
-        room = self._refusals.room
-        waiting = sum(depends(error) for error in errors)
-        if len(errors) - waiting > room or waiting > max(room, _WAITING_MAX):
-            columns = [c.name for c in self._load.columns]
-            self._refusals.too_many([reason_of(e, columns) for e in errors], errors[-1])
 
     def _again(self, *, backwards: bool) -> bool:
         """Try the rows that waited for others once more; say whether one of them was taken."""
@@ -299,22 +308,19 @@ class _Search:
         if not load.key:
             image = sql.SQL("SELECT sha256(convert_to(s::text, 'UTF8')) FROM {} s").format(here)
             return Refused(_one(load, image)[0], None, reason, Care.SETS)
-        columns = names(load.key)
-        try:
-            with load.conn.transaction():
-                load.conn.execute(
-                    sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {} s").format(
-                        REFUSED, columns, columns, here
-                    )
+        columns, known = names(load.key), None
+        with unless_refused(load.conn):
+            load.conn.execute(
+                sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {} s").format(
+                    REFUSED, columns, columns, here
                 )
-                found = sql.SQL("SELECT {}, {} FROM {} s").format(
-                    key_digest(load), key_text(load), here
-                )
-                digest, key = _one(load, found)
-        except psycopg.DataError:
-            key = _one(load, sql.SQL("SELECT {} FROM {} s").format(as_it_came(load), here))[0]
-            return Refused(pg_refusals.digest_of(key), key, reason, Care.SETS, readable=False)
-        return Refused(digest, key, reason, Care.SETS)
+            )
+            found = sql.SQL("SELECT {}, {} FROM {} s")
+            known = _one(load, found.format(key_digest(load), key_text(load), here))
+        if known is not None:
+            return Refused(known[0], known[1], reason, Care.SETS)
+        key = _one(load, sql.SQL("SELECT {} FROM {} s").format(as_it_came(load), here))[0]
+        return Refused(pg_refusals.digest_of(key), key, reason, Care.SETS, readable=False)
 
     def _reason(self, place: str) -> Reason:
         return reason_of(self._refused[place], [c.name for c in self._load.columns])
