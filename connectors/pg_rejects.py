@@ -308,7 +308,8 @@ class _Search:
         if not load.key:
             image = sql.SQL("SELECT sha256(convert_to(s::text, 'UTF8')) FROM {} s").format(here)
             return Refused(_one(load, image)[0], None, reason, Care.SETS)
-        columns, known = names(load.key), None
+        columns = names(load.key)
+        known: tuple[Any, ...] = ()
         with unless_refused(load.conn):
             load.conn.execute(
                 sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {} s").format(
@@ -317,7 +318,7 @@ class _Search:
             )
             found = sql.SQL("SELECT {}, {} FROM {} s")
             known = _one(load, found.format(key_digest(load), key_text(load), here))
-        if known is not None:
+        if known:
             return Refused(known[0], known[1], reason, Care.SETS)
         key = _one(load, sql.SQL("SELECT {} FROM {} s").format(as_it_came(load), here))[0]
         return Refused(pg_refusals.digest_of(key), key, reason, Care.SETS, readable=False)
