@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import chain
 from typing import Any
 
@@ -27,6 +28,9 @@ from schemas.streams import Deletes, Mode
 #: row is gone.
 SYNCED_AT = "_syncward_synced_at"
 DELETED_AT = "_syncward_deleted_at"
+#: In a history: from when, and until when, runs saw this version of its row; NULL: it is current.
+VALID_FROM = "_syncward_valid_from"
+VALID_TO = "_syncward_valid_to"
 STAGING = sql.Identifier("pg_temp", "syncward_staging")
 KEYS = sql.Identifier("pg_temp", "syncward_keys")
 #: Keys of rows that are not in the staging table because they were refused, which are not gone.
@@ -68,6 +72,7 @@ class Load:
     pending: Callable[[], None] | None = None
     stamps: bool = False  # the table has a column that says since when a row is deleted
     hidden: Hidden | None = None  # where the rows are already; None: they come with the batch
+    since: datetime | None = None  # in a history: when the versions of this load begin, others end
     #: rows that are refused are left out and noted here (pg_rejects); None: they end the load
     refusals: Refusals | None = None
 
@@ -90,8 +95,25 @@ class Load:
 
     @property
     def deletion(self) -> Deletes:
-        """What becomes of rows that are gone; a rewritten table has nothing but the batch."""
-        return Deletes.HARD if self.rewrite else self.request.stream.deletion
+        """What becomes of rows that are gone; a rewritten table has nothing but the batch.
+
+        In a history they go from the current ones: their versions end, and none is removed.
+        """
+        said = self.request.stream.deletion
+        ends = self.is_history and said is Deletes.SOFT
+        return Deletes.HARD if self.rewrite or ends else said
+
+    @property
+    def is_history(self) -> bool:
+        """Say whether the table keeps what its rows were before."""
+        return self.request.stream.mode is Mode.HISTORY
+
+    @property
+    def moment(self) -> sql.Literal:
+        """In a history: the time at which versions end and begin."""
+        if self.since is None:
+            raise RuntimeError("a history is changed before the load's time is known")
+        return sql.Literal(self.since)
 
     @property
     def covers_all(self) -> bool:
@@ -128,6 +150,8 @@ class Load:
     @property
     def served(self) -> sql.Composable:
         """The condition of rows that readers take for rows of the source."""
+        if self.is_history:
+            return sql.SQL("{} IS NULL").format(sql.Identifier(VALID_TO))
         alive = sql.SQL("{} IS NULL").format(sql.Identifier(DELETED_AT))
         return alive if self.stamps else sql.SQL("true")
 
@@ -412,6 +436,9 @@ def parts(
         stamp = sql.SQL(", CASE WHEN {} THEN coalesce(t.{}, now()) END").format(says, column)
         born = sql.SQL(", CASE WHEN {} THEN now() END").format(says)
         differs = sql.SQL("({} OR (t.{} IS NOT NULL) <> ({}))").format(differs, column, says)
+    current = same(load, key)
+    if load.is_history:
+        current = sql.SQL("{} AND t.{} IS NULL").format(current, sql.Identifier(VALID_TO))
     return {
         "table": load.table,
         "staging": staged or load.staging,
@@ -421,6 +448,6 @@ def parts(
         "stamped": stamped,  # the column of the stamp, and what an update or an insert puts there
         "stamp": stamp,
         "born": born,
-        "same": same(load, key),
+        "same": current,
         "differs": differs,
     }

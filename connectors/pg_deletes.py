@@ -16,6 +16,7 @@ from connectors.pg_batch import (
     KEYS,
     REFUSED,
     SYNCED_AT,
+    VALID_TO,
     Load,
     dead,
     same,
@@ -101,6 +102,15 @@ def _gone(load: Load, key: Sequence[str], found: SourceRows) -> list[sql.Composa
 
 
 def _statement(load: Load, condition: sql.Composable) -> sql.Composed:
+    if load.is_history:
+        return sql.SQL("UPDATE {} t SET ({}, {}) = ROW({}, now()) WHERE {} AND {}").format(
+            load.table,
+            sql.Identifier(VALID_TO),
+            sql.Identifier(SYNCED_AT),
+            load.moment,
+            load.served,
+            condition,
+        )
     if load.deletion is Deletes.HARD:
         return sql.SQL("DELETE FROM {} t WHERE {}").format(load.table, condition)
     return sql.SQL("UPDATE {} t SET ({}, {}) = ROW(now(), now()) WHERE t.{} IS NULL AND {}").format(

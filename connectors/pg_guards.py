@@ -54,7 +54,8 @@ def check_zero_rows(load: Load, rows: int) -> None:
         after=0,
         to_delete=gone,
     )
-    then = f"all {gone:,} rows would be deleted" if gone else "they would stay as they are"
+    would = "end" if load.is_history else "be deleted"
+    then = f"all {gone:,} rows would {would}" if gone else "they would stay as they are"
     sentence = (
         f"{found.stream}: the source has no rows and {before:,} are served; {then}. Nothing was "
         "changed: approve or reject the run"
@@ -84,10 +85,12 @@ def check_deletes(
         return
     undo(load.conn)
     share = math.floor(100 * found.share)
+    would = "be stamped as deleted" if load.deletion is Deletes.SOFT else "be deleted"
+    would = "end" if load.is_history else would
     sentence = (
-        f"{found.stream}: {deleted:,} of {found.before:,} rows would be "
-        f"{'stamped as ' if load.deletion is Deletes.SOFT else ''}deleted ({share} %, allowed are "
-        f"{100 * guards.delete_ratio:g} %). Nothing was changed: approve or reject the run"
+        f"{found.stream}: {deleted:,} of {found.before:,} rows would {would} "
+        f"({share} %, allowed are {100 * guards.delete_ratio:g} %). Nothing was "
+        "changed: approve or reject the run"
     )
     stop(Preview(found, sentence, _keys_of(load, gone, key)), load.request.approvals)
 

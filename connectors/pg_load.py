@@ -7,7 +7,7 @@ from functools import partial
 import psycopg
 from psycopg import sql
 
-from connectors import pg_deletes, pg_drift, pg_guards, pg_rejects, pg_types
+from connectors import pg_deletes, pg_drift, pg_guards, pg_history, pg_rejects, pg_types
 from connectors.pg_batch import (
     DELETED_AT,
     SYNCED_AT,
@@ -29,7 +29,7 @@ from connectors.pg_catalog import Relation, find
 from connectors.pg_deletes import SourceRows
 from connectors.pg_drift import Table
 from connectors.portable import schema_hash
-from schemas.errors import ConfigError, SyncwardError
+from schemas.errors import ConfigError, ReadAgain, SyncwardError
 from schemas.records import Column, LoadCounts
 from schemas.streams import Deletes, Mode
 
@@ -40,6 +40,8 @@ _MERGE_COUNTS = 170_000
 def run(load: Load) -> LoadCounts:
     """Load the batch; the caller's transaction makes it visible or not."""
     target = find(load.conn, load.request.target_schema, load.request.stream.table_name)
+    if target is None and not load.batch.full:
+        raise ReadAgain(f"{load.name} is gone")  # a window alone would be a fragment
     if target is None and load.refusals is None:
         return pg_rejects.settle(load, _into_new_table(load))
     if target is None:
@@ -57,6 +59,8 @@ def _into_table(load: Load, target: Relation) -> LoadCounts:
         _check_key(load, target)
     if _nothing_changed(load):
         return LoadCounts(0, 0, 0)
+    if load.is_history:
+        load = pg_history.begun(load, target)
     careful = load.refusals is not None
     direct = not careful and (load.hidden is not None or not load.through_staging)
     if direct and _is_empty(load) and _key_is_sure(load):
@@ -68,7 +72,7 @@ def _into_table(load: Load, target: Relation) -> LoadCounts:
         pg_rejects.swept(load)
     if load.batch.full or found.keys is not None:
         pg_guards.check_zero_rows(load, found.all)
-    if merge:
+    if merge or load.is_history:
         return _merge(load, found, size, load.request.stream.key)
     if load.shape.key and target.is_key(load.shape.key):
         return _merge(load, found, size, load.shape.key)
@@ -126,6 +130,8 @@ def _into_table_made_first(load: Load) -> LoadCounts:
 
 
 def _key_added(load: Load) -> sql.Composed:
+    if load.is_history:
+        return pg_history.keys(load)
     key = sql.SQL(", ").join(map(sql.Identifier, load.shape.key))
     return sql.SQL("ALTER TABLE {} ADD PRIMARY KEY ({})").format(load.table, key)
 
@@ -243,6 +249,7 @@ def _check_ours(load: Load, target: Relation) -> set[str]:
             f"{load.config.where}: table {load.name} exists and was not made by Syncward; choose "
             "another target schema, or move the table"
         )
+    pg_history.check_kept(load, own)
     return own
 
 
@@ -314,7 +321,7 @@ def _insert_staged(load: Load) -> int:
 
 
 def _merge(load: Load, found: SourceRows, size: int, key: Sequence[str]) -> LoadCounts:
-    """Remove what is gone, update what differs, insert what is missing.
+    """Remove what is gone, update what differs, insert what is missing (a history: see there).
 
     Rows that are equal are not touched. Readers see the old content until the commit.
     """
@@ -327,9 +334,11 @@ def _merge(load: Load, found: SourceRows, size: int, key: Sequence[str]) -> Load
     wanted = _wanted(load, key) if meddled else None
     at_once = not meddled and load.conn.info.server_version >= _MERGE_COUNTS
     merge = partial(_merge_at_once if at_once else _merge_in_two, load, key)
+    if load.is_history:
+        merge = partial(pg_history.follow, load, key, meddled=meddled)
     (inserted, updated), refused = pg_rejects.write(load, merge)
     unchanged = staged - (inserted + updated + refused if wanted is None else wanted)
-    if load.request.stream.mode is not Mode.MERGE:
+    if load.request.stream.mode not in {Mode.MERGE, Mode.HISTORY}:
         _check_replaced(load, refused)
     return LoadCounts(inserted, updated, unchanged + dead, deleted, repeated, bytes=size)
 

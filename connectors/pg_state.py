@@ -66,6 +66,7 @@ _CLAIM = """
 UPDATE _syncward.state SET fence = %(fence)s, claimed_by = %(run)s
 WHERE connection_id = %(connection)s AND stream = %(stream)s RETURNING
 """
+#: `updated_at` never goes back, nor behind the transaction's time: histories count on it.
 _COMMIT = """
 UPDATE _syncward.state SET cursor = %(upper)s, reads = %(reads)s, generation = generation + 1,
   schema_hash = %(schema_hash)s, columns = %(columns)s, run_id = %(run)s, result = %(result)s,
@@ -73,7 +74,7 @@ UPDATE _syncward.state SET cursor = %(upper)s, reads = %(reads)s, generation = g
     %(run)s)::int END,
   runs_since_sweep = CASE WHEN %(swept)s THEN 0 ELSE runs_since_sweep + (run_id IS DISTINCT FROM
     %(run)s)::int END,
-  updated_at = clock_timestamp()
+  updated_at = greatest(clock_timestamp(), now(), updated_at + interval '1 microsecond')
 WHERE connection_id = %(connection)s AND stream = %(stream)s AND fence = %(fence)s
   AND cursor IS NOT DISTINCT FROM %(expected)s
 """

@@ -141,7 +141,7 @@ def time_window(
         sql.Literal(lower), sql.SQL(kind), sql.Literal(f"{stream.overlap.total_seconds()} s")
     )
     where: sql.Composable = sql.SQL("{} >= {} AND {}").format(column, start, below)
-    if stream.mode is Mode.MERGE:
+    if stream.mode is not Mode.APPEND:
         where = sql.SQL("(({}) OR {})").format(where, endless)
     return Window(where, cursor, stored, full=False, notes=notes)
 

@@ -55,6 +55,7 @@ class Mode(StrEnum):
     REPLACE = "replace"
     APPEND = "append"
     MERGE = "merge"
+    HISTORY = "history"  # as merge, and what a row was before stays
 
 
 class Drift(StrEnum):
@@ -170,6 +171,8 @@ class StreamSpec(BaseModel):
     def _modes_have_what_they_need(self) -> Self:
         if self.mode is Mode.MERGE and not self.key:
             raise ValueError(f"{self.name}: merge needs a key, e.g. key: [id]")
+        if self.mode is Mode.HISTORY and not self.key:
+            raise ValueError(f"{self.name}: history needs a key, e.g. key: [id]")
         if self.mode is Mode.APPEND and not self.cursor:
             raise ValueError(f"{self.name}: append needs a cursor, e.g. cursor: xmin")
         if self.mode is Mode.APPEND and self.overlap:
@@ -184,13 +187,19 @@ class StreamSpec(BaseModel):
     def _deletes_have_what_they_need(self) -> Self:
         if self.mode is Mode.APPEND and self.deletion is not Deletes.IGNORE:
             raise ValueError(f"{self.name}: append only adds rows; for deletes use mode: merge")
-        if self.key_sweep and (self.mode is not Mode.MERGE or self.cursor is None):
+        if self.mode is Mode.HISTORY and self.deletion is Deletes.HARD:
+            raise ValueError(
+                f"{self.name}: history never removes a row; with deletes: soft the version of a "
+                "row that is gone ends"
+            )
+        if self.key_sweep and (self.mode not in {Mode.MERGE, Mode.HISTORY} or self.cursor is None):
             raise ValueError(f"{self.name}: every run sees all keys already; remove key_sweep")
         if self.full_every and self.cursor is None:
             raise ValueError(f"{self.name}: every run reads everything; remove full_every")
         wants = "key_sweep" if self.key_sweep else "tombstone" if self.tombstone else None
         if wants and self.deletion is Deletes.IGNORE:
-            raise ValueError(f"{self.name}: {wants} finds deleted rows; say deletes: soft or hard")
+            either = "soft" if self.mode is Mode.HISTORY else "soft or hard"
+            raise ValueError(f"{self.name}: {wants} finds deleted rows; say deletes: {either}")
         return self
 
     @model_validator(mode="after")

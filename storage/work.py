@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
+from pydantic import ValidationError
 from sqlalchemy import Connection, Row, text
 
 from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
-from schemas.errors import ConfigError, LeaseLost, SyncwardError
+from schemas.errors import ConfigError, LeaseLost, SyncwardError, TransientError
 from schemas.runs import Claim
 from schemas.streams import StreamSpec
 from storage import audit, keystore
@@ -93,11 +94,14 @@ def take(
         return ConfigError("the connection was deleted while its run was waiting")
     if all(row.field is None for row in rows) and not {row.kind for row in rows} <= keyless:
         return _why_nothing(tx, held)
+    streams = _streams(rows[0]) if connection else ()
+    if isinstance(streams, SyncwardError):
+        return streams
     resources = _resources(rows)
     opened = [resource for resource in resources.values() if resource.sealed]
     audit.append(tx, *(_unsealed(resource, held, principal) for resource in opened))
     if connection:
-        return _connection(rows[0], resources)
+        return _connection(rows[0], resources, streams)
     return _resource(resources[held.subject_id])
 
 
@@ -105,13 +109,32 @@ def _resource(resource: SealedResource) -> Work:
     return Work(resource.name, resource, None, "", (), {})
 
 
-def _connection(row: Row[Any], resources: dict[UUID, SealedResource]) -> Work:
+def _streams(row: Row[Any]) -> tuple[StreamSpec, ...] | SyncwardError:
+    """Read the streams; those of a newer version are left to a newer worker, with nothing opened.
+
+    What it does not know (a mode, a setting) it must not guess at; while versions are mixed the
+    run comes to another worker, and fails if there is none.
+    """
+    try:
+        return tuple(StreamSpec.model_validate(spec) for spec in row.specs)
+    except ValidationError as error:
+        (place, *_) = error.errors(include_input=False, include_url=False, include_context=False)
+        what = ".".join(map(str, place["loc"])) or "a setting"
+        return TransientError(
+            f"{row.name}: this worker's version cannot read {what} of a stream; it was written by "
+            "a newer one: upgrade the workers, or apply the connection's document again"
+        )
+
+
+def _connection(
+    row: Row[Any], resources: dict[UUID, SealedResource], streams: tuple[StreamSpec, ...]
+) -> Work:
     return Work(
         name=row.name,
         source=resources[row.source_id],
         destination=resources[row.destination_id],
         target_schema=row.target_schema,
-        streams=tuple(StreamSpec.model_validate(spec) for spec in row.specs),
+        streams=streams,
         fences=row.fences or {},
     )
 

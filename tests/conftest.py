@@ -135,6 +135,18 @@ def logins(admin: psycopg.Connection) -> dict[str, str]:
 @pytest.fixture
 def pair(cluster: Cluster, admin: psycopg.Connection, logins: dict[str, str]) -> Iterator[Pair]:
     """A fresh source and a fresh destination database."""
+    yield from _pair(cluster, admin, logins)
+
+
+@pytest.fixture(scope="module")
+def shared_pair(
+    cluster: Cluster, admin: psycopg.Connection, logins: dict[str, str]
+) -> Iterator[Pair]:
+    """A pair for all tests of a file, each with tables of its own."""
+    yield from _pair(cluster, admin, logins)
+
+
+def _pair(cluster: Cluster, admin: psycopg.Connection, logins: dict[str, str]) -> Iterator[Pair]:
     suffix = secrets.token_hex(4)
     source, destination = f"shop_{suffix}", f"lake_{suffix}"
     for name in (source, destination):

@@ -372,6 +372,12 @@ class FilesDestination:
 def _check_able(request: LoadRequest) -> None:
     """Refuse what files cannot do: rejected rows, stamps, and deletes that a window has to find."""
     stream = request.stream
+    if stream.mode is Mode.HISTORY:
+        raise ConfigError(
+            f"{stream.name}: history needs a table, in which versions end; files keep rows as they "
+            "are now: use mode: merge, or a database as the destination",
+            code="unsupported",
+        )
     if stream.rejected_max != 0:
         raise ConfigError(
             f"{stream.name}: files take all rows of a load or none; remove rejected_max",

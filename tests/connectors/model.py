@@ -103,7 +103,7 @@ class Stream:
             "tombstone": self.tombstone, "key_sweep": self.key_sweep,
             "full_every": self.full_every, "drift": self.drift,
         }  # fmt: skip
-        if self.mode == "merge":
+        if self.mode in {"merge", "history"}:
             said["key"] = f"[{', '.join(self.key)}]"
         said["guards"] = f"{{delete_ratio: {self.ratio}, floor: {self.floor}}}"
         return "{" + ", ".join(f"{k}: {v}" for k, v in said.items() if v is not None) + "}"
@@ -131,6 +131,8 @@ class Model:
 
     stream: Stream
     rows: tuple[Row, ...] = ()
+    #: of a history, whose `rows` are the current versions: those that have ended
+    ended: tuple[Values, ...] = ()
     types: dict[str, str] = field(default_factory=dict)
     known: Columns | None = None  # of the source, when it was loaded last
     lower: Any = None
@@ -166,7 +168,8 @@ class Model:
                 alive = {self._key(r) for r in read if not r.dead}
             elif sweeps:
                 alive = {self._key(r) for r in seen.rows if not r.dead}
-            after, gone = after._merged(taken, alive)
+            follow = after._versioned if stream.mode == "history" else after._merged
+            after, gone = follow(taken, alive)
         if loaded:
             counted = len(seen.rows if sweeps and stream.cursor else read)
             if sweeps and stream.cursor:  # its keys are of rows that do not say they are deleted
@@ -193,7 +196,7 @@ class Model:
             return True
         if stream.full_every and self.since_full + 1 >= stream.full_every:
             return True
-        return stream.mode == "merge" and self._differs(seen.columns)
+        return stream.mode in {"merge", "history"} and self._differs(seen.columns)
 
     def _differs(self, columns: Columns) -> bool:
         """Say whether older rows may differ where no cursor shows it: any change of the table.
@@ -233,7 +236,8 @@ class Model:
         if self.stream.drift != "evolve":
             return self
         rows = tuple(replace(r, values={**r.values, **dict.fromkeys(new)}) for r in self.rows)
-        return replace(self, rows=rows, types={**self.types, **new, **wider})
+        ended = tuple({**values, **dict.fromkeys(new)} for values in self.ended)
+        return replace(self, rows=rows, ended=ended, types={**self.types, **new, **wider})
 
     def _is_narrower(self, name: str, type_: str) -> bool:
         """Say whether the target's column holds all that the source's can."""
@@ -302,6 +306,26 @@ class Model:
                 del rows[key]
         return replace(self, rows=tuple(rows.values())), len(gone & served)
 
+    def _versioned(
+        self, read: Sequence[Found], alive: set[tuple[str | None, ...]] | None
+    ) -> tuple["Model", int]:
+        """End the versions of rows that are gone or differ, and begin those that are missing.
+
+        A new version has no value in a column that the source does not have any more.
+        """
+        rows, ended = {self._key(row): row for row in self.rows}, list(self.ended)
+        gone = set() if alive is None or self.stream.deletion == "ignore" else set(rows) - alive
+        gone |= {self._key(row) for row in read if row.dead} & set(rows)
+        ended += [rows.pop(key).values for key in gone]
+        for row in read:
+            old = rows.get(self._key(row))
+            if row.dead or (old and all(old.values[n] == v for n, v in row.values.items())):
+                continue
+            if old:
+                ended.append(old.values)
+            rows[self._key(row)] = Row({**dict.fromkeys(self.types), **row.values})
+        return replace(self, rows=tuple(rows.values()), ended=tuple(ended)), len(gone)
+
     # ── guards ───────────────────────────────────────────────────────────────────────────────
 
     def _losses(self, read: int | None, gone: int) -> set[str]:
@@ -319,10 +343,12 @@ class Model:
     # ── what is compared ─────────────────────────────────────────────────────────────────────
 
     def content(self) -> Counter[tuple[Any, ...]]:
-        """Return the rows as a multiset of (column, text) pairs and their stamps."""
-        return Counter(
-            (*((n, row.values[n]) for n in self.compared), row.stamped) for row in self.rows
-        )
+        """Return the rows as a multiset of (column, text) pairs and their stamps.
+
+        Of a history a version that has ended is a stamped one.
+        """
+        rows = (*self.rows, *(Row(values, stamped=True) for values in self.ended))
+        return Counter((*((n, row.values[n]) for n in self.compared), row.stamped) for row in rows)
 
     @property
     def compared(self) -> list[str]:

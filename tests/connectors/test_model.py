@@ -100,6 +100,7 @@ KINDS = (
     ("merge", None), ("merge", "xmin"), ("merge", "at"),
     ("replace", None), ("append", "xmin"), ("append", "at"),
 )  # fmt: skip
+HISTORIES = (("history", None), ("history", "xmin"), ("history", "at"))
 
 
 @st.composite
@@ -107,6 +108,8 @@ def _streams(draw: st.DrawFn, kind: tuple[str, str | None], keyed: tuple[str, ..
     """A stream of this kind that the documents allow over a table with such a key."""
     mode, cursor = kind
     allowed = ["hard", "soft", "ignore"] if keyed else ["hard"]
+    if mode == "history":
+        allowed = ["soft", "ignore"]
     deletes = None if mode == "append" else draw(st.sampled_from(allowed))
     finds = deletes in {"soft", "hard"}
     often = st.sampled_from([None, 1, 2, 3])
@@ -116,7 +119,7 @@ def _streams(draw: st.DrawFn, kind: tuple[str, str | None], keyed: tuple[str, ..
         cursor=cursor,
         deletes=deletes,
         tombstone="gone" if finds and draw(st.booleans()) else None,
-        key_sweep=draw(often) if finds and mode == "merge" and cursor else None,
+        key_sweep=draw(often) if finds and mode in {"merge", "history"} and cursor else None,
         full_every=draw(often) if cursor else None,
         drift=draw(st.sampled_from(["evolve", "evolve", "evolve", "freeze", "ignore"])),
         ratio=draw(st.sampled_from([1.0, 0.3])),
@@ -165,7 +168,9 @@ _ROUNDS = st.lists(st.tuples(st.lists(_CHANGE, max_size=4), _RUN), min_size=2, m
 
 @st.composite
 def _tables(draw: st.DrawFn, kind: tuple[str, str | None]) -> tuple[str, dict[str, str], Stream]:
-    key = draw(st.sampled_from([k for k in KEYS if k != "none" or kind[0] != "merge"]))
+    key = draw(
+        st.sampled_from([k for k in KEYS if k != "none" or kind[0] not in {"merge", "history"}])
+    )
     names = draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=3, unique=True))
     columns = {name: draw(st.sampled_from(list(VALUES))) for name in names}
     return key, columns, draw(_streams(kind, KEYS[key]))
@@ -472,11 +477,14 @@ class Story:
         )
         assert types == model.types
         names = model.compared
-        stamped = model.stream.deletion == "soft"
+        stamp = "_syncward_deleted_at" if model.stream.deletion == "soft" else None
+        if model.stream.mode == "history":
+            stamp = "_syncward_valid_to"
+            self._check_versions(there)
         found = there.execute(
             sql.SQL("SELECT {}, {} FROM acme.{}").format(
                 sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(n)) for n in names),
-                sql.SQL("_syncward_deleted_at IS NOT NULL" if stamped else "false"),
+                sql.SQL(f"{stamp} IS NOT NULL" if stamp else "false"),
                 sql.Identifier(self.table),
             )
         ).fetchall()
@@ -485,6 +493,20 @@ class Story:
         assert rows == wanted, (
             f"{model.stream.yaml()}: missing {wanted - rows}, too many {rows - wanted}"
         )
+
+    def _check_versions(self, there: psycopg.Connection) -> None:
+        """No two versions of a key overlap, and each begins before it ends."""
+        wrong = there.execute(
+            sql.SQL(
+                "SELECT * FROM (SELECT {key}, _syncward_valid_from AS f, _syncward_valid_to AS t, "
+                "lead(_syncward_valid_from) OVER (PARTITION BY {key} ORDER BY _syncward_valid_from)"
+                " AS n FROM acme.{table}) AS v WHERE f >= t OR n < coalesce(t, 'infinity')"
+            ).format(
+                key=sql.SQL(", ").join(map(sql.Identifier, self.key)),
+                table=sql.Identifier(self.table),
+            )
+        ).fetchall()
+        assert wrong == []
 
 
 # ── telling them ─────────────────────────────────────────────────────────────────────────────────
@@ -534,7 +556,11 @@ def test_after_each_run_the_destination_is_what_the_page_of_connectors_says(quie
     _tell(quiet, kind, examples=5)
 
 
+def test_after_each_run_a_history_holds_every_version_that_a_run_saw(quiet):
+    _tell(quiet, ("history", "xmin"), examples=3)
+
+
 @pytest.mark.full
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *HISTORIES])
 def test_after_each_run_of_many_stories_the_destination_is_what_the_page_says(quiet, kind):
     _tell(quiet, kind, examples=34)

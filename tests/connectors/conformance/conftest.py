@@ -40,8 +40,9 @@ class Engine:
         return registry.open_destination(end.kind, end.config, end.secrets, policy(self.root))
 
     def spec(self, table: str, mode: str, **more: object) -> StreamSpec:
-        extra: dict[str, object] = {"key": ("id",)} if mode == "merge" else {}
+        extra: dict[str, object] = {"key": ("id",)} if mode in {"merge", "history"} else {}
         cursors = {"merge": self.source.merge_cursor, "append": self.source.append_cursor}
+        cursors["history"] = cursors["merge"]
         if mode in cursors:
             extra["cursor"] = cursors[mode]
         return StreamSpec(name=f"{self.source.schema}.{table}", mode=mode, **{**extra, **more})

@@ -88,6 +88,25 @@ def test_merge_updates_inserts_and_leaves_the_rest(orders):
     assert orders.sync(spec).rows_loaded == orders.sync(spec).rows_unchanged
 
 
+def test_history_keeps_what_rows_were_or_is_refused(orders):
+    spec = orders.spec("orders", "history")
+    if orders.destination.kind == "files":
+        with pytest.raises(ConfigError, match="history needs a table") as caught:
+            orders.sync(spec)
+        assert caught.value.code == "unsupported"
+        assert orders.destination.left_over() == []
+        return
+    assert orders.sync(spec).rows_inserted == 10
+    before = orders.source.rows("orders")
+    orders.source.update("orders", 4, "note", "changed")
+    orders.source.insert("orders", [(11, datetime.now(UTC), "new")])
+    result = orders.sync(spec)
+    assert (result.rows_inserted, result.rows_updated) == (1, 1)
+    versions = {*before, *orders.source.rows("orders")}
+    assert sorted(orders.destination.rows("orders")) == sorted(versions, key=str)
+    assert orders.sync(spec).rows_loaded == orders.sync(spec).rows_unchanged
+
+
 def test_a_full_refresh_of_an_append_does_not_double_its_rows(orders):
     spec = orders.spec("orders", "append")
     orders.sync(spec)
