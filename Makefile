@@ -58,7 +58,7 @@ previous: ## Keep the code of a release for the upgrade tests: make previous REV
 	@git archive --format=tar $(REV) audit cli connectors crypto embedded scheduler schemas storage workers | gzip -9n > tests/upgrade/previous.tar.gz
 
 lock: .venv/.ok ## Resolve the dependencies again: all of them, and those of production alone
-	@$(LOCK) --extra dev --extra files pyproject.toml -o requirements.lock
+	@$(LOCK) --extra dev --extra files --extra mariadb pyproject.toml -o requirements.lock
 	@$(LOCK) -c requirements.lock pyproject.toml -o deploy/requirements.lock
 
 clean: ## Remove caches and .venv (data in .syncward only with CONFIRM=1)

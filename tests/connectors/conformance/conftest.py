@@ -13,7 +13,7 @@ from connectors import registry
 from schemas.errors import ReadAgain
 from schemas.records import LoadRequest, StreamResult, WireFormat
 from schemas.streams import StreamSpec
-from tests.connectors.conformance.ends import DESTINATIONS, SOURCES, policy
+from tests.connectors.conformance.ends import DESTINATIONS, FULL_ONLY, SOURCES, policy
 from workers.guards import check_cursor
 
 
@@ -105,7 +105,12 @@ def stepping(parts: Iterator[Any], step: Callable[[str], None]) -> Iterator[Any]
     step("all parts")
 
 
-@pytest.fixture(params=sorted(SOURCES))
+@pytest.fixture(
+    params=[
+        pytest.param(kind, marks=[pytest.mark.full] if kind in FULL_ONLY else [])
+        for kind in sorted(SOURCES)
+    ]
+)
 def source_kind(request):
     return request.param
 

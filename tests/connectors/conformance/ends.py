@@ -9,7 +9,7 @@ import sqlite3
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -219,6 +219,105 @@ def meant(value: object, type_: str) -> object:
     return readers.get(type_, lambda v: v)(value)
 
 
+_DECLARED_THERE = {
+    "boolean": "BOOLEAN", "bigint": "BIGINT", "double precision": "DOUBLE", "bytea": "LONGBLOB",
+    "numeric(12,2)": "DECIMAL(12, 2)", "numeric": "DECIMAL(65, 20)", "date": "DATE",
+    "text": "LONGTEXT", "time without time zone": "TIME(6)", "uuid": "UUID", "json": "JSON",
+    "timestamp without time zone": "DATETIME(6)", "timestamp with time zone": "TIMESTAMP(6)",
+}  # fmt: skip
+#: A TIMESTAMP of MariaDB 10.11 holds nothing else.
+_FIRST, _LAST = datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC), datetime(2038, 1, 19, tzinfo=UTC)
+
+
+class MariadbSource:
+    """Needs Debian's packages, so it is marked `full`; its server starts with the first test."""
+
+    kind = "mariadb"
+    append_cursor = "id"
+    merge_cursor = "changed"
+    endless = "SELECT seq AS id FROM seq_1_to_1000000000000"
+    silent = "SELECT SLEEP(3600) + seq AS id FROM seq_1_to_2"
+
+    def __init__(self, pair, root: Path) -> None:
+        from tests.mariadb import server
+
+        del pair, root
+        self._server = server()
+        self.schema, self.config, self.secrets = self._server.database()
+        self._types: dict[str, list[str]] = {}
+
+    def _act(
+        self, statement: str, rows: Iterable[Sequence[object]] = ((),)
+    ) -> list[tuple[Any, ...]]:
+        found: list[tuple[Any, ...]] = []
+        with self._server.connect(self.schema) as session, session.cursor() as cursor:
+            for row in rows:
+                cursor.execute(statement, [self._stored(v) for v in row] or None)
+                found += cursor.fetchall()
+        return found
+
+    @staticmethod
+    def _stored(value: object) -> object:
+        match value:
+            case datetime() if value.tzinfo is not None:
+                return min(max(value, _FIRST), _LAST).astimezone(UTC).replace(tzinfo=None)
+            case UUID():
+                return str(value)
+            case _:
+                return value
+
+    def create(self, table: str, columns: Columns, key: str | None = "id") -> None:
+        own = " AUTO_INCREMENT PRIMARY KEY"
+        parts = [f'"{n}" {_DECLARED_THERE[t]}{own if n == key else " NULL"}' for n, t in columns]
+        self._types[table] = [t for _, t in columns]
+        self._act(f'CREATE TABLE "{table}" ({", ".join(parts)})')
+
+    def insert(self, table: str, rows: Iterable[Sequence[object]]) -> None:
+        rows = list(rows)
+        marks = ", ".join(["%s"] * len(rows[0]))
+        self._act(f'INSERT INTO "{table}" VALUES ({marks})', rows)
+
+    def update(self, table: str, row_id: int, name: str, value: object) -> None:
+        self._act(
+            f'UPDATE "{table}" SET "{name}" = %s, changed = NOW(6) WHERE id = %s',
+            [(value, row_id)],
+        )
+
+    def delete(self, table: str, row_id: int) -> None:
+        self._act(f'DELETE FROM "{table}" WHERE id = %s', [(row_id,)])
+
+    def alter(self, statement: str) -> None:
+        self._act(statement)
+
+    def view(self, name: str, query: str) -> None:
+        self._act(f"CREATE VIEW {name} AS {query}")
+
+    def wide(self, table: str, rows: int, size: int) -> None:
+        self._act(f"CREATE TABLE {table} (id BIGINT AUTO_INCREMENT PRIMARY KEY, pad LONGTEXT)")
+        self._act(f"INSERT INTO {table} SELECT seq, HEX(RANDOM_BYTES(1024)) FROM seq_1_to_{rows}")
+        pieces = ", ".join(["pad"] * (size // 2_048))
+        self._act(f"UPDATE {table} SET pad = CONCAT({pieces})")
+        self._types[table] = ["bigint", "text"]
+
+    def rows(self, table: str) -> list[tuple[str | None, ...]]:
+        return images(
+            tuple(self._meant(v, t) for v, t in zip(r, self._types[table], strict=False))
+            for r in self._act(f'SELECT * FROM "{table}"')
+        )
+
+    @staticmethod
+    def _meant(value: object, type_: str) -> object:
+        match type_, value:
+            case "boolean", int():
+                return bool(value)
+            case "time without time zone", timedelta():
+                return (datetime.min.replace(tzinfo=UTC) + value).time()
+            case "timestamp with time zone", datetime():
+                return value.replace(tzinfo=UTC)
+            case _:
+                return value
+
+
 # ── destinations ─────────────────────────────────────────────────────────────────────────────
 
 
@@ -317,7 +416,9 @@ class JsonDestination(FilesDestination):
         return value
 
 
-SOURCES: dict[str, Any] = {cls.kind: cls for cls in (PostgresSource, SqliteSource)}
+SOURCES: dict[str, Any] = {cls.kind: cls for cls in (PostgresSource, SqliteSource, MariadbSource)}
+#: What `make test` leaves out.
+FULL_ONLY = {"mariadb"}
 DESTINATIONS: dict[str, Any] = {
     "postgres": PostgresDestination,
     "files-parquet": ParquetDestination,
