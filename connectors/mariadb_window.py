@@ -7,6 +7,7 @@ stays a while behind now, and the notes say `inexact`.
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from secrets import token_hex
 from time import monotonic, sleep
 
 from connectors.mariadb import Asking, Table, TableColumn, quoted
@@ -22,7 +23,9 @@ _MARGIN = timedelta(seconds=1)
 #: A bound further behind than this is somebody's forgotten transaction: say whose.
 _HELD_LONG = timedelta(minutes=10)
 #: How long an append by number waits for transactions that may hold numbers below its bound.
-_WAIT_S, _EVERY_S = 5.0, 0.05
+_WAIT_S = 5.0
+#: The server shows the same list of transactions again until nobody has looked for 100 ms.
+_EVERY_S, _LOOKS = 0.13, 25
 
 _TIMES = {Kind.DATE, Kind.TIMESTAMP, Kind.TIMESTAMPTZ}
 _ORDERED = {Kind.INT, Kind.DECIMAL, Kind.UUID}
@@ -40,10 +43,11 @@ WHERE id <> CONNECTION_ID() AND command NOT IN ('Sleep', 'Daemon')
 #: Transactions that may write. Of one without a session (XA, prepared) the start is not known.
 _OPEN = """
 SELECT trx_mysql_thread_id, trx_id,
-       TIMESTAMPDIFF(SECOND, CONVERT_TZ(trx_started, 'SYSTEM', '+00:00'), UTC_TIMESTAMP())
+       TIMESTAMPDIFF(SECOND, CONVERT_TZ(trx_started, 'SYSTEM', '+00:00'), UTC_TIMESTAMP()),
+       trx_mysql_thread_id = CONNECTION_ID(), trx_query LIKE %s
 FROM information_schema.innodb_trx
-WHERE trx_mysql_thread_id <> CONNECTION_ID() AND trx_is_read_only = 0
-  AND trx_autocommit_non_locking = 0
+WHERE trx_mysql_thread_id = CONNECTION_ID()
+   OR (trx_is_read_only = 0 AND trx_autocommit_non_locking = 0)
 """
 _SEES_ALL = """
 SELECT COUNT(*) FROM information_schema.user_privileges
@@ -89,7 +93,9 @@ def look(session: Asking, stream: StreamSpec, table: Table) -> Look:
         note = f"inexact: {hidden}; rows are read {settle.total_seconds():.0f} s behind"
         return Look(now, now - settle, exact=False, notes=(note,))
     running = session.all(_RUNNING)  # before the transactions: it may become one meanwhile
-    opened = session.all(_OPEN)
+    opened = _opened(session)
+    if opened is None:
+        return Look(now, None, exact=True, notes=(f"held back: {_STALE}",))
     if any(thread == "0" for thread, _, _ in opened):
         note = "held back: a prepared transaction is open and its start is unknown"
         return Look(now, None, exact=True, notes=(note,))
@@ -113,6 +119,27 @@ def _hidden(session: Asking) -> str | None:
     return None
 
 
+_STALE = "others ask for the list of transactions so often that the server never renews it"
+
+
+def _opened(session: Asking) -> list[tuple[str, str, str]] | None:
+    """List the transactions that are open now; None if the server tells only of earlier ones.
+
+    A list that was made since we asked shows our own transaction with this very question.
+    """
+    session.all("START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY")
+    try:
+        for _ in range(_LOOKS):
+            mark = token_hex(8)
+            found = session.all(f"/* {mark} */{_OPEN}", f"/* {mark} */%")
+            if any(ours == "1" and asked == "1" for _, _, _, ours, asked in found):
+                return [(t, n, age) for t, n, age, ours, _ in found if ours == "0"]
+            sleep(_EVERY_S)
+    finally:
+        session.all("ROLLBACK")
+    return None
+
+
 def _look_at_numbers(
     session: Asking, stream: StreamSpec, table: Table, now: datetime, hidden: str | None
 ) -> Look:
@@ -132,18 +159,24 @@ def _look_at_numbers(
     end = monotonic() + _WAIT_S
     while waited_for and monotonic() < end:
         sleep(_EVERY_S)
-        waited_for &= _writers(session)
+        still = _writers(session)
+        waited_for = None if still is None or waited_for is None else waited_for & still
+    if waited_for is None:
+        return Look(now, now, exact=True, notes=(f"held back: {_STALE}",))
     if waited_for:
         thread = min(thread for thread, _ in waited_for)
         note = f"held back by the open transaction or statement of session {thread}"
-        return Look(now, now, exact=True, notes=(note,), top=None)
+        return Look(now, now, exact=True, notes=(note,))
     return Look(now, now, exact=True, notes=(), top=top)
 
 
-def _writers(session: Asking) -> set[tuple[str, str]]:
+def _writers(session: Asking) -> set[tuple[str, str]] | None:
     """Name statements that run and transactions that are open, so that the same is known again."""
     running = {(thread, "") for thread, _ in session.all(_RUNNING)}
-    return running | {(thread, number) for thread, number, _ in session.all(_OPEN)}
+    opened = _opened(session)
+    if opened is None:
+        return None
+    return running | {(thread, number) for thread, number, _ in opened}
 
 
 def window(

@@ -111,7 +111,7 @@ FAILURES: dict[str, Failure] = {
     "snapshot_too_old": _time("nothing, unless it stays: raise old_snapshot_threshold there"),
     "transaction_timeout": _person("raise transaction_timeout for the login"),
     "types_differ": _person("make the columns of both sides alike"),
-    "unsupported": _person("use Postgres 12 or later"),
+    "unsupported": _person("use Postgres 12 or later, or MariaDB 10.6 or later"),
     "writes_at_source": _person("read another view"),
     "deferred": Failure(Who.TIME_TOLD, "nothing: the other system said when to come back"),
     "deferred_too_long": _person("ask the other system for more, or schedule less often"),

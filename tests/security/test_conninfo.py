@@ -210,6 +210,10 @@ def test_postgres_sessions_are_opened_in_named_places_only():
     assert calls("create_engine") <= set(ENGINES)
 
 
+def test_mariadb_sessions_are_opened_in_one_place_only():
+    assert calls("pymysql.connect", "pymysql.Connection") == {"connectors/mariadb_link.py"}
+
+
 def test_redis_is_opened_in_one_place_only():
     opened = calls("Redis.from_url", "redis.Redis", "Sentinel", "ConnectionPool.from_url")
     assert opened == {"workers/enqueue.py", "workers/sentinels.py"}
