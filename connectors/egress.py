@@ -1,7 +1,8 @@
 """The egress guard: a host is looked up once, every answer must pass, and the link is pinned to it.
 
-For every link to a system that an operator's customer names: Postgres and MariaDB here, HTTP later. A denial
-says the same whichever rule it was; the rule is for the operator's log (`egress_refused`).
+For every link to a system that an operator's customer names: Postgres and MariaDB here, HTTP
+later. A denial says the same whichever rule it was; the rule is for the operator's log
+(`egress_refused`).
 """
 
 import ipaddress
