@@ -75,9 +75,10 @@ def far_cursor(stream: StreamSpec, relation: Relation, zone: str, *, full: bool)
         limit = sql.SQL("({} AT TIME ZONE 'UTC')").format(limit)
     farthest = sql.SQL(
         "(SELECT ARRAY[m::text, extract(epoch FROM m)::bigint::text] FROM (SELECT max({column}) "
-        "AS m FROM {table} WHERE {column} > {limit} AND {column} < 'infinity') AS f "
+        "AS m FROM {table} WHERE {column} > {limit} AND {column} < 'infinity' AND {rows}) AS f "
         "WHERE m IS NOT NULL)"
     ).format(
+        rows=relation.rows,
         column=sql.Identifier(name),
         table=sql.Identifier(stream.schema_name, stream.table_name),
         limit=limit,

@@ -3,8 +3,9 @@
 Never max(seen): a transaction that commits later with older values would be skipped for ever.
 """
 
+import re
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from psycopg import sql
@@ -22,6 +23,10 @@ _HELD_LONG = timedelta(minutes=10)
 #: A backend's xact_start shows in pg_stat_activity a moment after its now() was taken; a
 #: transaction inside that moment is not seen as open, so the window ends this much earlier.
 _MARGIN = timedelta(milliseconds=100)
+#: A bound that would move back by more: say so.
+_BACK_SAID = timedelta(seconds=1)
+#: Clocks on walls are set back by up to this, always at a whole quarter of an hour.
+_SET_BACK, _QUARTER = timedelta(hours=3), timedelta(minutes=15)
 
 _TWO_32 = 2**32
 _TWO_31 = 2**31
@@ -51,8 +56,9 @@ class TimeBound:
     beyond: FarCursor | None = None
 
 
+#: The time of the statement's arrival, not of its end: it lies before the look at the sessions.
 _BOUND = """
-SELECT clock_timestamp(), pg_is_in_recovery(),
+SELECT statement_timestamp(), pg_is_in_recovery(),
        pg_has_role(current_user, 'pg_read_all_stats', 'USAGE'),
        (SELECT gid FROM pg_prepared_xacts WHERE database = current_database() LIMIT 1),
        oldest.xact_start, oldest.pid, {beyond}
@@ -84,7 +90,7 @@ def time_bound(
 def _bound(row: tuple[Any, ...], stream: StreamSpec) -> TimeBound:
     now, standby, sees_all, prepared, started, pid = row[:6]
     if standby or not sees_all:
-        settle = stream.settle or DEFAULT_SETTLE
+        settle = DEFAULT_SETTLE if stream.settle is None else stream.settle
         why = "a standby" if standby else "without pg_read_all_stats open transactions are hidden"
         note = f"inexact: {why}; rows are read {int(settle.total_seconds())} s behind"
         return TimeBound(now - settle, exact=False, notes=(note,))
@@ -120,11 +126,19 @@ def time_window(
     if kind not in {"timestamptz", "timestamp", "date"}:
         raise ConfigError(f"{stream.name}: {stream.cursor} is a {kind}, which is no point in time")
     lower = _value(stream, cursor)
-    upper = (lower or "-infinity") if bound.at is None else _in_column_type(bound.at, kind, zone)
-    if lower is not None and lower != "-infinity" and upper < lower:
-        upper = lower  # the bound never moves back, e.g. after a clock was set
-    stored = {"kind": "column", "column": stream.cursor or "", "value": upper}
     notes = bound.notes
+    if bound.at is None:
+        upper = lower or "-infinity"
+    else:
+        at = _before_rounding(bound.at, relation, stream.cursor or "")
+        upper = _in_column_type(at, kind, zone)
+    if lower is not None and lower != "-infinity" and upper < lower:
+        notes = (*notes, *_set_back(stream, bound, lower, upper))
+        if stream.mode is Mode.MERGE:
+            lower = upper  # what is written meanwhile has times below the old bound
+        else:
+            upper = lower  # to move back would read rows twice
+    stored = {"kind": "column", "column": stream.cursor or "", "value": upper}
     if kind == "timestamp":
         notes = (*notes, f"{stream.cursor} has no time zone; read as {zone} wall-clock time")
     if lower is None and bound.at is None:
@@ -160,11 +174,11 @@ def resumed_window(
     """
     where: sql.Composable = ALL
     if stream.cursor == "xmin":
-        _, end, system = _snapshot(conn)
-        lower, _ = _previous_xmin(upper, end, system, config)
+        here = _snapshot(conn)
+        lower, _ = _previous_xmin(upper, replace(here, oldest=here.next), config)
         if lower is None:
             return None
-        where = sql.SQL("NOT {}").format(_written_between(lower, end))
+        where = sql.SQL("NOT {}").format(_written_between(lower, here.next))
     elif stream.cursor is not None and upper is not None:
         category, kind = relation.categories[stream.cursor]
         value = upper["value"]
@@ -182,13 +196,50 @@ def _everything_below(name: str, kind: str, upper: str) -> sql.Composed:
     )
 
 
+def _set_back(stream: StreamSpec, bound: TimeBound, lower: str, upper: str) -> tuple[str, ...]:
+    """Say that time stands before the last bound, where that is more than two looks at once."""
+    back = _wall(lower) - _wall(upper)
+    if back <= _BACK_SAID or not bound.exact:  # inexact: `settle` waits, nothing is missed
+        return ()
+    seconds = f"{back.total_seconds():.0f} s"
+    if stream.mode is Mode.MERGE:
+        return (f"the source's time is {seconds} before the last bound; read again from there",)
+    missed = "rows that it dates in between are missed"
+    return (f"inexact: the source's time is {seconds} before the last bound; {missed}",)
+
+
+def _wall(text: str) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=None)
+
+
+_WITH_DIGITS = re.compile(r"timestamp\(([0-6])\) with(?:out)? time zone")
+_FINEST = ("timestamp with time zone", "timestamp without time zone", "date")
+
+
+def _before_rounding(at: datetime, relation: Relation, name: str) -> datetime:
+    """Return a moment that no later one is rounded below: a column may have whole seconds only."""
+    type_ = next((c.type for c in relation.shape.columns if c.name == name), "")
+    if type_ in _FINEST:
+        return at
+    digits = _WITH_DIGITS.fullmatch(type_)  # a domain does not say what it is made of
+    unit = 10 ** (6 - int(digits[1])) if digits else 1_000_000
+    return at.replace(microsecond=at.microsecond // unit * unit)
+
+
 def _in_column_type(at: datetime, kind: str, zone: str) -> str:
-    """Write a moment the way the column's type reads it, sortable as text."""
+    """Write a moment the way the column's type reads it, sortable as text.
+
+    Without a zone it is the earliest time that a clock on the wall shows from then on: the hour
+    that comes twice in autumn holds the bound at its beginning until it comes again.
+    """
     if kind == "timestamptz":
         return at.strftime("%Y-%m-%d %H:%M:%S.%f+00")
     from zoneinfo import ZoneInfo  # noqa: PLC0415 - only for columns without a zone
 
-    local = at.astimezone(ZoneInfo(zone))
+    quarter = _QUARTER.total_seconds()
+    first = datetime.fromtimestamp(-(-at.timestamp() // quarter) * quarter, UTC)
+    moments = [at, *(first + i * _QUARTER for i in range(_SET_BACK // _QUARTER + 1))]
+    local = min(m.astimezone(ZoneInfo(zone)).replace(tzinfo=None) for m in moments)
     return local.strftime("%Y-%m-%d" if kind == "date" else "%Y-%m-%d %H:%M:%S.%f")
 
 
@@ -242,9 +293,24 @@ def _endless(conn: Connection, kind: str, column: sql.Identifier) -> sql.Composa
 
 _SNAPSHOT = """
 SELECT pg_snapshot_xmin(s)::text, pg_snapshot_xmax(s)::text,
-       (SELECT system_identifier::text FROM pg_control_system())
+       (SELECT system_identifier::text FROM pg_control_system()),
+       (SELECT timeline_id::text FROM pg_control_checkpoint())
 FROM pg_current_snapshot() AS s
 """
+
+
+@dataclass(frozen=True, slots=True)
+class _Transactions:
+    """Where a server's transactions are, and what server that is.
+
+    A standby that was promoted and a backup that was restored begin a timeline: they may have lost
+    the last transactions, and give their numbers out again.
+    """
+
+    oldest: int  # still open; all before it are decided
+    next: int
+    system: str
+    timeline: str
 
 
 def xmin_window(
@@ -258,33 +324,62 @@ def xmin_window(
     """
     if relation.kind not in WITH_XMIN:
         raise ConfigError(f"{stream.name}: cursor xmin needs a table; this is a view or foreign")
-    upper, end, system = _snapshot(conn)
-    stored = {"kind": "xmin", "value": str(upper), "system": system}
-    lower, notes = _previous_xmin(cursor, upper, system, config)
+    here = _snapshot(conn)
+    stored = {
+        "kind": "xmin", "value": str(here.oldest), "system": here.system,
+        "timeline": here.timeline,
+    }  # fmt: skip
+    lower, notes = _previous_xmin(cursor, here, config)
+    notes = (*notes, *_holder(conn, here))
     if lower is None:
-        # Everything but what is still undecided: versions in [upper, end) may be seen or not.
-        where = sql.SQL("NOT {}").format(_written_between(upper, end))
+        # Everything but what is still undecided: versions in [oldest, next) may be seen or not.
+        where = sql.SQL("NOT {}").format(_written_between(here.oldest, here.next))
         return Window(where, None, stored, full=True, notes=notes)
-    return Window(_written_between(lower, upper), cursor, stored, full=False)
+    return Window(_written_between(lower, here.oldest), cursor, stored, full=False, notes=notes)
 
 
-def _snapshot(conn: Connection) -> tuple[int, int, str]:
-    """Return the oldest open transaction, the next one, and which server this is."""
+def _snapshot(conn: Connection) -> _Transactions:
     row = conn.execute(_SNAPSHOT).fetchone()
     if row is None:
         raise RuntimeError("pg_current_snapshot() always returns a row")
-    return int(row[0]), int(row[1]), row[2]
+    return _Transactions(int(row[0]), int(row[1]), row[2], row[3])
+
+
+_HOLDER = """
+SELECT what FROM (
+  SELECT 'prepared transaction ' || quote_literal(gid), prepared FROM pg_prepared_xacts
+  WHERE transaction::text = %(xid)s
+  UNION ALL SELECT 'the open transaction of pid ' || pid, xact_start FROM pg_stat_activity
+  WHERE backend_xid::text = %(xid)s) AS h (what, since)
+WHERE since < clock_timestamp() - %(long)s
+"""
+
+
+def _holder(conn: Connection, here: _Transactions) -> tuple[str, ...]:
+    """Say what has kept the bound where it is for long."""
+    if here.oldest == here.next:  # nothing is open
+        return ()
+    asked = {"xid": str(here.oldest % _TWO_32), "long": _HELD_LONG}
+    return tuple(f"held back by {what}" for (what,) in conn.execute(_HOLDER, asked).fetchall())
 
 
 def _previous_xmin(
-    cursor: Cursor | None, upper: int, system: str, config: PostgresConfig
+    cursor: Cursor | None, here: _Transactions, config: PostgresConfig
 ) -> tuple[int | None, tuple[str, ...]]:
+    """Return the last bound if it means the same transactions here; else None, and why."""
     if cursor is None or cursor.get("kind") != "xmin":
         return None, ()
-    if cursor["system"] != system:
+    if cursor["system"] != here.system:
         return None, (f"{config.where} is another server than before; everything is read again",)
+    # cursors of versions before this one name no timeline
+    if cursor.get("timeline", here.timeline) != here.timeline:
+        why = "was restored, or a standby took over, which may have lost the last transactions"
+        return None, (f"{config.where} {why}; everything is read again",)
     lower = int(cursor["value"])
-    if not 0 <= upper - lower < _TWO_31:
+    if here.oldest < lower:
+        why = "is at an earlier state than before"
+        return None, (f"{config.where} {why}; everything is read again",)
+    if here.oldest - lower >= _TWO_31:
         return None, ("over 2^31 transactions since the last run; everything is read again",)
     return lower, ()
 

@@ -167,6 +167,16 @@ class StreamSpec(BaseModel):
     #: rows of one load that the destination may refuse: a number, or a share such as 0.1%
     rejected_max: Annotated[int | str, BeforeValidator(_rejected_max)] = 0
 
+    @field_validator("cursor", mode="before")
+    @classmethod
+    def _one_cursor(cls, value: object) -> object:
+        if isinstance(value, list | tuple):
+            raise ValueError(  # noqa: TRY004 - pydantic shows no TypeError
+                "cursor takes one column: a run reads all rows from its lower bound up to its "
+                "upper one, those with equal values too, so a second column would change nothing"
+            )
+        return value
+
     @model_validator(mode="after")
     def _modes_have_what_they_need(self) -> Self:
         if self.mode is Mode.MERGE and not self.key:

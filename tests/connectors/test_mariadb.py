@@ -13,7 +13,7 @@ import pytest
 
 from connectors import mariadb_link, mariadb_window, registry
 from connectors.egress import EgressRefused
-from connectors.mariadb import MariadbConfig
+from connectors.mariadb import MariadbConfig, describe
 from connectors.portable import Kind
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError, SyncwardError, TransientError
@@ -262,9 +262,9 @@ def test_a_statement_that_still_runs_holds_the_bound_before_its_transaction_show
         with closing(shop.open()) as source:
             stream = shop.spec("orders", mode="merge", key=("id",), cursor="changed")
             session = source._session
-            from connectors.mariadb import describe
-
-            seen = mariadb_window.look(session, stream, describe(session, shop.name, "orders"))
+            table = describe(session, shop.name, "orders")
+            assert table is not None
+            seen = mariadb_window.look(session, stream, table)
         locking.execute("UNLOCK TABLES")
         thread.join()
     ((changed,),) = shop.act("SELECT changed FROM orders")
@@ -436,7 +436,7 @@ def test_a_link_goes_where_the_guard_lets_it_and_to_no_other_address(monkeypatch
         reached.append(address)
         raise ConnectionRefusedError
 
-    monkeypatch.setattr(mariadb_link.socket, "create_connection", note)
+    monkeypatch.setattr(socket, "create_connection", note)
     checked = MariadbConfig.model_validate(config(3306, host="db.example.com"))
     with pytest.raises(TransientError):
         mariadb_link.open_session(checked, {}, LinkPolicy(), lambda *_: ["198.41.0.4"])
@@ -526,11 +526,19 @@ def test_what_is_no_mariadb_is_said_in_our_words(tmp_path, said):
     assert str(caught.value).startswith(f"localhost:{port}/shop: ")
 
 
+class Answers(mariadb_link.Session):
+    """A session that was told a version, and nothing else."""
+
+    def __init__(self, version: str) -> None:
+        self._config = MariadbConfig.model_validate(config(1))
+        self._conn = type("Said", (), {"get_server_info": lambda _: version})()
+
+    def close(self) -> None:
+        return
+
+
 def test_another_server_of_the_protocol_is_refused():
-    session = object.__new__(mariadb_link.Session)
     for version in ("8.0.36", "5.5.5-10.5.9-MariaDB"):
-        session._config = MariadbConfig.model_validate(config(1))
-        session._conn = type("Said", (), {"get_server_info": lambda _, v=version: v})()
-        session.close = lambda: None
         with pytest.raises(ConfigError, match=r"not MariaDB 10\.6 or later"):
-            session._checked_version()
+            Answers(version)._checked_version()
+    assert Answers("5.5.5-11.4.2-MariaDB-log")._checked_version() == "MariaDB 11.4.2"
