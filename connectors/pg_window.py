@@ -271,7 +271,8 @@ def ordered_window(
     endless = _endless(conn, relation.categories[stream.cursor or ""][1], column)
     row = conn.execute(
         sql.SQL(
-            "SELECT {0}::text FROM {1} WHERE {0} IS NOT NULL AND NOT {2} ORDER BY {0} DESC LIMIT 1"
+            "SELECT {0}::text FROM {1} AS t WHERE {0} IS NOT NULL AND NOT {2} "
+            "ORDER BY t.{0} DESC LIMIT 1"  # without t it would be the text, and 9 behind 10
         ).format(column, table, endless)
     ).fetchone()
     lower, upper = _value(stream, cursor), row[0] if row else None
@@ -294,8 +295,13 @@ def _endless(conn: Connection, kind: str, column: sql.Identifier) -> sql.Composa
 _SNAPSHOT = """
 SELECT pg_snapshot_xmin(s)::text, pg_snapshot_xmax(s)::text,
        (SELECT system_identifier::text FROM pg_control_system()),
-       (SELECT timeline_id::text FROM pg_control_checkpoint())
-FROM pg_current_snapshot() AS s
+       (SELECT timeline_id::text FROM pg_control_checkpoint()),
+       (SELECT 'prepared transaction ' || quote_literal(gid) FROM pg_prepared_xacts
+        WHERE transaction::text = xid AND prepared < clock_timestamp() - %(long)s LIMIT 1),
+       (SELECT 'the open transaction of pid ' || pid FROM pg_stat_activity
+        WHERE backend_xid::text = xid AND xact_start < clock_timestamp() - %(long)s LIMIT 1)
+FROM pg_current_snapshot() AS s,
+LATERAL (SELECT (pg_snapshot_xmin(s)::text::bigint %% 4294967296)::text AS xid) AS oldest
 """
 
 
@@ -311,6 +317,7 @@ class _Transactions:
     next: int
     system: str
     timeline: str
+    holder: str | None  # of the oldest one, if it has been open for long
 
 
 def xmin_window(
@@ -330,7 +337,8 @@ def xmin_window(
         "timeline": here.timeline,
     }  # fmt: skip
     lower, notes = _previous_xmin(cursor, here, config)
-    notes = (*notes, *_holder(conn, here))
+    if here.holder is not None:
+        notes = (*notes, f"held back by {here.holder}")
     if lower is None:
         # Everything but what is still undecided: versions in [oldest, next) may be seen or not.
         where = sql.SQL("NOT {}").format(_written_between(here.oldest, here.next))
@@ -339,28 +347,11 @@ def xmin_window(
 
 
 def _snapshot(conn: Connection) -> _Transactions:
-    row = conn.execute(_SNAPSHOT).fetchone()
+    row = conn.execute(_SNAPSHOT, {"long": _HELD_LONG}).fetchone()
     if row is None:
         raise RuntimeError("pg_current_snapshot() always returns a row")
-    return _Transactions(int(row[0]), int(row[1]), row[2], row[3])
-
-
-_HOLDER = """
-SELECT what FROM (
-  SELECT 'prepared transaction ' || quote_literal(gid), prepared FROM pg_prepared_xacts
-  WHERE transaction::text = %(xid)s
-  UNION ALL SELECT 'the open transaction of pid ' || pid, xact_start FROM pg_stat_activity
-  WHERE backend_xid::text = %(xid)s) AS h (what, since)
-WHERE since < clock_timestamp() - %(long)s
-"""
-
-
-def _holder(conn: Connection, here: _Transactions) -> tuple[str, ...]:
-    """Say what has kept the bound where it is for long."""
-    if here.oldest == here.next:  # nothing is open
-        return ()
-    asked = {"xid": str(here.oldest % _TWO_32), "long": _HELD_LONG}
-    return tuple(f"held back by {what}" for (what,) in conn.execute(_HOLDER, asked).fetchall())
+    oldest, after, system, timeline, prepared, session = row
+    return _Transactions(int(oldest), int(after), system, timeline, prepared or session)
 
 
 def _previous_xmin(
