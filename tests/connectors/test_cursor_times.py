@@ -133,6 +133,21 @@ def test_no_time_from_the_bound_on_is_rounded_below_it(pair, type_):
         assert pair.rows("source", f"SELECT count(*) FROM t WHERE at < '{upper}'") == [(0,)]
 
 
+@pytest.mark.parametrize("mode", ["append", "merge"])
+def test_a_row_at_the_bound_belongs_to_the_window_that_begins_there(pair, mode):
+    pair.source("CREATE TABLE t (id int PRIMARY KEY, at timestamptz)")
+    bounds = [_SECOND + timedelta(microseconds=i) for i in (-5, 0, 5)]
+    for i, at in enumerate(bounds):
+        pair.session("source").execute("INSERT INTO t VALUES (%s, %s)", (i, at))
+    cursor, read = None, []
+    for at in (*bounds, bounds[-1] + timedelta(seconds=1)):
+        window = bound_of(pair, at, cursor=cursor, mode=mode)
+        query = sql.SQL("SELECT id FROM t WHERE {}").format(window.where)
+        read.append([row[0] for row in pair.rows("source", query)])
+        cursor = window.upper
+    assert read == [[], [0], [1], [2]]
+
+
 # ── clocks ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -246,7 +261,7 @@ def test_rows_outside_of_the_condition_do_not_stop_a_run_with_their_time(table):
         "INSERT INTO t VALUES (1, now(), 'ours'), (2, now() + interval '9 days', 'theirs')",
     )
     stream = followed(table, "t", **MERGE, where="kind = 'ours'")
-    stream.until({1})
+    stream.read()  # it reads everything, so it looks at all of them
     assert stream.beyond is None
     table.source("INSERT INTO t VALUES (3, now() + interval '9 days', 'ours')")
     stream.cursor = None
