@@ -213,8 +213,10 @@ def _of_new_numbers(stream: StreamSpec, table: Table, lower: str | None, seen: L
         )
     column = f"t.{quoted(stream.cursor or '')}"
     before = None if lower is None else _stored(stream, lower)
+    if lower is None and seen.top is None:  # all now, and all once more in its place next time
+        return Window("1", (), None, None, full=True, notes=seen.notes)
     if seen.top is None or (lower is not None and int(seen.top) <= int(lower)):
-        return Window("0", (), before, before, full=lower is None, notes=seen.notes)
+        return Window("0", (), before, before, full=False, notes=seen.notes)
     upper = _stored(stream, seen.top)
     if lower is None:
         return Window(f"{column} <= %s", (seen.top,), None, upper, full=True, notes=seen.notes)
@@ -260,6 +262,8 @@ def _of_times(  # noqa: PLR0917 - one call
     upper = _stored(stream, bound)
     beyond = _beyond(session, stream, table, kind, seen.now)
     if stream.mode is Mode.APPEND:
+        if lower is None and seen.at is None:  # as for numbers
+            return Window("1", (), None, None, full=True, notes=notes, beyond=beyond)
         if lower is None:
             where = f"({column} < %s OR {column} IS NULL)"
             return Window(where, (bound,), None, upper, full=True, notes=notes, beyond=beyond)

@@ -141,8 +141,9 @@ def time_window(
     stored = {"kind": "column", "column": stream.cursor or "", "value": upper}
     if kind == "timestamp":
         notes = (*notes, f"{stream.cursor} has no time zone; read as {zone} wall-clock time")
-    if lower is None and bound.at is None:
-        return Window(ALL, None, stored, full=True, notes=notes)  # all now, and once more next time
+    if lower is None and bound.at is None:  # all now, and once more next time
+        again = stored if stream.mode is Mode.MERGE else None  # None: an append begins anew
+        return Window(ALL, None, again, full=True, notes=notes)
     below: sql.Composable = sql.SQL("{} < {}").format(column, sql.Literal(upper))
     if kind == "date":
         below = ALL  # a day is not over: its rows are read now and again next time

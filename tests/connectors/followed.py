@@ -2,10 +2,12 @@
 
 import time
 from contextlib import closing
+from itertools import count
 from typing import Any
+from uuid import uuid4
 
 from connectors import registry
-from schemas.records import Batch, Cursor, FarCursor, WireFormat
+from schemas.records import Batch, Cursor, FarCursor, LoadRequest, StreamResult, WireFormat
 from schemas.streams import StreamSpec
 from tests.world import LOOSE
 
@@ -59,3 +61,23 @@ class Followed:
 def followed(pair, table: str, **spec: Any) -> Followed:
     """Follow a table of a pair's source."""
     return Followed(pair.config("source"), pair.secret("source"), table, **spec)
+
+
+class Loaded:
+    """A stream of a pair that is loaded again and again."""
+
+    def __init__(self, pair, table: str, **spec: Any) -> None:
+        self._ends = [(pair.config(r), pair.secret(r), LOOSE) for r in ("source", "destination")]
+        self.spec = StreamSpec(name=f"public.{table}", **spec)
+        self._connection, self._fences = uuid4(), count(1)
+
+    def sync(self) -> StreamResult:
+        with (
+            closing(registry.open_source("postgres", *self._ends[0])) as source,
+            closing(registry.open_destination("postgres", *self._ends[1])) as destination,
+        ):
+            fence = next(self._fences)
+            request = LoadRequest(self._connection, uuid4(), 1, fence, self.spec, "acme")
+            known = destination.claim_stream(request)
+            with source.extract(self.spec, known.cursor, WireFormat.PG_BINARY) as batches:
+                return destination.load(request, next(batches))

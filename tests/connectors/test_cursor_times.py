@@ -9,7 +9,7 @@ from connectors.pg_catalog import find
 from connectors.pg_window import TimeBound, time_window
 from schemas.records import Cursor
 from schemas.streams import StreamSpec
-from tests.connectors.followed import followed
+from tests.connectors.followed import Loaded, followed
 
 pytestmark = pytest.mark.integration
 
@@ -26,6 +26,13 @@ def table(pair):
 def insert(pair, *ids: int) -> None:
     for one in ids:
         pair.source(f"INSERT INTO t (id) VALUES ({one})")
+
+
+def wait_past(pair) -> None:
+    """Wait until what is committed lies behind the margin."""
+    wait = "SELECT max(at) < clock_timestamp() - interval '110 ms' FROM t"
+    while pair.rows("source", wait) != [(True,)]:
+        pass
 
 
 # ── transactions ─────────────────────────────────────────────────────────────────────────────
@@ -86,6 +93,25 @@ def test_a_prepared_transaction_outlives_its_session_and_holds_the_bound(table):
         table.source("COMMIT PREPARED 'apart'")
     stream.until({2, 3})
     assert sorted(stream.seen) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("spec", [APPEND, MERGE])
+def test_a_stream_that_begins_while_a_transaction_is_prepared_doubles_nothing(table, spec):
+    stream = Loaded(table, "t", **spec)
+    insert(table, 1)
+    with table.connect("source") as session:
+        session.execute("BEGIN; INSERT INTO t (id) VALUES (2); PREPARE TRANSACTION 'apart'")
+    try:
+        for _ in range(2):
+            stream.sync()
+            assert table.content("destination", "t", "id") == ["(1)"]
+    finally:
+        table.source("COMMIT PREPARED 'apart'")
+    insert(table, 3)
+    wait_past(table)
+    for _ in range(2):
+        stream.sync()
+        assert table.same("t")
 
 
 def test_rows_with_the_very_time_of_the_bound_come_once_whenever_they_commit(table):

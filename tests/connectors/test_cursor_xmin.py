@@ -1,20 +1,15 @@
 """`cursor: xmin` under fire: transactions that stay open, numbers that wrap, servers set back."""
 
 import shutil
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from datetime import timedelta
-from itertools import count
-from uuid import uuid4
 
 import psycopg
 import pytest
 
-from connectors import pg_window, registry
+from connectors import pg_window
 from embedded.postgres import Cluster
-from schemas.records import LoadRequest, WireFormat
-from schemas.streams import StreamSpec
-from tests.connectors.followed import Followed, followed
-from tests.world import LOOSE
+from tests.connectors.followed import Followed, Loaded, followed
 
 pytestmark = pytest.mark.integration
 
@@ -139,27 +134,14 @@ def test_a_cursor_that_names_no_timeline_is_one_of_this_server(table):
 
 def test_an_append_that_reads_everything_again_doubles_nothing(table):
     """The target becomes what the server has: what it lost is gone, too."""
-    spec = StreamSpec(name="public.t", mode="append", cursor="xmin")
-    connection, fences = uuid4(), count(1)
-    ends = [(table.config(role), table.secret(role), LOOSE) for role in ("source", "destination")]
-
-    def sync():
-        with (
-            closing(registry.open_source("postgres", *ends[0])) as source,
-            closing(registry.open_destination("postgres", *ends[1])) as destination,
-        ):
-            request = LoadRequest(connection, uuid4(), 1, next(fences), spec, "acme")
-            known = destination.claim_stream(request)
-            with source.extract(spec, known.cursor, WireFormat.PG_BINARY) as batches:
-                return destination.load(request, next(batches))
-
+    stream = Loaded(table, "t", **APPEND)
     table.source("INSERT INTO t VALUES (1), (2)")
-    sync()
+    stream.sync()
     table.session("destination").execute(
         'UPDATE _syncward.state SET cursor = cursor || \'{"timeline": "77"}\''
     )
     table.source("DELETE FROM t WHERE id = 2", "INSERT INTO t VALUES (3)")
-    sync()
+    stream.sync()
     assert table.same("t")
 
 
