@@ -58,6 +58,11 @@ class MariaDb:
         }  # fmt: skip
         return name, config, {"password": password}
 
+    def forget(self, login: str) -> None:
+        """Give a login another password than the one that was handed out."""
+        with self.connect() as admin, admin.cursor() as cursor:
+            cursor.execute(f"ALTER USER '{login}'@'%' IDENTIFIED BY 'another'")
+
 
 def _binaries() -> Path:
     """Return the unpacked packages; skips where they cannot be had."""
