@@ -72,9 +72,13 @@ class Session:
 
     def _open(self) -> None:
         self._conn, self._socket = self._connect(_CONNECT_S)
-        self.version = self._checked_version()
-        self.thread = self._conn.thread_id()
-        self.act(_SESSION)
+        try:
+            self.version = self._checked_version()
+            self.thread = self._conn.thread_id()
+            self.act(_SESSION)
+        except BaseException:
+            self.close()
+            raise
 
     def _connect(self, seconds: float) -> tuple[Any, socket.socket]:
         """Return the driver's session after its login; it waits without an end from then on."""
@@ -134,7 +138,6 @@ class Session:
         text = str(self._conn.get_server_info())
         found = re.search(r"(\d+)\.(\d+)\.\d+-MariaDB", text)
         if found is None or (int(found[1]), int(found[2])) < _OLDEST:
-            self.close()
             raise ConfigError(
                 f"{self._config.where}: this is not MariaDB 10.6 or later; other servers and "
                 "versions are not supported",

@@ -7,6 +7,7 @@ import atexit
 import functools
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -18,6 +19,7 @@ from pathlib import Path
 import pymysql
 import pytest
 
+from embedded import watchdog
 from tests.tls_proxy import certificate
 
 _CACHE = Path(tempfile.gettempdir()) / f"syncward-mariadb-{os.getuid()}"
@@ -64,13 +66,14 @@ class MariaDb:
             cursor.execute(f"ALTER USER '{login}'@'%' IDENTIFIED BY 'another'")
 
 
-def _binaries() -> Path:
-    """Return the unpacked packages; skips where they cannot be had."""
+@functools.cache
+def _binaries() -> Path | str:
+    """Return where the packages are unpacked, or why they cannot be had."""
     done = _CACHE / "unpacked"
     if done.exists():
         return done
     if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
-        pytest.skip("needs Debian's MariaDB: no apt-get here")
+        return "no apt-get here"
     _CACHE.mkdir(mode=0o700, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=_CACHE) as scratch:
         # as whoever may not update the lists: they may be new enough
@@ -80,7 +83,7 @@ def _binaries() -> Path:
             cwd=scratch, check=False, capture_output=True, text=True,
         )  # fmt: skip
         if got.returncode != 0:
-            pytest.skip("needs Debian's MariaDB: apt-get cannot download it")
+            return "apt-get cannot download it"
         target = Path(scratch) / "unpacked"
         for package in Path(scratch).glob("*.deb"):
             subprocess.run(["dpkg-deb", "-x", package, target], check=True)
@@ -99,8 +102,10 @@ def _free_port() -> int:
 
 @functools.cache
 def server() -> MariaDb:
-    """Start the one server of this test process."""
+    """Start the one server of this test process; skips where there can be none."""
     tree = _binaries()
+    if isinstance(tree, str):
+        pytest.skip(f"needs Debian's MariaDB: {tree}")
     directory = Path(tempfile.mkdtemp(prefix="syncward-mariadb-"))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     directory.chmod(0o755)
@@ -142,6 +147,7 @@ def server() -> MariaDb:
             ],
             env=environment, stdout=log, stderr=log,
         )  # fmt: skip
+    watchdog.guard(directory / "pid", "mariadbd", signal.SIGTERM)
     atexit.register(_stop, process)
     made = MariaDb(port, tls, directory)
     _wait(made, process)

@@ -551,9 +551,6 @@ class Answers(mariadb_link.Session):
         self._config = MariadbConfig.model_validate(config(1))
         self._conn = type("Said", (), {"get_server_info": lambda _: version})()
 
-    def close(self) -> None:
-        return
-
 
 def test_another_server_of_the_protocol_is_refused():
     for version in ("8.0.36", "5.5.5-10.5.9-MariaDB"):
