@@ -134,15 +134,15 @@ def time_window(
         upper = _in_column_type(at, kind, zone)
     if lower is not None and lower != "-infinity" and upper < lower:
         notes = (*notes, *_set_back(stream, bound, lower, upper))
-        if stream.mode is Mode.MERGE:
-            lower = upper  # what is written meanwhile has times below the old bound
-        else:
+        if stream.mode is Mode.APPEND:
             upper = lower  # to move back would read rows twice
+        else:
+            lower = upper  # what is written meanwhile has times below the old bound
     stored = {"kind": "column", "column": stream.cursor or "", "value": upper}
     if kind == "timestamp":
         notes = (*notes, f"{stream.cursor} has no time zone; read as {zone} wall-clock time")
     if lower is None and bound.at is None:  # all now, and once more next time
-        again = stored if stream.mode is Mode.MERGE else None  # None: an append begins anew
+        again = None if stream.mode is Mode.APPEND else stored  # None: it begins anew
         return Window(ALL, None, again, full=True, notes=notes)
     below: sql.Composable = sql.SQL("{} < {}").format(column, sql.Literal(upper))
     if kind == "date":
@@ -203,7 +203,7 @@ def _set_back(stream: StreamSpec, bound: TimeBound, lower: str, upper: str) -> t
     if back <= _BACK_SAID or not bound.exact:  # inexact: `settle` waits, nothing is missed
         return ()
     seconds = f"{back.total_seconds():.0f} s"
-    if stream.mode is Mode.MERGE:
+    if stream.mode is not Mode.APPEND:
         return (f"the source's time is {seconds} before the last bound; read again from there",)
     missed = "rows that it dates in between are missed"
     return (f"inexact: the source's time is {seconds} before the last bound; {missed}",)

@@ -184,8 +184,9 @@ def ahead(pair, **by: float) -> Cursor:
     return {"kind": "column", "column": "at", "value": value}
 
 
-def test_a_merge_follows_a_clock_that_was_set_back(table):
-    stream = followed(table, "t", **MERGE)
+@pytest.mark.parametrize("mode", ["merge", "history"])
+def test_what_reads_twice_for_free_follows_a_clock_that_was_set_back(table, mode):
+    stream = followed(table, "t", **{**MERGE, "mode": mode})
     stream.cursor = ahead(table, hours=1)
     insert(table, 1)  # an hour below the last bound
     stream.read()
