@@ -386,7 +386,8 @@ _WITHDRAW = text(
     "INSERT INTO runs (run_id, account_id, kind, subject_id, state, trigger, scheduled_for, "
     "queued_at, attempt, fence, error_code, error) SELECT live.again_run_id, d.account_id, "
     "live.kind, d.subject_id, 'cancelled', live.again_trigger, clock_timestamp(), "
-    "clock_timestamp(), 0, 0, 'cancelled', 'Cancelled.' FROM live JOIN dropped d ON d.subject_id = live.subject_id "
+    "clock_timestamp(), 0, 0, 'cancelled', 'Cancelled.' FROM live "
+    "JOIN dropped d ON d.subject_id = live.subject_id "
     "RETURNING run_id, account_id, subject_id, attempt"
 )
 
