@@ -222,7 +222,7 @@ def _check_types(load: Load, columns: Sequence[Column]) -> None:
 def _adapted(load: Load, target: Relation) -> Load:
     """Refuse a table that is not ours; let ours follow the source as the stream says."""
     own = _check_ours(load, target)
-    spec, here, there = load.request.stream, load.shape.columns, _ours_apart(target)
+    spec, here, there = load.request.stream, load.shape.columns, ours_apart(target)
     _check_types(load, [c for c in here if c.name not in there or c.type != there[c.name].type])
     key = {column for columns in target.keys for column in columns}
     table = Table(load.conn, load.table, load.name, there, key, spec.drift)
@@ -272,7 +272,7 @@ def _stampable(load: Load, target: Relation, *, stamps: bool) -> Load:
     return replace(load, stamps=stamps)
 
 
-def _ours_apart(target: Relation | None) -> dict[str, Column]:
+def ours_apart(target: Relation | None) -> dict[str, Column]:
     """Return a table's columns by name, without ours."""
     columns = () if target is None else target.shape.columns
     return {c.name: c for c in columns if not c.name.startswith("_syncward_")}

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
-from connectors import pg_generations, pg_refusals
+from connectors import pg_generations, pg_purge, pg_refusals
 from connectors.pg_catalog import ensure_schema
 from connectors.pg_generations import Generation
 from connectors.postgres import Connection, PostgresConfig
@@ -80,6 +80,19 @@ WHERE connection_id = %(connection)s AND stream = %(stream)s AND fence = %(fence
 """
 
 
+#: Of a backfill: cursor, definition and counters are the syncs'.
+_COMMIT_BESIDE = """
+UPDATE _syncward.state SET run_id = %(run)s, result = %(result)s, updated_at = clock_timestamp()
+WHERE connection_id = %(connection)s AND stream = %(stream)s AND fence = %(fence)s
+  AND cursor IS NOT DISTINCT FROM %(expected)s
+"""
+_REWIND = """
+UPDATE _syncward.state SET cursor = %(upper)s, reads = %(reads)s, run_id = %(run)s,
+  result = %(result)s, updated_at = clock_timestamp()
+WHERE connection_id = %(connection)s AND stream = %(stream)s AND fence = %(fence)s
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class StateRow:
     """What the destination remembers of a stream, under this run's fence."""
@@ -97,6 +110,7 @@ class StateRow:
     runs_since_sweep: int = 0
     columns: SeenColumns | None = None  # of the source, when it was loaded last
     care: pg_refusals.Care = pg_refusals.Care.NONE  # rows were refused before, and may be again
+    reads: str | None = None  # the stream's definition then
 
     def full_due(self, stream: StreamSpec) -> bool:
         """Say whether this is the N-th run since everything was read."""
@@ -116,6 +130,7 @@ def ensure(conn: Connection, config: PostgresConfig) -> None:
         "has_database_privilege(current_database(), 'CREATE'), "
         "to_regclass('_syncward.ranges') IS NOT NULL "
         "AND to_regclass('_syncward.rejected_rows') IS NOT NULL "
+        "AND to_regclass('_syncward.purged') IS NOT NULL "
         "AND EXISTS (SELECT FROM pg_attribute a WHERE a.attname = 'columns' "
         "AND a.attrelid = to_regclass('_syncward.state')) "
         "FROM (VALUES (1)) AS one LEFT JOIN pg_namespace n ON n.nspname = '_syncward'"
@@ -145,6 +160,8 @@ def ensure(conn: Connection, config: PostgresConfig) -> None:
                 conn.execute(statement)
         if conn.execute(_HAS_TABLE, (pg_refusals.TABLE,)).fetchone() is None:
             conn.execute(pg_refusals.CREATE)
+        if conn.execute(_HAS_TABLE, ("purged",)).fetchone() is None:
+            conn.execute(pg_purge.CREATE)
 
 
 def claim(conn: Connection, request: LoadRequest) -> StateRow:
@@ -169,8 +186,11 @@ def claim(conn: Connection, request: LoadRequest) -> StateRow:
             # A zombie's own finish is refused by its lease; the owner must not go on unseen.
             raise ahead(request.stream.name)
         raised = {**names, "fence": request.fence, "run": request.run_id}
-        returned = f"{pg_generations.UNFINISHED}, {pg_refusals.CARE}"
-        unfinished, care = conn.execute(_CLAIM + returned, raised).fetchone() or (None, None)
+        returned = f"{pg_generations.UNFINISHED}, {pg_refusals.CARE}, {pg_purge.EXPIRED}"
+        found = conn.execute(_CLAIM + returned, raised).fetchone()
+        unfinished, care, expired = found or (None, None, None)
+        if expired is not None:
+            pg_purge.remove(conn, request, expired)
     return StateRow(
         cursor=cursor,
         resumable=reads == definition(request),
@@ -185,6 +205,7 @@ def claim(conn: Connection, request: LoadRequest) -> StateRow:
         runs_since_sweep=counted[1],
         columns=counted[2],
         care=pg_refusals.Care(care or 0),
+        reads=reads,
     )
 
 
@@ -213,7 +234,7 @@ def commit(
 ) -> None:
     """Store cursor and result as the last act of the rows' transaction; LeaseLost if fenced off."""
     done = conn.execute(
-        _COMMIT,
+        _COMMIT_BESIDE if request.backfill else _COMMIT,
         {
             "connection": request.connection_id,
             "stream": request.stream.name,
@@ -233,6 +254,26 @@ def commit(
         raise LeaseLost(f"{request.stream.name}: another run has taken over; nothing was written")
 
 
+def rewind(
+    conn: Connection, request: LoadRequest, result: StreamResult, *, reads: str | None = None
+) -> None:
+    """Move a stream to the cursor of `result`, as its definition `reads` of then; None: nowhere.
+
+    The last act of its transaction; LeaseLost if fenced off.
+    """
+    values = {
+        "connection": request.connection_id,
+        "stream": request.stream.name,
+        "fence": request.fence,
+        "run": request.run_id,
+        "reads": reads,
+        "upper": _jsonb(result.cursor_to),
+        "result": Jsonb(result.model_dump(mode="json", exclude_defaults=True)),
+    }
+    if conn.execute(_REWIND, values).rowcount != 1:
+        raise LeaseLost(f"{request.stream.name}: another run has taken over; nothing was written")
+
+
 def _jsonb(cursor: Cursor | None) -> Jsonb | None:
     return None if cursor is None else Jsonb(cursor)
 
@@ -245,6 +286,15 @@ def definition(request: LoadRequest) -> str:
         parts += [stream.tombstone, stream.deletion]
     parts += request.selection
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def last_shape(conn: Connection, request: LoadRequest) -> str | None:
+    """Return the digest of the source's shape that was loaded last; None if none was."""
+    row = conn.execute(
+        "SELECT schema_hash FROM _syncward.state WHERE connection_id = %s AND stream = %s",
+        (request.connection_id, request.stream.name),
+    ).fetchone()
+    return None if row is None else row[0]
 
 
 def forget(conn: Connection, connection_id: UUID, stream: str) -> None:

@@ -1,8 +1,8 @@
 """What every destination checks of a batch, and how it tells what it did with one."""
 
 from connectors.portable import schema_hash
-from schemas.errors import SyncwardError
-from schemas.records import Batch, LoadCounts, LoadRequest, StreamResult
+from schemas.errors import ConfigError, SyncwardError
+from schemas.records import Batch, Cursor, LoadCounts, LoadRequest, StreamResult
 
 
 def check_masked(request: LoadRequest, batch: Batch) -> None:
@@ -46,4 +46,43 @@ def result_of(
         schema_changes=counts.changes,
         attempt=request.attempt,
         rejected=counts.refused,
+    )
+
+
+def check_backfill(request: LoadRequest, batch: Batch, seen: str | None) -> None:
+    """Refuse to backfill from a table that is another than the one a run has loaded (`seen`)."""
+    if request.backfill and schema_hash(batch.shape) != seen:
+        raise drifted(request)
+
+
+def drifted(request: LoadRequest) -> ConfigError:
+    """Make the error of a backfill that meets a changed table: following it is a sync's part."""
+    return ConfigError(
+        f"{request.stream.name}: the source's table changed since it was loaded last, and a "
+        "backfill follows no change; let a run do that first: syncward run enqueue CONNECTION "
+        f"--stream {request.stream.name}",
+        code="schema_drift",
+    )
+
+
+def acted(
+    request: LoadRequest,
+    *,
+    inserted: int = 0,
+    deleted: int = 0,
+    cursor_from: Cursor | None = None,
+    cursor_to: Cursor | None = None,
+    seconds: float = 0.0,
+) -> StreamResult:
+    """Tell what was done to a stream without reading its source."""
+    return StreamResult(
+        stream=request.stream.name,
+        state="succeeded",
+        mode=request.stream.mode,
+        rows_inserted=inserted,
+        rows_deleted=deleted,
+        cursor_from=cursor_from,
+        cursor_to=cursor_to,
+        seconds=seconds,
+        attempt=request.attempt,
     )

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from connectors.portable import Kind, travels_as
 from connectors.sqlite import Table, quoted
 from schemas.errors import ConfigError
-from schemas.records import Cursor, FarCursor
+from schemas.records import Between, Cursor, FarCursor
 from schemas.streams import Mode, StreamSpec
 
 #: How long a writer may take between reading the clock and committing.
@@ -59,6 +59,52 @@ def window(conn: sqlite3.Connection, stream: StreamSpec, table: Table, cursor: C
             "use a number, a text or a time"
         )
     return _of_order(conn, stream, kind, lower)
+
+
+def window_between(stream: StreamSpec, table: Table, between: Between) -> Window:
+    """Make the window of a backfill from two values that a person wrote."""
+    column = None if stream.cursor is None else table.column(stream.cursor)
+    kind = None if column is None else travels_as(column)
+    if column is None or kind not in _TIMES | _ORDERED or column.as_text:
+        raise ConfigError(
+            f"{stream.name}: a backfill needs a cursor that is a column of numbers, texts or "
+            "times; read everything again with: syncward run enqueue CONNECTION --full-refresh "
+            f"--stream {stream.name}"
+        )
+    lower = _read(stream, column.type, kind, "--from", between.lower)
+    upper = _read(stream, column.type, kind, "--to", between.upper)
+    ordered = lower < upper if isinstance(lower, type(upper)) else False  # type: ignore[operator]
+    if not ordered:
+        raise ConfigError(
+            f"{stream.name}: --from is not below --to; rows from the first on are read, up to and "
+            "without the second"
+        )
+    name = f"t.{quoted(column.name)}"
+    if kind in _TIMES:
+        at = f"strftime('%Y-%m-%d %H:%M:%f', {name})"
+        where = f"({at} >= ? AND {at} < ?)"
+    else:
+        stored_as = "integer" if kind is Kind.INT else "text"
+        within = f"{name} COLLATE BINARY >= ? AND {name} COLLATE BINARY < ?"
+        where = f"(typeof({name}) = '{stored_as}' AND {within})"
+    ends = _stored(stream, str(lower)), _stored(stream, str(upper))
+    return Window(where, (lower, upper), *ends, full=False)
+
+
+def _read(stream: StreamSpec, type_: str, kind: Kind | None, option: str, value: str) -> str | int:
+    """Read a value as the column's type; times in UTC and to the millisecond, as they compare."""
+    try:
+        if kind is Kind.INT:
+            return int(value)
+        if kind is Kind.TEXT:
+            return value
+        at = datetime.fromisoformat(value)
+        return _text(at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC))
+    except (ValueError, OverflowError):
+        raise ConfigError(
+            f"{stream.name}: {option} is no {type_}, the type of its cursor column "
+            f"{stream.cursor}; write a time as 2026-01-31 or 2026-01-31 12:00:00"
+        ) from None
 
 
 def _stored(stream: StreamSpec, value: str) -> Cursor:

@@ -51,6 +51,10 @@ class AuditAction(StrEnum):
     CONNECTION_PAUSED = "connection.paused"
     CONNECTION_RESUMED = "connection.resumed"
     STREAM_SCHEMA_CHANGED = "stream.schema_changed"
+    STREAM_SCHEMA_ACCEPTED = "stream.schema_accepted"
+    STREAM_RESET = "stream.reset"
+    STREAM_PURGED = "stream.purged"
+    STREAM_PURGE_UNDONE = "stream.purge_undone"
     RUN_QUEUED = "run.queued"
     RUN_MERGED = "run.merged"
     RUN_DISPATCHED = "run.dispatched"
@@ -91,7 +95,7 @@ class AuditAction(StrEnum):
 _RUN_ACTIONS = frozenset(
     a
     for a in AuditAction
-    if a.startswith(("run.", "stream.", "partitions.created", "audit.heartbeat"))
+    if a.startswith(("run.", "stream.schema_changed", "partitions.created", "audit.heartbeat"))
 )
 
 

@@ -132,6 +132,26 @@ class SchemaChanged(Detail):
     after: str | None
 
 
+class SchemaAccepted(Detail):
+    stream: str
+    run: str
+
+
+class StreamReset(Detail):
+    stream: str
+
+
+class Purged(Detail):
+    stream: str
+    rows: Int
+    for_good: bool
+
+
+class PurgeUndone(Detail):
+    stream: str
+    rows: Int
+
+
 class Decided(OfRun):
     found: str | None = None
 
@@ -272,6 +292,10 @@ DETAILS: dict[AuditAction, type[Detail]] = {
     _A.CONNECTION_PAUSED: Detail,
     _A.CONNECTION_RESUMED: Detail,
     _A.STREAM_SCHEMA_CHANGED: SchemaChanged,
+    _A.STREAM_SCHEMA_ACCEPTED: SchemaAccepted,
+    _A.STREAM_RESET: StreamReset,
+    _A.STREAM_PURGED: Purged,
+    _A.STREAM_PURGE_UNDONE: PurgeUndone,
     _A.RUN_QUEUED: Queued,
     _A.RUN_MERGED: Merged,
     _A.RUN_DISPATCHED: Dispatched,

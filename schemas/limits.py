@@ -47,8 +47,10 @@ GIVE_UP_AFTER_S = 6.0
 #: Where nobody waits (drain, lost lease): a control database that is away makes threads wait, too.
 GIVE_UP_UNASKED_S = 60.0
 
-#: `resource test` and `resource discover`: somebody is waiting at a prompt.
+#: `resource test`, `resource discover` and `connection schema`: somebody is waiting at a prompt.
 INTERACTIVE_DEADLINE = timedelta(seconds=30)
+#: Purged rows can be brought back for so long.
+PURGE_UNDO_FOR = timedelta(days=7)
 #: A worker not heard of for so long is not counted on.
 WORKER_SILENT_AFTER = timedelta(seconds=15)
 

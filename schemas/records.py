@@ -171,6 +171,14 @@ class Ranges:
     kept: Kept | None = None
 
 
+class Purge(StrEnum):
+    """What a purge does with a stream's rows at the destination."""
+
+    KEEP = "keep"  # they go out of sight, and can be brought back for a while
+    UNDO = "undo"  # they come back
+    NOW = "now"  # they are deleted for good, also those that were kept before
+
+
 class Between(BaseModel):
     """Values of a stream's cursor column as a person wrote them: from the first, below the second.
 
@@ -291,6 +299,14 @@ class StreamClaim:
     kept: Kept | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class TargetView:
+    """A stream's table at the destination beside its source's; None: there is no table yet."""
+
+    columns: tuple[Column, ...] | None
+    changes: tuple[SchemaChange, ...] = ()  # what the next run would find
+
+
 def ahead(stream: str) -> GuardTripped:
     """Make the finding that a destination has seen runs that the control database has not."""
     return GuardTripped(
@@ -349,6 +365,8 @@ class LoadRequest:
     approvals: tuple[Finding, ...] = ()
     #: which key makes the tokens of masked columns; "" where none does
     pseudonyms: str = ""
+    #: merge rows beside what was read: cursor, definition and what is counted stay as they are
+    backfill: bool = False
 
     @property
     def selection(self) -> list[str]:
@@ -386,12 +404,14 @@ class Source(Protocol):
         *,
         sweep: bool = False,
         ranges: Ranges | None = None,
+        between: Between | None = None,
     ) -> AbstractContextManager[Iterator[Batch]]:
         """Open one snapshot and yield its batches in cursor order; None reads everything.
 
         With `sweep` the last batch brings the keys of all rows, unless it is all rows itself. With
         `ranges` a large full read comes as ranges of keys and their end, each batch with its
-        `part`; ranges that are kept already are left out.
+        `part`; ranges that are kept already are left out. With `between` the rows are those whose
+        cursor column lies there, and nothing else decides; ConfigError if it has no such column.
         """
         ...
 
@@ -427,6 +447,22 @@ class Destination(Protocol):
         """Load the batch, its cursor and its result in one fenced transaction.
 
         The end of a large full read makes all its ranges visible, and the result is that of all.
+        A backfill is merged by key, fenced alike, and leaves the cursor where it is.
+        """
+        ...
+
+    def compare(self, request: LoadRequest, shape: StreamShape) -> TargetView:
+        """Show the stream's table, and what of the source's shape differs; changes nothing."""
+        ...
+
+    def reset(self, request: LoadRequest) -> StreamResult:
+        """Forget where the claimed stream is read, and what is there of a read; rows stay."""
+        ...
+
+    def purge(self, request: LoadRequest, how: Purge) -> StreamResult:
+        """Take the claimed stream's rows out of its table, or bring them back, in one step.
+
+        Where it is read is forgotten, or known again, with them.
         """
         ...
 

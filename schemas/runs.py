@@ -9,7 +9,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from schemas.guards import Finding
-from schemas.records import Between, StreamResult
+from schemas.records import Between, Purge, StreamResult
 
 
 class RunKind(StrEnum):
@@ -91,14 +91,6 @@ class Priority:
             return Priority.BACKFILL
         interactive = {RunKind.TEST, RunKind.DISCOVER, RunKind.SCHEMA}
         return Priority.INTERACTIVE if kind in interactive else Priority.MANUAL
-
-
-class Purge(StrEnum):
-    """What a purge does with a stream's rows at the destination."""
-
-    KEEP = "keep"  # they go out of sight, and can be brought back for a while
-    UNDO = "undo"  # they come back
-    NOW = "now"  # they are deleted for good, also those that were kept before
 
 
 class RunOptions(BaseModel):

@@ -16,7 +16,7 @@ from schemas.errors import LeaseLost
 from schemas.failures import CREDENTIAL_FAILURES, PAUSING
 from schemas.jobs import Job
 from schemas.limits import ERROR_TEXT_MAX
-from schemas.records import StreamResult
+from schemas.records import Purge, StreamResult
 from schemas.runs import Claim, Outcome, OutcomeKind, RunKind, RunOptions, RunState, Trigger
 from storage import audit, logs, tenancy
 from storage.endings import end, free_account, run_event
@@ -211,8 +211,9 @@ _STREAM = text(
     "WHERE run_id = :run_id AND lease_token = :token AND state = 'running' RETURNING subject_id), "
     "copied AS (INSERT INTO cursors (connection_id, stream, account_id, cursor, fence) "
     "SELECT subject_id, CAST(:stream AS text), CAST(:account_id AS uuid), "
-    "CAST(:cursor_to AS jsonb), :fence FROM mine WHERE :progress "
-    "ON CONFLICT (connection_id, stream) DO UPDATE SET cursor = excluded.cursor, "
+    "CASE WHEN :moves THEN CAST(:cursor_to AS jsonb) END, :fence FROM mine WHERE :progress "
+    "ON CONFLICT (connection_id, stream) DO UPDATE SET "
+    "cursor = CASE WHEN :moves THEN excluded.cursor ELSE cursors.cursor END, "
     "fence = excluded.fence, updated_at = clock_timestamp()) "
     "INSERT INTO run_streams (run_id, stream, account_id, position, state, mode, rows_extracted, "
     "rows_loaded, rows_inserted, rows_updated, rows_unchanged, rows_deleted, rows_rejected, "
@@ -248,10 +249,11 @@ _RECORDED = text("SELECT FROM run_streams WHERE run_id = :run AND stream = :stre
 def _record(
     tx: Connection, held: Claim, result: StreamResult, position: int, principal: Principal
 ) -> None:
-    if result.schema_changes:
+    events = [*_schema_events(held, result, principal), *_by_hand(held, result, principal)]
+    if events:
         stream = {"run": held.run_id, "stream": result.stream}
         if tx.execute(_RECORDED, stream).first() is None:  # else an attempt before has told
-            audit.append(tx, *_schema_events(held, result, principal))
+            audit.append(tx, *events)
     recorded = tx.execute(
         _STREAM,
         {
@@ -262,6 +264,7 @@ def _record(
             "fence": held.fence,
             "position": position,
             "progress": result.state == "succeeded",
+            "moves": held.kind is not RunKind.BACKFILL,  # the cursor, which was copied before
             "cursor_from": Jsonb(result.cursor_from) if result.cursor_from else None,
             "cursor_to": Jsonb(result.cursor_to) if result.cursor_to else None,
             "schema_changes": Jsonb(result.model_dump(mode="json")["schema_changes"]),
@@ -289,6 +292,38 @@ def _schema_events(held: Claim, result: StreamResult, principal: Principal) -> l
             },
         )
         for change in result.schema_changes
+    ]
+
+
+_PURGED = {
+    Purge.KEEP: AuditAction.STREAM_PURGED,
+    Purge.NOW: AuditAction.STREAM_PURGED,
+    Purge.UNDO: AuditAction.STREAM_PURGE_UNDONE,
+}
+
+
+def _by_hand(held: Claim, result: StreamResult, principal: Principal) -> list[AuditEvent]:
+    """Return the event of what a person had done to a stream, beside its rows being read."""
+    if result.state != "succeeded" or held.kind not in {RunKind.RESET, RunKind.PURGE}:
+        return []
+    how = held.options.purge or Purge.KEEP
+    detail: dict[str, str | int | bool | None] = {"stream": result.stream}
+    action = AuditAction.STREAM_RESET
+    if held.kind is RunKind.PURGE:
+        action = _PURGED[how]
+        detail["rows"] = result.rows_inserted if how is Purge.UNDO else result.rows_deleted
+    if action is AuditAction.STREAM_PURGED:
+        detail["for_good"] = how is Purge.NOW
+    return [
+        AuditEvent(
+            action,
+            TargetKind.CONNECTION,
+            held.subject_id,
+            principal,
+            account_id=held.account_id,
+            run_id=held.run_id,
+            detail=detail,
+        )
     ]
 
 

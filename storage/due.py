@@ -57,9 +57,9 @@ def claim_due(tx: Connection) -> tuple[datetime, Sequence[DueSchedule]]:
         text(
             "SELECT n.at, s.* FROM (SELECT now() AS at) AS n LEFT JOIN (SELECT * FROM schedules "  # noqa: S608 - a constant
             "WHERE state = 'active' AND next_due_at <= now() AND (overlap = 'skip' OR NOT EXISTS "
-            "(SELECT FROM active_runs a WHERE a.subject_id = connection_id "
-            f"AND {_OTHER_PROMISED})) ORDER BY next_due_at LIMIT :limit "
-            "FOR NO KEY UPDATE SKIP LOCKED) AS s ON true"
+            "(SELECT FROM active_runs a WHERE a.subject_id = connection_id AND "
+            + _OTHER_PROMISED
+            + ")) ORDER BY next_due_at LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED) AS s ON true"
         ),
         {"limit": DUE_BATCH},
     ).all()

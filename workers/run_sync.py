@@ -35,7 +35,7 @@ from storage.claims import ClaimRefusal
 from storage.engine import again, transaction
 from storage.outputs import SealedOutput
 from storage.work import Work
-from workers import answers, guards, history, metrics, outcomes
+from workers import answers, by_hand, guards, history, metrics, outcomes, schema
 from workers.attempt import Attempt, Dependencies, Taken
 from workers.causes import raw_texts
 from workers.control import clock
@@ -123,6 +123,11 @@ def _work(attempt: Attempt) -> Outcome:
         return answers.test(subject, deps.keyring, attempt.control, deps.policy)
     if claim.kind is RunKind.DISCOVER:
         return answers.discover(subject, deps.keyring, attempt.control, deps.policy)
+    if claim.kind is RunKind.SCHEMA:
+        requests = list(_requests(claim, subject))
+        return schema.compare(subject, requests, deps.keyring, attempt.control, deps.policy)
+    if claim.kind in {RunKind.RESET, RunKind.PURGE}:
+        return by_hand.act(attempt, subject, lambda claim: list(_requests(claim, subject)))
     return _sync(attempt, subject)
 
 
@@ -178,10 +183,11 @@ def _requests(claim: Claim, subject: Work) -> Iterator[LoadRequest]:
                 run_id=claim.run_id,
                 attempt=claim.attempt,
                 fence=claim.fence,
-                stream=spec,
+                stream=by_hand.for_this_run(spec, claim),
                 target_schema=subject.target_schema,
                 rewrite=claim.options.full_refresh and spec.mode is Mode.APPEND,
                 approvals=claim.options.approvals,
+                backfill=claim.kind is RunKind.BACKFILL,
             )
 
 
@@ -240,12 +246,16 @@ def _move(
         return known.result
     full = attempt.claim.options.full_refresh or known.full_due
     cursor, result = None if full else known.cursor, None
+    if request.backfill:
+        by_hand.check_backfill(attempt, request, known)
     while result is None:
         try:
             result = _load(
                 attempt, request, source, destination, known=known, cursor=cursor, token=token
             )
         except ReadAgain as reason:
+            if request.backfill and not reason.same:
+                raise by_hand.drifted(request) from reason
             if not reason.same and cursor is None:
                 raise  # everything was read
             if reason.same:
@@ -279,8 +289,12 @@ def _load(
     spec, result = request.stream, None
     sweep = known.loaded_before and (cursor is None or known.sweep_due)
     wire = common_wire(attempt.taken, source, destination)
-    ranges = _ranges(attempt, spec, known)
-    with source.extract(spec, cursor, wire, sweep=sweep, ranges=ranges) as batches:
+    if request.backfill:
+        opened = source.extract(spec, None, wire, between=attempt.claim.options.window)
+    else:
+        ranges = _ranges(attempt, spec, known)
+        opened = source.extract(spec, cursor, wire, sweep=sweep, ranges=ranges)
+    with opened as batches:
         for batch in batches:
             guards.check_cursor(request, batch)
             for note in batch.notes:

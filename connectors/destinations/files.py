@@ -40,12 +40,15 @@ from schemas.records import (
     Cursor,
     LoadCounts,
     LoadRequest,
+    Purge,
     Row,
     RowGroup,
     SchemaChange,
     ServerReport,
     StreamClaim,
     StreamResult,
+    StreamShape,
+    TargetView,
     WireFormat,
 )
 from schemas.streams import Deletes, Drift, Duration, Mode
@@ -187,6 +190,7 @@ class FilesDestination:
         results.check_masked(request, batch)
         name, started = request.stream.name, monotonic()
         claimed = self._claimed[name]
+        results.check_backfill(request, batch, claimed.manifest.schema_hash)
         try:
             written = self._write(request, batch, claimed)
         except SyncwardError as error:
@@ -209,7 +213,8 @@ class FilesDestination:
             grace=self._config.grace,
             changed=lambda now: self._changed(now, request, result, written, full=batch.full),
         )
-        self._expected[name] = batch.upper
+        if not request.backfill:
+            self._expected[name] = batch.upper
         manifest = claimed.directory.read() or claimed.manifest
         self._claimed[name] = _Claimed(claimed.directory, manifest, resumable=True, known=True)
         return result
@@ -233,16 +238,18 @@ class FilesDestination:
     ) -> Manifest:
         at = datetime.now(UTC)
         retired = (Retired(name=part.name, since=at) for part in written.replaced)
+        counted = 0 if full else now.runs_since_full + (now.run_id != request.run_id)
+        syncs = {
+            "cursor": result.cursor_to,
+            "reads": definition(request, self._config.format),
+            "schema_hash": result.schema_hash,
+            "runs_since_full": counted,
+        }
         return now.model_copy(
             update={
-                "cursor": result.cursor_to,
-                "reads": definition(request, self._config.format),
+                **({} if request.backfill else syncs),
                 "generation": now.generation + 1,
-                "schema_hash": result.schema_hash,
                 "run_id": request.run_id,
-                "runs_since_full": 0
-                if full
-                else now.runs_since_full + (now.run_id != request.run_id),
                 "result": result,
                 "format": self._config.format,
                 "columns": tuple(KeptColumn.of(column) for column in written.columns),
@@ -347,6 +354,43 @@ class FilesDestination:
         names = tuple(place.columns[i].name for i in place.key)
         return _Written(
             done.kept, done.replaced, done.counts(size), place.columns, names, compared=mergeable
+        )
+
+    # ── by hand ──────────────────────────────────────────────────────────────────────────────
+
+    def compare(self, request: LoadRequest, shape: StreamShape) -> TargetView:
+        """Show the files' columns, and what the next run would find changed at the source."""
+        manifest = self._directory(request).read()
+        if manifest is None or not manifest.columns:
+            return TargetView(None)
+        there = {c.name: c.column for c in manifest.columns if c.name != SYNCED_AT.name}
+        found = changes(there, shape.columns, frozenset(request.stream.key))
+        if manifest.schema_hash == schema_hash(shape):  # it was followed
+            found = tuple(c for c in found if c.change in {Change.ADDED, Change.WIDENED})
+        return TargetView(tuple(there.values()), found)
+
+    def reset(self, request: LoadRequest) -> StreamResult:
+        """Forget where the claimed stream is read; files stay until a run replaces them."""
+        name = request.stream.name
+        claimed = self._claimed[name]
+        result = results.acted(request, cursor_from=claimed.manifest.cursor)
+        rewound = {"cursor": None, "reads": None, "run_id": request.run_id, "result": result}
+        claimed.directory.commit(
+            request,
+            expected=self._expected[name],
+            grace=self._config.grace,
+            changed=lambda now: now.model_copy(update=rewound),
+        )
+        self._expected[name] = None
+        return result
+
+    def purge(self, request: LoadRequest, how: Purge) -> StreamResult:
+        """Refuse it: files that readers may have open are for their owner to remove."""
+        del how
+        raise ConfigError(
+            f"{request.stream.name}: purge works for Postgres; move the stream's directory away to "
+            "be able to move it back, or remove it. The next run reads everything either way",
+            code="unsupported",
         )
 
     # ── signals ──────────────────────────────────────────────────────────────────────────────

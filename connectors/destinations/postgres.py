@@ -11,8 +11,10 @@ import psycopg
 
 from connectors import (
     pg_discover,
+    pg_drift,
     pg_generations,
     pg_load,
+    pg_purge,
     pg_refusals,
     pg_rejects,
     pg_state,
@@ -20,7 +22,7 @@ from connectors import (
     results,
 )
 from connectors.pg_batch import Load
-from connectors.pg_catalog import check_names, ensure_schema
+from connectors.pg_catalog import check_names, ensure_schema, find
 from connectors.pg_generations import Generation
 from connectors.pg_refusals import Care, Refusals, RowsRefused, is_of_a_row, next_care
 from connectors.pg_state import StateRow
@@ -39,12 +41,16 @@ from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError, ReadAgain
 from schemas.records import (
     Batch,
+    Change,
     Cursor,
     LoadRequest,
     Part,
+    Purge,
     ServerReport,
     StreamClaim,
     StreamResult,
+    StreamShape,
+    TargetView,
     WireFormat,
 )
 from schemas.streams import Mode
@@ -163,6 +169,7 @@ class PostgresDestination:
         labels = pg_types.labels_named(self._conn, self._config, request, batch.shape.columns)
         with translated(self._config, "destination"), labels, self._conn.transaction():
             here = pg_types.settled(self._conn, self._config, request, batch)
+            results.check_backfill(request, here, self._states[name].schema_hash)
             load = self._plan(request, here)
             if batch.part is not None:
                 if unfinished is None:  # all of the target would look gone
@@ -172,7 +179,7 @@ class PostgresDestination:
                 here.rows, started = (lambda: read), started - before
                 load = replace(load, hidden=hidden)
             counts = pg_load.run(load)
-            if unfinished is not None:
+            if unfinished is not None and not request.backfill:
                 pg_generations.drop(self._conn, request, unfinished)
             pg_types.check_intervals(self._conn, self._config, request, here.shape.columns)
             result = results.result_of(request, here, counts, seconds=monotonic() - started)
@@ -185,8 +192,9 @@ class PostgresDestination:
                 full=batch.full,
                 swept=batch.full or batch.keys is not None,
             )
-        self._expected[name] = batch.upper
-        self._states[name] = replace(self._states[name], unfinished=None)
+        if not request.backfill:
+            self._expected[name] = batch.upper
+            self._states[name] = replace(self._states[name], unfinished=None)
         return result
 
     def _keep(self, request: LoadRequest, batch: Batch) -> None:
@@ -260,6 +268,68 @@ class PostgresDestination:
         if append and not state.known:
             _refuse_rows_of_others(load)
         return load
+
+    def compare(self, request: LoadRequest, shape: StreamShape) -> TargetView:
+        """Show the stream's table, and what the next run would find changed at the source."""
+        check_names(request)
+        with translated(self._config, "destination"):
+            self._ensure()
+            schema, table = request.target_schema, request.stream.table_name
+            there = pg_load.ours_apart(find(self._conn, schema, table))
+            if not there:
+                return TargetView(None)
+            batch = Batch(shape, WireFormat.PG_BINARY, iter(()), lambda: 0, None, None, full=True)
+            here = pg_types.settled(self._conn, self._config, request, batch).shape
+            found = pg_drift.changes(there, here.columns, frozenset(here.key))
+            if pg_state.last_shape(self._conn, request) == schema_hash(here):  # it was followed
+                found = tuple(c for c in found if c.change in {Change.ADDED, Change.WIDENED})
+        return TargetView(tuple(there.values()), found)
+
+    def reset(self, request: LoadRequest) -> StreamResult:
+        """Forget where the claimed stream is read, and a read that did not come to its end."""
+        state = self._states[request.stream.name]
+        result = results.acted(request, cursor_from=state.cursor)
+        with translated(self._config, "destination"), self._conn.transaction():
+            self._forget(request, state)
+            pg_state.rewind(self._conn, request, result)
+        return result
+
+    def purge(self, request: LoadRequest, how: Purge) -> StreamResult:
+        """Put all rows of the claimed stream away, delete them, or bring them back."""
+        state, started = self._states[request.stream.name], monotonic()
+        if not state.known:
+            raise ConfigError(
+                f"{request.stream.name}: this connection has loaded no rows of it; there is "
+                "nothing to purge"
+            )
+        with translated(self._config, "destination"), self._conn.transaction():
+            self._forget(request, state)
+            if how is Purge.UNDO:
+                kept = pg_purge.bring_back(self._conn, request, generation=state.generation)
+                result = results.acted(
+                    request, inserted=kept.rows, cursor_to=kept.cursor,
+                    seconds=monotonic() - started,
+                )  # fmt: skip
+                pg_state.rewind(self._conn, request, result, reads=kept.reads)
+                return result
+            if how is Purge.NOW:
+                rows = pg_purge.delete(self._conn, request)
+            else:
+                rows = pg_purge.put_away(
+                    self._conn, request, generation=state.generation, cursor=state.cursor,
+                    reads=state.reads,
+                )  # fmt: skip
+            result = results.acted(
+                request, deleted=rows, cursor_from=state.cursor, seconds=monotonic() - started
+            )
+            pg_state.rewind(self._conn, request, result)
+        return result
+
+    def _forget(self, request: LoadRequest, state: StateRow) -> None:
+        """Hold this run's fence, and drop what there is of an unfinished read."""
+        pg_generations.fenced(self._conn, request)
+        if state.unfinished is not None:
+            pg_generations.drop(self._conn, request, state.unfinished)
 
     def cancel(self) -> None:
         """End whatever the server is doing for this session; for another thread."""

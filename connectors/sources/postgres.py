@@ -8,7 +8,16 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from connectors import pg_discover, pg_keys, pg_ranges, pg_rows, pg_selection, pg_types, pg_window
+from connectors import (
+    pg_between,
+    pg_discover,
+    pg_keys,
+    pg_ranges,
+    pg_rows,
+    pg_selection,
+    pg_types,
+    pg_window,
+)
 from connectors.pg_catalog import Relation, check_key, describe
 from connectors.pg_window import Window
 from connectors.portable import schema_hash
@@ -26,6 +35,7 @@ from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError
 from schemas.records import (
     Batch,
+    Between,
     Column,
     Cursor,
     DiscoveredStream,
@@ -108,6 +118,7 @@ class PostgresSource:
         *,
         sweep: bool = False,
         ranges: Ranges | None = None,
+        between: Between | None = None,
     ) -> Iterator[Iterator[Batch]]:
         """Open a snapshot and yield its batches: the window from the cursor to a frozen bound.
 
@@ -121,12 +132,16 @@ class PostgresSource:
             category = None
             if stream.cursor not in {None, "xmin"}:
                 category = pg_window.check_cursor_column(stream, relation)
-            bound = None
-            if category == "D":
+            bound = asked = None
+            if between is not None:
+                asked = pg_between.window(self._conn, stream, relation, between)
+            elif category == "D":
                 beyond = pg_keys.far_cursor(stream, relation, self._zone, full=cursor is None)
                 bound = pg_window.time_bound(self._conn, stream, beyond)
             with self._snapshot():
-                if bound is not None:
+                if asked is not None:
+                    window = asked
+                elif bound is not None:
                     window = pg_window.time_window(stream, relation, bound, cursor, self._zone)
                 else:
                     window = self._window(stream, relation, cursor)

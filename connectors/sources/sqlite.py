@@ -17,11 +17,12 @@ from connectors.sqlite import (
     quoted,
     translated,
 )
-from connectors.sqlite_window import Window, is_dead, window
+from connectors.sqlite_window import Window, is_dead, window, window_between
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError, TransientError
 from schemas.records import (
     Batch,
+    Between,
     Cursor,
     DiscoveredColumn,
     DiscoveredStream,
@@ -123,6 +124,7 @@ class SqliteSource:
         *,
         sweep: bool = False,
         ranges: Ranges | None = None,
+        between: Between | None = None,
     ) -> Iterator[Iterator[Batch]]:
         """Open a read transaction and yield its one batch: no table here is large."""
         del wire, ranges  # there is one
@@ -130,7 +132,10 @@ class SqliteSource:
             self._conn.execute("BEGIN")
             try:
                 table = self._described(stream)
-                found = window(self._conn, stream, table, cursor)
+                if between is not None:
+                    found = window_between(stream, table, between)
+                else:
+                    found = window(self._conn, stream, table, cursor)
                 batch = self._batch(stream, table, found)
                 wanted = stream.deletion is not Deletes.IGNORE and stream.key
                 if (

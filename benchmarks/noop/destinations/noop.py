@@ -6,13 +6,17 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 
+from connectors.results import acted
 from schemas.egress import LinkPolicy
 from schemas.records import (
     Batch,
     LoadRequest,
+    Purge,
     ServerReport,
     StreamClaim,
     StreamResult,
+    StreamShape,
+    TargetView,
     WireFormat,
 )
 
@@ -67,6 +71,17 @@ class NoopDestination:
             mode=request.stream.mode,
             attempt=request.attempt,
         )
+
+    def compare(self, request: LoadRequest, shape: StreamShape) -> TargetView:
+        del request, shape
+        return TargetView(None)
+
+    def reset(self, request: LoadRequest) -> StreamResult:
+        return acted(request)
+
+    def purge(self, request: LoadRequest, how: Purge) -> StreamResult:
+        del how
+        return acted(request)
 
     def cancel(self) -> None:
         return

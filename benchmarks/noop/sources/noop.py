@@ -7,7 +7,16 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from schemas.egress import LinkPolicy
-from schemas.records import Batch, Cursor, DiscoveredStream, ServerReport, StreamShape, WireFormat
+from schemas.records import (
+    Batch,
+    Between,
+    Cursor,
+    DiscoveredStream,
+    Ranges,
+    ServerReport,
+    StreamShape,
+    WireFormat,
+)
 from schemas.streams import StreamSpec
 
 
@@ -49,9 +58,16 @@ class NoopSource:
 
     @contextmanager
     def extract(
-        self, stream: StreamSpec, cursor: Cursor | None, wire: WireFormat, *, sweep: bool = False
+        self,
+        stream: StreamSpec,
+        cursor: Cursor | None,
+        wire: WireFormat,
+        *,
+        sweep: bool = False,
+        ranges: Ranges | None = None,
+        between: Between | None = None,
     ) -> Iterator[Iterator[Batch]]:
-        del stream, wire, sweep
+        del stream, wire, sweep, ranges, between
         batch = Batch(
             shape=StreamShape(columns=(), key=(), key_is_unique=False),
             wire=WireFormat.PG_BINARY,

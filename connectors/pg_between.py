@@ -1,0 +1,63 @@
+"""The rows of a backfill: those whose cursor column lies between two values that a person wrote."""
+
+import re
+
+import psycopg
+from psycopg import sql
+
+from connectors.pg_catalog import Relation
+from connectors.pg_window import Window
+from connectors.postgres import Connection
+from schemas.errors import ConfigError
+from schemas.records import Between, Cursor
+from schemas.streams import StreamSpec
+
+#: A size would round or cut what was written; `character` alone means one of them.
+_SIZE = re.compile(r"\([0-9,-]+\)")
+
+
+def window(conn: Connection, stream: StreamSpec, relation: Relation, between: Between) -> Window:
+    """Make the condition; outside of the snapshot, as a value that cannot be read would end it."""
+    if stream.cursor in {None, "xmin"}:
+        raise ConfigError(
+            f"{stream.name}: a backfill needs a cursor that is a column; read everything again "
+            f"with: syncward run enqueue CONNECTION --full-refresh --stream {stream.name}"
+        )
+    name = str(stream.cursor)
+    type_ = _SIZE.sub("", next(c.type for c in relation.shape.columns if c.name == name))
+    read_as = "bpchar" if type_ == "character" else type_
+    lower = _read(conn, stream, "--from", between.lower, read_as)
+    upper = _read(conn, stream, "--to", between.upper, read_as)
+    ends = {
+        "column": sql.Identifier(name),
+        "lower": sql.SQL("{}::{}").format(sql.Literal(lower), sql.SQL(read_as)),
+        "upper": sql.SQL("{}::{}").format(sql.Literal(upper), sql.SQL(read_as)),
+    }
+    ordered = conn.execute(sql.SQL("SELECT {lower} < {upper}").format(**ends)).fetchone()
+    if ordered is None or not ordered[0]:
+        raise ConfigError(
+            f"{stream.name}: --from is not below --to; rows from the first on are read, up to and "
+            "without the second"
+        )
+    where = sql.SQL("{column} >= {lower} AND {column} < {upper}").format(**ends)
+    return Window(where, _cursor(name, lower), _cursor(name, upper), full=False)
+
+
+def _read(conn: Connection, stream: StreamSpec, option: str, value: str, type_: str) -> str:
+    """Have the source read a value, and return it as the source writes it."""
+    try:
+        row = conn.execute(
+            sql.SQL("SELECT {}::{}::text").format(sql.Literal(value), sql.SQL(type_))
+        ).fetchone()
+    except psycopg.DataError:
+        raise ConfigError(
+            f"{stream.name}: {option} is nothing that the source reads as {type_}, the type of "
+            f"its cursor column {stream.cursor}; write it as Postgres does"
+        ) from None
+    if row is None:
+        raise RuntimeError("a SELECT without FROM returns a row")
+    return str(row[0])
+
+
+def _cursor(name: str, value: str) -> Cursor:
+    return {"kind": "column", "column": name, "value": value}
