@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from cli.changes import next_slot
+from cli.connection_schema import schema
 from cli.context import Cli, command
 from cli.document import connection_from_file
 from cli.show import ago, cursor_text, plain, table
@@ -19,6 +20,7 @@ def connection() -> None:
 
 
 commands = {"connection": connection}
+connection.add_command(schema)
 
 
 @command(connection)

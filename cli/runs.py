@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
@@ -22,6 +23,8 @@ from cli.show import (
     run_text,
 )
 from cli.waiting import wait_for_run
+from schemas.accounts import Account
+from schemas.accounts import Connection as Known
 from schemas.audit import AuditAction
 from schemas.errors import Conflict, NotFound
 from schemas.runs import (
@@ -35,6 +38,7 @@ from schemas.runs import (
 )
 from storage import audit, connections, logs, outputs, runs
 from storage import explain as explanations
+from storage.runs import Enqueued
 
 
 @click.group()
@@ -59,23 +63,35 @@ def enqueue(
 ) -> None:
     """Ask for a run now. One that is live already is followed by this one."""
     with cli.inside(connection) as (tx, account, short):
-        found = connections.get(tx, short)
-        if found.state == "paused":
-            raise Conflict(
-                f"connection {short} is paused ({found.state_reason}); "
-                f"resume it first: syncward connection resume {short}"
-            )
-        unknown = sorted(set(streams) - {s.name for s in found.spec.streams})
-        if unknown:
-            known = ", ".join(s.name for s in found.spec.streams)
-            raise NotFound(f"connection {short} has no stream {', '.join(unknown)}; it has {known}")
+        found = runnable(tx, short, streams)
         options = RunOptions(full_refresh=full_refresh, streams=streams)
         asked = runs.enqueue(tx, connections.subject(found), RunKind.SYNC, options, cli.principal)
+    answer_asked(cli, account, short, asked, wait=wait)
+
+
+def runnable(tx: Connection, name: str, streams: Sequence[str] = ()) -> Known:
+    """Return a connection that may run now and has these streams; Conflict, NotFound if not."""
+    found = connections.get(tx, name)
+    if found.state == "paused":
+        raise Conflict(
+            f"connection {name} is paused ({found.state_reason}); "
+            f"resume it first: syncward connection resume {name}"
+        )
+    unknown = sorted(set(streams) - {s.name for s in found.spec.streams})
+    if unknown:
+        known = ", ".join(s.name for s in found.spec.streams)
+        raise NotFound(f"connection {name} has no stream {', '.join(unknown)}; it has {known}")
+    return found
+
+
+def answer_asked(cli: Cli, account: Account, name: str, asked: Enqueued, *, wait: bool) -> None:
+    """Say what became of a wish for a run; with `wait` how it ended, also by the exit code."""
+    said = f"run {asked.run_id} {asked.how.replace('_', ' ')}"
     if not wait:
-        answer = {"run_id": asked.run_id, "connection": short, "how": asked.how}
-        cli.answer(answer, lambda: f"run {asked.run_id} {asked.how.replace('_', ' ')}")
+        answer = {"run_id": asked.run_id, "connection": name, "how": asked.how}
+        cli.answer(answer, lambda: said)
         return
-    cli.note(f"run {asked.run_id} {asked.how.replace('_', ' ')}")
+    cli.note(said)
     ended = wait_for_run(cli, account.name, asked.run_id)
     with cli.inside(f"{account.name}/") as (tx, _, _name):
         results = outputs.streams(tx, ended.run_id)

@@ -79,6 +79,8 @@ def acted(
         stream=request.stream.name,
         state="succeeded",
         mode=request.stream.mode,
+        rows_extracted=inserted,
+        rows_loaded=inserted,
         rows_inserted=inserted,
         rows_deleted=deleted,
         cursor_from=cursor_from,

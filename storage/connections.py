@@ -347,6 +347,26 @@ def resume(
     return bool(moved)
 
 
+def accept_schema(
+    tx: Tx,
+    account: Account,
+    connection: Connection,
+    streams: Sequence[str],
+    *,
+    run_id: UUID,
+    principal: Principal,
+) -> None:
+    """Record who lets frozen streams follow their sources, in which run."""
+    events = [
+        _event(
+            AuditAction.STREAM_SCHEMA_ACCEPTED, account, connection.connection_id, principal,
+            stream=name, run=str(run_id),
+        )
+        for name in streams
+    ]  # fmt: skip
+    audit.append(tx, *events)
+
+
 def delete(tx: Tx, account: Account, connection: Connection, principal: Principal) -> None:
     """Delete a connection whose runs have ended. Loaded data and its state stay where they are."""
     lock_schedule(tx, connection.connection_id)  # else a run could begin between our two statements

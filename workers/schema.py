@@ -1,4 +1,4 @@
-"""Compare the tables of a connection at both ends; nothing is read but catalogs, nothing changed."""
+"""Compare the tables of a connection at both ends; only catalogs are read, nothing is changed."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -37,7 +37,7 @@ def compare(
             control.begin_stream(request.stream.name)
             control.check()
             streams.append(_compared(request, source, destination, wire))
-    return Outcome(OutcomeKind.SUCCEEDED, document={"streams": streams})
+    return Outcome(OutcomeKind.SUCCEEDED, document={"tables": streams})
 
 
 def _compared(

@@ -1,0 +1,375 @@
+"""Backfill, reset, purge and schema on the whole way of a run, also where a worker dies."""
+
+import json
+
+import pytest
+
+from cli.records import opened_output
+from scheduler import ticks
+from schemas.errors import Conflict
+from schemas.records import Between, Purge
+from schemas.runs import RunKind, RunOptions, RunState
+from storage import audit_tail, connections, outputs, runs
+from tests.world import OPERATOR
+from workers import run_sync
+
+pytestmark = pytest.mark.integration
+
+STREAMS = {
+    "public.orders": "{mode: merge, key: [id], cursor: at, deletes: hard, key_sweep: 2, "
+    "mask: {mail: hmac}, columns: {exclude: [secret]}, where: \"kind = 'a'\"}",
+    "public.log": "{mode: append, cursor: xmin}",
+    "public.frozen": "{mode: merge, key: [id], cursor: v, drift: freeze}",
+}
+
+
+@pytest.fixture
+def shop(world):
+    world.pair.source(
+        "CREATE TABLE orders (id int PRIMARY KEY, at timestamptz(3), kind varchar(3), v int, "
+        "mail text, secret text)",
+        "INSERT INTO orders SELECT g, timestamptz '2026-01-01 00:00Z' + g * interval '1 day', "
+        "CASE WHEN g % 10 = 0 THEN 'b' ELSE 'a' END, 0, 'm' || g, 's' "
+        "FROM generate_series(1, 60) g",
+        "CREATE TABLE log (n bigserial, v text)",
+        "INSERT INTO log (v) SELECT 'l' || g FROM generate_series(1, 20) g",
+        "CREATE TABLE frozen (id int PRIMARY KEY, v varchar(5))",
+        "INSERT INTO frozen SELECT g, 'v' || g FROM generate_series(1, 5) g",
+    )
+    world.apply(STREAMS)
+    assert world.sync()[0].state is RunState.SUCCEEDED
+    return world
+
+
+class Died(BaseException):
+    """What a kill is to the code: nothing cleans up after it."""
+
+
+def ask(shop, kind, *streams, **options):
+    with shop.cli.inside() as (tx, _, _name):
+        found = connections.get(tx, "shop-to-lake")
+        wished = RunOptions(streams=tuple(f"public.{s}" for s in streams), **options)
+        return runs.enqueue(tx, connections.subject(found), kind, wished, OPERATOR).run_id
+
+
+def do(shop, kind, *streams, **options):
+    run_id = ask(shop, kind, *streams, **options)
+    shop.step()
+    return shop.run(run_id), shop.streams(run_id)
+
+
+def backfill(shop, lower, upper, stream="orders"):
+    return do(shop, RunKind.BACKFILL, stream, window=Between(lower=lower, upper=upper))
+
+
+def purge(shop, how, stream="orders"):
+    return do(shop, RunKind.PURGE, stream, purge=how)
+
+
+def dies(shop, monkeypatch, owner, name, run_id, *, before=False):
+    """Execute a run up to one place, at which its worker is killed; then another one goes on."""
+    whole = getattr(owner, name)
+
+    def mortal(*args, **kwargs):
+        if not before:
+            whole(*args, **kwargs)
+        raise Died
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, mortal)
+        with pytest.raises(Died):
+            shop.step()
+    shop.control.disconnect()
+    assert shop.run(run_id).state is RunState.RUNNING
+    shop.expire_leases()
+    ticks.reap_tick(shop.scheduler)
+    shop.step()
+    return shop.run(run_id), shop.streams(run_id)
+
+
+def state(shop, stream="orders"):
+    ((found,),) = shop.pair.rows(
+        "destination",
+        "SELECT to_jsonb(s) - '{fence,claimed_by,run_id,result,updated_at}'::text[] "
+        f"FROM _syncward.state s WHERE stream = 'public.{stream}'",
+    )
+    return found
+
+
+def served(shop, query="SELECT count(*) FROM acme.orders"):
+    return shop.pair.rows("destination", query)[0][0]
+
+
+def events(shop, action):
+    with shop.cli.transaction() as tx:
+        found = audit_tail.newest(tx, audit_tail.Filters(), 10_000)
+    return [json.loads(e.body) for e in found if e.action == action]
+
+
+def copied(shop, stream="orders"):
+    return shop.control.one(
+        "SELECT cursor FROM cursors WHERE stream = :stream", stream=f"public.{stream}"
+    )
+
+
+# ── backfill ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_backfill_merges_the_rows_of_its_window_and_leaves_everything_else_alone(shop):
+    shop.pair.source(
+        "UPDATE orders SET v = 1",  # behind the cursor's back: `at` did not move
+        "DELETE FROM orders WHERE id IN (12, 40)",
+        "INSERT INTO orders VALUES (100, '2026-01-13', 'a', 2, 'new', 's')",
+    )
+    before, cursor = state(shop), copied(shop)
+    run, streams = backfill(shop, "2026-01-11", "2026-01-16 00:00+00")
+    assert (run.kind, run.state) == (RunKind.BACKFILL, RunState.SUCCEEDED)
+    result = streams["orders"]
+    # days 11 to 15 are ids 10 (filtered), 11, 13, 14 and the new one
+    assert (result.rows_extracted, result.rows_inserted, result.rows_updated) == (4, 1, 3)
+    assert result.cursor_from["value"] == "2026-01-11 00:00:00+00"
+    assert result.cursor_to["value"] == "2026-01-16 00:00:00+00"
+    assert served(shop, "SELECT array_agg(id ORDER BY id) FROM acme.orders WHERE v > 0") == [
+        *(11, 13, 14, 100)
+    ]
+    assert served(shop, "SELECT count(*) FROM acme.orders WHERE id IN (12, 40)") == 1
+    assert served(shop, "SELECT count(*) FROM acme.orders WHERE mail ~ '^(m|new)'") == 0
+    assert (state(shop), copied(shop)) == (before, cursor)
+    again = backfill(shop, "2026-01-11", "2026-01-16")[1]["orders"]
+    assert (again.rows_unchanged, again.rows_inserted, again.rows_updated) == (4, 0, 0)
+    assert shop.sync()[0].state is RunState.SUCCEEDED
+
+
+def test_a_backfill_whose_worker_dies_is_told_or_repeated_and_doubles_nothing(shop, monkeypatch):
+    from connectors import pg_load, pg_state
+    from storage import claims
+
+    window = Between(lower="2026-01-01", upper="2027-01-01")
+    for number, (owner, name, before) in enumerate(
+        [(pg_load, "run", False), (pg_state, "commit", False), (claims, "finish", True)], start=1
+    ):
+        shop.pair.source(f"UPDATE orders SET v = {number}")
+        run_id = ask(shop, RunKind.BACKFILL, "orders", window=window)
+        run, streams = dies(shop, monkeypatch, owner, name, run_id, before=before)
+        assert (run.state, run.attempt) == (RunState.SUCCEEDED, 2)
+        # also where the first attempt had committed: told as it was, not merged again
+        assert (streams["orders"].rows_updated, streams["orders"].attempt) == (
+            54, 1 if before else 2,
+        )  # fmt: skip
+        assert served(shop, "SELECT count(*) || ' ' || sum(v) FROM acme.orders") == (
+            f"54 {54 * number}"
+        )
+
+
+@pytest.mark.parametrize("window", [
+    ("yesterday-ish", "2026-02-01"), ("2026-02-01", "9'; DROP TABLE orders; --"),
+])  # fmt: skip
+def test_a_value_that_the_source_cannot_read_is_said_with_column_and_type(shop, window):
+    run, _ = backfill(shop, *window)
+    assert run.state is RunState.FAILED
+    assert "timestamp with time zone, the type of its cursor column at" in run.error
+    assert "DROP TABLE" not in run.error
+    run, _ = backfill(shop, "2026-02-01", "2026-02-01")
+    assert "--from is not below --to" in run.error
+
+
+def test_a_text_as_cursor_is_not_cut_to_the_size_of_its_column(shop):
+    shop.pair.source("UPDATE frozen SET v = 'v2' WHERE id = 5")
+    run, streams = backfill(shop, "v2", "v2xxxxxxxx", "frozen")
+    assert run.state is RunState.SUCCEEDED, run.error
+    assert streams["frozen"].rows_extracted == 2
+
+
+def test_a_backfill_follows_no_drift_and_needs_a_stream_that_is_read(shop):
+    run, _ = backfill(shop, "1", "9", "log")
+    assert "a backfill merges rows by their key" in run.error
+    shop.pair.source("ALTER TABLE orders ADD COLUMN extra int DEFAULT 5")
+    run, _ = backfill(shop, "2026-01-01", "2027-01-01")
+    assert (run.state, "let a run do that first" in run.error) == (RunState.FAILED, True)
+    assert shop.sync(streams=("public.orders",))[0].state is RunState.SUCCEEDED
+    assert backfill(shop, "2026-01-01", "2027-01-01")[0].state is RunState.SUCCEEDED
+    do(shop, RunKind.RESET, "orders")
+    run, _ = backfill(shop, "2026-01-01", "2027-01-01")
+    assert "no run has read it as it is defined now" in run.error
+    shop.sync(streams=("public.orders",))
+    shop.pair.session("destination").execute("DROP TABLE acme.orders")
+    assert backfill(shop, "2026-01-01", "2027-01-01")[0].state is RunState.FAILED
+    assert served(shop, "SELECT to_regclass('acme.orders')") is None
+
+
+# ── reset ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_reset_stream_is_read_from_its_beginning_and_its_rows_stay_meanwhile(shop, monkeypatch):
+    from storage import claims
+
+    run_id = ask(shop, RunKind.RESET)
+    run, streams = dies(shop, monkeypatch, claims, "finish", run_id, before=True)
+    assert run.state is RunState.SUCCEEDED
+    assert set(streams) == {"orders", "log", "frozen"}
+    assert streams["orders"].cursor_from is not None
+    assert {e["detail"]["stream"] for e in events(shop, "stream.reset")} == set(STREAMS)
+    assert len(events(shop, "stream.reset")) == 3
+    assert (copied(shop), copied(shop, "log")) == (None, None)
+    assert state(shop)["cursor"] is None
+    assert served(shop) == 54
+    _, streams = shop.sync()
+    assert {name: r.rows_extracted for name, r in streams.items()} == {
+        "orders": 54, "log": 20, "frozen": 5,
+    }  # fmt: skip
+    assert shop.pair.same("log")  # an append that is read again is not doubled
+    assert copied(shop)
+
+
+def test_a_reset_drops_a_read_that_did_not_come_to_its_end(shop):
+    session = shop.pair.session("destination")
+    session.execute(
+        "INSERT INTO _syncward.generations (connection_id, stream, generation, run_id, reads, "
+        "shape, target_schema, hidden) SELECT connection_id, stream, 2, run_id, 'x', 'x', 'acme', "
+        "'_syncward_hidden' FROM _syncward.state WHERE stream = 'public.orders'"
+    )
+    session.execute("CREATE TABLE acme._syncward_hidden (); "
+                    "ALTER TABLE acme._syncward_hidden OWNER TO writer")  # fmt: skip
+    assert do(shop, RunKind.RESET, "orders")[0].state is RunState.SUCCEEDED
+    assert served(shop, "SELECT count(*) FROM _syncward.generations") == 0
+    assert served(shop, "SELECT to_regclass('acme._syncward_hidden')") is None
+
+
+# ── purge ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_purged_rows_go_out_of_sight_and_come_back_with_their_cursor(shop):
+    session = shop.pair.session("destination")
+    session.execute("CREATE VIEW acme.seen AS SELECT id FROM acme.orders")
+    session.execute("CREATE ROLE public_reader; GRANT USAGE ON SCHEMA acme TO public_reader; "
+                    "GRANT SELECT ON acme.seen, acme.orders TO public_reader")  # fmt: skip
+    try:
+        before, cursor = state(shop), copied(shop)
+        with shop.pair.connect("destination", autocommit=False) as reader:
+            reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            reader.execute("SELECT count(*) FROM acme.log")
+            run, streams = purge(shop, Purge.KEEP)  # does not wait for who reads
+            assert run.state is RunState.SUCCEEDED, run.error
+            assert reader.execute("SELECT count(*) FROM acme.orders").fetchone() == (54,)
+        assert streams["orders"].rows_deleted == 54
+        assert served(shop, "SELECT count(*) FROM acme.seen") == 0
+        kept = served(shop, "SELECT kept FROM _syncward.purged")
+        assert (
+            served(
+                shop, f"SELECT has_table_privilege('public_reader', '_syncward.{kept}', 'SELECT')"
+            )
+            is False
+        )
+        assert (state(shop)["cursor"], copied(shop)) == (None, None)
+        assert events(shop, "stream.purged")[0]["detail"] == {
+            "stream": "public.orders", "rows": 54, "for_good": False,
+        }  # fmt: skip
+        assert "are kept until" in purge(shop, Purge.KEEP)[0].error
+        run, streams = purge(shop, Purge.UNDO)
+        assert run.state is RunState.SUCCEEDED, run.error
+        assert (served(shop, "SELECT count(*) FROM acme.seen"), state(shop)) == (54, before)
+        assert (copied(shop), streams["orders"].rows_inserted) == (cursor, 54)
+        assert events(shop, "stream.purge_undone")[0]["detail"]["rows"] == 54
+        assert served(shop, f"SELECT to_regclass('_syncward.{kept}')") is None
+        assert "no purged rows are kept" in purge(shop, Purge.UNDO)[0].error
+        assert shop.sync()[1]["orders"].rows_inserted == 0
+    finally:
+        session.execute("DROP OWNED BY public_reader; DROP ROLE public_reader")
+
+
+def test_what_was_loaded_since_a_purge_is_not_undone_and_what_is_kept_expires(shop):
+    assert purge(shop, Purge.KEEP)[0].state is RunState.SUCCEEDED
+    kept = served(shop, "SELECT kept FROM _syncward.purged")
+    _, streams = shop.sync()
+    assert (streams["orders"].rows_inserted, served(shop)) == (54, 54)
+    run, _ = purge(shop, Purge.UNDO)
+    assert (run.state, "a run has loaded it since" in run.error) == (RunState.FAILED, True)
+    shop.sync()
+    assert served(shop, f"SELECT count(*) FROM _syncward.{kept}") == 54
+    shop.pair.session("destination").execute("UPDATE _syncward.purged SET until = now()")
+    shop.sync()
+    assert served(shop, f"SELECT to_regclass('_syncward.{kept}')") is None
+    assert served(shop, "SELECT count(*) FROM _syncward.purged") == 0
+    assert purge(shop, Purge.KEEP)[0].state is RunState.SUCCEEDED
+    run, streams = purge(shop, Purge.NOW)
+    assert run.state is RunState.SUCCEEDED, run.error
+    assert served(shop, "SELECT count(*) FROM _syncward.purged") == 0
+    assert events(shop, "stream.purged")[0]["detail"]["for_good"] is True
+
+
+def test_a_purge_whose_worker_dies_is_done_once(shop, monkeypatch):
+    from connectors import pg_purge
+    from storage import claims
+
+    for owner, name, how, before, rows in (
+        (pg_purge, "put_away", Purge.KEEP, False, 54),
+        (pg_purge, "bring_back", Purge.UNDO, False, 54),
+        (claims, "finish", Purge.KEEP, True, 54),
+        (claims, "finish", Purge.UNDO, True, 54),
+        (claims, "finish", Purge.NOW, True, 54),
+    ):
+        run_id = ask(shop, RunKind.PURGE, "orders", purge=how)
+        run, streams = dies(shop, monkeypatch, owner, name, run_id, before=before)
+        result = streams["orders"]
+        assert run.state is RunState.SUCCEEDED, (name, how, run.error)
+        assert result.rows_deleted + result.rows_inserted == rows
+        assert served(shop) == (54 if how is Purge.UNDO else 0)
+    assert len(events(shop, "stream.purged")) == 3
+    assert len(events(shop, "stream.purge_undone")) == 2
+
+
+def test_a_table_that_swallows_the_delete_is_left_as_it_was(shop):
+    shop.pair.session("destination").execute(
+        "CREATE FUNCTION acme.keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "RETURN CASE WHEN old.id = 7 THEN NULL ELSE old END; END $$; "
+        "CREATE TRIGGER keep BEFORE DELETE ON acme.orders "
+        "FOR EACH ROW EXECUTE FUNCTION acme.keep()"
+    )
+    before = state(shop)
+    for how in (Purge.KEEP, Purge.NOW):
+        run, _ = purge(shop, how)
+        assert run.error_code == "rows_missing"
+        assert (served(shop), state(shop)) == (54, before)
+    assert served(shop, "SELECT count(*) FROM _syncward.purged") == 0
+
+
+# ── schema ───────────────────────────────────────────────────────────────────────────────────
+
+
+def compared(shop, *streams):
+    run, _ = do(shop, RunKind.SCHEMA, *streams)
+    assert run.state is RunState.SUCCEEDED, run.error
+    with shop.cli.inside() as (tx, _, _name):
+        stored = outputs.stored(tx, run.run_id)
+    return {t["stream"].split(".")[1]: t for t in opened_output(shop.cli, run, stored)["tables"]}
+
+
+def test_what_differs_is_what_the_next_run_follows_or_waits_for(shop):
+    tables = compared(shop)
+    assert [c["name"] for c in tables["orders"]["columns"]] == ["id", "at", "kind", "v", "mail"]
+    assert all(t["changes"] == [] for t in tables.values())
+    shop.pair.source(
+        "ALTER TABLE frozen ADD COLUMN extra int",
+        "ALTER TABLE orders ADD COLUMN extra int",
+        "DROP TABLE log",
+    )
+    tables = compared(shop)
+    assert [c["says"] for c in tables["frozen"]["changes"]] == ["column extra integer is new"]
+    assert [c["says"] for c in tables["orders"]["changes"]] == ["column extra integer is new"]
+    assert "public.log" in tables["log"]["error"]
+    assert state(shop, "frozen")["generation"] == 1
+    run, _ = shop.sync(streams=("public.frozen",))
+    assert (run.state, "drift: freeze" in run.error) == (RunState.FAILED, True)
+    run, streams = shop.sync(streams=("public.frozen",), accept=("public.frozen",))
+    assert run.state is RunState.SUCCEEDED, run.error
+    assert [str(c) for c in streams["frozen"].schema_changes] == ["column extra integer is new"]
+    assert compared(shop, "frozen")["frozen"]["changes"] == []
+    shop.pair.source("ALTER TABLE frozen ADD COLUMN once_more int")
+    assert shop.sync(streams=("public.frozen",))[0].state is RunState.FAILED  # accepted once
+
+
+def test_a_comparison_does_not_wait_behind_a_run(shop):
+    shop.enqueue()
+    with pytest.raises(Conflict, match="ask again when it has ended"):
+        ask(shop, RunKind.SCHEMA)
+    assert run_sync  # the run itself is not executed here
