@@ -82,13 +82,15 @@ WHERE connection_id = %(connection)s AND stream = %(stream)s AND fence = %(fence
 
 #: Of a backfill: cursor, definition and counters are the syncs'.
 _COMMIT_BESIDE = """
-UPDATE _syncward.state SET run_id = %(run)s, result = %(result)s, updated_at = clock_timestamp()
+UPDATE _syncward.state SET run_id = %(run)s, result = %(result)s,
+  updated_at = greatest(clock_timestamp(), now(), updated_at + interval '1 microsecond')
 WHERE connection_id = %(connection)s AND stream = %(stream)s AND fence = %(fence)s
   AND cursor IS NOT DISTINCT FROM %(expected)s
 """
 _REWIND = """
 UPDATE _syncward.state SET cursor = %(upper)s, reads = %(reads)s, run_id = %(run)s,
-  result = %(result)s, updated_at = clock_timestamp()
+  result = %(result)s,
+  updated_at = greatest(clock_timestamp(), now(), updated_at + interval '1 microsecond')
 WHERE connection_id = %(connection)s AND stream = %(stream)s AND fence = %(fence)s
 """
 

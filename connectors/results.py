@@ -52,15 +52,14 @@ def result_of(
 def check_backfill(request: LoadRequest, batch: Batch, seen: str | None) -> None:
     """Refuse to backfill from a table that is another than the one a run has loaded (`seen`)."""
     if request.backfill and schema_hash(batch.shape) != seen:
-        raise drifted(request)
+        raise drifted(request, "the source's table changed since it was loaded last")
 
 
-def drifted(request: LoadRequest) -> ConfigError:
+def drifted(request: LoadRequest, what: str) -> ConfigError:
     """Make the error of a backfill that meets a changed table: following it is a sync's part."""
     return ConfigError(
-        f"{request.stream.name}: the source's table changed since it was loaded last, and a "
-        "backfill follows no change; let a run do that first: syncward run enqueue CONNECTION "
-        f"--stream {request.stream.name}",
+        f"{request.stream.name}: {what}, and a backfill follows no change; let a run do that "
+        f"first: syncward run enqueue CONNECTION --stream {request.stream.name}",
         code="schema_drift",
     )
 

@@ -292,7 +292,8 @@ def documented_commands() -> set[str]:
         noun = ""
         for text in re.findall(r"`([^`]+)`", row[0]):
             words = [w for w in text.split() if re.fullmatch(r"[a-z][a-z-]*", w)]
-            length = 4 if words[1:3] == ["audit", "key"] else 3
+            nested = words[1:3] in (["audit", "key"], ["connection", "schema"])
+            length = 4 if nested else 3
             whole = text.startswith("syncward ")
             line = " ".join(words[:length] if whole else [*noun.split(), *words])
             found.add(line)

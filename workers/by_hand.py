@@ -6,7 +6,6 @@ keeps what was done: an attempt that died after it is not repeated, but told.
 
 from collections.abc import Callable, Sequence
 
-from connectors import results
 from schemas.errors import ConfigError
 from schemas.records import Destination, LoadRequest, Purge, StreamClaim, StreamResult
 from schemas.runs import Claim, Outcome, RunKind
@@ -44,11 +43,6 @@ def check_backfill(attempt: Attempt, request: LoadRequest, known: StreamClaim) -
             f"{stream.name}: no run has read it as it is defined now; the next one reads all of "
             f"it: syncward run enqueue CONNECTION --stream {stream.name}"
         )
-
-
-def drifted(request: LoadRequest) -> ConfigError:
-    """Make the error of a backfill that meets a changed table."""
-    return results.drifted(request)
 
 
 def act(

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from time import monotonic
 
-from connectors import masking, registry
+from connectors import masking, registry, results
 from schemas.errors import (
     ConfigError,
     CredentialsError,
@@ -255,7 +255,7 @@ def _move(
             )
         except ReadAgain as reason:
             if request.backfill and not reason.same:
-                raise by_hand.drifted(request) from reason
+                raise results.drifted(request, reason.public) from reason
             if not reason.same and cursor is None:
                 raise  # everything was read
             if reason.same:
