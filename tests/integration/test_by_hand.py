@@ -425,9 +425,8 @@ def test_the_commands_answer_like_their_neighbours(working, shell):
 
 def test_the_schema_commands_show_compare_and_accept(working, shell):
     shop = working
-    code, out, err = shell(
-        "connection", "schema", "show", "shop-to-lake", "--stream", "public.frozen"
-    )
+    show = ("connection", "schema", "show", "shop-to-lake")
+    code, out, err = shell(*show, "--stream", "public.frozen")
     assert code == 0, err
     assert "like this since at least" in out
     assert "character varying(5)" in out

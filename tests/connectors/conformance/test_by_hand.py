@@ -55,11 +55,11 @@ def test_a_window_is_merged_and_the_cursor_stays(engine):
         with pytest.raises(ConfigError):
             backfill(engine, spec, lower, upper)
     uncut = spec.model_copy(update={"cursor": None})
-    with closing(engine.open_source()) as source, pytest.raises(ConfigError, match="full-refresh"):
-        extract = source.extract(
-            uncut, None, source.wires[0], between=Between(lower="1", upper="2")
-        )
-        extract.__enter__()
+    between = Between(lower="1", upper="2")
+    with closing(engine.open_source()) as source:
+        batches = source.extract(uncut, None, source.wires[0], between=between)
+        with pytest.raises(ConfigError, match="full-refresh"):
+            batches.__enter__()
 
 
 def test_a_number_as_cursor_is_read_as_one(engine):
