@@ -21,6 +21,7 @@ from cli.show import (
     run_document,
     run_table,
     run_text,
+    window_text,
 )
 from cli.waiting import wait_for_run
 from schemas.accounts import Account
@@ -256,7 +257,8 @@ def output(cli: Cli, name: str) -> None:
         stored = outputs.stored(tx, found.run_id)
     document = opened_output(cli, found, stored)
     answer = {**run_document(found, results), **({"document": document} if document else {})}
-    cli.answer(answer, lambda: output_text(results, document))
+    lines = window_text(found, results)
+    cli.answer(answer, lambda: "\n".join([*lines, output_text(results, document)]))
 
 
 @command(run)

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from schemas.guards import Finding
 from schemas.records import Cursor, StreamResult
-from schemas.runs import Explanation, Run
+from schemas.runs import Explanation, Run, RunKind
 
 #: Characters of a name that a table shows at least.
 _NAME_MIN = 10
@@ -221,6 +221,18 @@ def output_text(results: Sequence[StreamResult], document: Mapping[str, object])
     return "\n".join(lines)
 
 
+def window_text(run: Run, results: Sequence[StreamResult]) -> list[str]:
+    """Say which rows a backfill has read."""
+    if run.kind is not RunKind.BACKFILL:
+        return []
+    return [
+        f"window      {plain(r.cursor_from.get('column', ''))} from "
+        f"{plain(cursor_text(r.cursor_from))} to below {plain(cursor_text(r.cursor_to))}"
+        for r in results
+        if r.cursor_from is not None
+    ]
+
+
 def run_text(run: Run, results: Sequence[StreamResult]) -> str:
     """Show one run in full."""
     lines = [
@@ -230,6 +242,7 @@ def run_text(run: Run, results: Sequence[StreamResult]) -> str:
         f"asked       {ago(run.queued_at)}",
         f"ended       {ago(run.finished_at)}, started {ago(run.started_at)}",
     ]
+    lines += window_text(run, results)
     if run.error:
         lines.append(f"error       {plain(run.error)}")
     lines += findings_text(run.findings)

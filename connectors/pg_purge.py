@@ -148,13 +148,13 @@ def bring_back(conn: Connection, request: LoadRequest, *, generation: int) -> Ke
             f"{kept.until} UTC"
         )
     there = sql.Identifier(SCHEMA, kept.table)
-    columns = _columns(conn, there)
+    columns = _columns(conn, there, table)
     try:
         with conn.transaction():
             came = conn.execute(
-                sql.SQL("INSERT INTO {} ({columns}) SELECT {columns} FROM {}").format(
-                    table, there, columns=columns
-                )
+                sql.SQL(
+                    "INSERT INTO {} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM {}"
+                ).format(table, there, columns=columns)
             ).rowcount
     except (psycopg.errors.UndefinedColumn, psycopg.errors.IntegrityError) as error:
         raise ConfigError(
@@ -188,8 +188,8 @@ def _locked(conn: Connection, request: LoadRequest) -> sql.Identifier:
             f"{request.stream.table_name}; nothing was changed"
         ) from None
     ours = conn.execute(
-        "SELECT FROM pg_attribute WHERE attrelid = %s::regclass AND attname = "
-        "'_syncward_synced_at' AND NOT attisdropped",
+        "SELECT row_security_active(attrelid) FROM pg_attribute WHERE attrelid = %s::regclass "
+        "AND attname = '_syncward_synced_at' AND NOT attisdropped",
         (table.as_string(conn),),
     ).fetchone()
     if ours is None:
@@ -197,12 +197,20 @@ def _locked(conn: Connection, request: LoadRequest) -> sql.Identifier:
             f"{request.stream.name}: table {request.target_schema}.{request.stream.table_name} "
             "was not made by Syncward; its rows are not taken away"
         )
+    if ours[0]:  # rows that this login does not see would stay
+        raise _interferes(request)
     return table
 
 
 def _empty(conn: Connection, request: LoadRequest, table: sql.Identifier, rows: int) -> None:
     """Delete all rows; whoever reads keeps what they see until their statement ends."""
-    deleted = conn.execute(sql.SQL("DELETE FROM {}").format(table)).rowcount
+    try:
+        deleted = conn.execute(sql.SQL("DELETE FROM {}").format(table)).rowcount
+    except psycopg.errors.ForeignKeyViolation:
+        raise ConfigError(
+            f"{request.stream.name}: another table's foreign key needs its rows; nothing was "
+            "changed. Drop that constraint at the destination first"
+        ) from None
     left = conn.execute(sql.SQL("SELECT FROM {} LIMIT 1").format(table)).fetchone()
     if deleted != rows or left is not None:
         raise _interferes(request)
@@ -216,11 +224,14 @@ def _interferes(request: LoadRequest) -> SyncwardError:
     )
 
 
-def _columns(conn: Connection, table: sql.Identifier) -> sql.Composed:
+def _columns(conn: Connection, kept: sql.Identifier, table: sql.Identifier) -> sql.Composed:
+    """Name the columns of the kept rows that the table does not compute itself."""
     rows = conn.execute(
-        "SELECT attname::text FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 "
-        "AND NOT attisdropped ORDER BY attnum",
-        (table.as_string(conn),),
+        "SELECT k.attname::text FROM pg_attribute k LEFT JOIN pg_attribute t "
+        "ON t.attrelid = %s::regclass AND t.attname = k.attname AND NOT t.attisdropped "
+        "WHERE k.attrelid = %s::regclass AND k.attnum > 0 AND NOT k.attisdropped "
+        "AND coalesce(t.attgenerated, '') = '' ORDER BY k.attnum",
+        (table.as_string(conn), kept.as_string(conn)),
     ).fetchall()
     return sql.SQL(", ").join(sql.Identifier(name) for (name,) in rows)
 

@@ -43,11 +43,15 @@ class Decision:
     invalid: bool = False  # nobody can say when it is due: it is paused
 
 
-#: A run of another kind waits for the live one to end, and only one can. The slot stays due until
-#: that one has begun.
 _OTHER_PROMISED = (
     "a.again_run_id IS NOT NULL "
     "AND coalesce(a.again_kind, 'sync') IN ('backfill', 'reset', 'purge')"
+)
+#: The condition of a schedule whose slot waits: a run of another kind waits for the live one to
+#: end, and only one can. The slot stays due until that one has begun, unless it may be skipped.
+HELD = (
+    "(overlap <> 'skip' AND EXISTS (SELECT FROM active_runs a "
+    f"WHERE a.subject_id = connection_id AND {_OTHER_PROMISED}))"
 )
 
 
@@ -56,10 +60,8 @@ def claim_due(tx: Connection) -> tuple[datetime, Sequence[DueSchedule]]:
     rows = tx.execute(
         text(
             "SELECT n.at, s.* FROM (SELECT now() AS at) AS n LEFT JOIN (SELECT * FROM schedules "  # noqa: S608 - a constant
-            "WHERE state = 'active' AND next_due_at <= now() AND (overlap = 'skip' OR NOT EXISTS "
-            "(SELECT FROM active_runs a WHERE a.subject_id = connection_id AND "
-            + _OTHER_PROMISED
-            + ")) ORDER BY next_due_at LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED) AS s ON true"
+            f"WHERE state = 'active' AND next_due_at <= now() AND NOT {HELD} "
+            "ORDER BY next_due_at LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED) AS s ON true"
         ),
         {"limit": DUE_BATCH},
     ).all()

@@ -327,6 +327,27 @@ def test_a_table_that_swallows_the_delete_is_left_as_it_was(shop):
     assert served(shop, "SELECT count(*) FROM _syncward.purged") == 0
 
 
+def test_a_table_with_columns_of_its_own_gets_its_rows_back_and_one_that_is_needed_keeps_them(shop):
+    session = shop.pair.session("destination")
+    session.execute(
+        "ALTER TABLE acme.orders ADD COLUMN twice int GENERATED ALWAYS AS (id * 2) STORED, "
+        "ADD COLUMN place int GENERATED ALWAYS AS IDENTITY"
+    )
+    before = shop.pair.rows("destination", "SELECT * FROM acme.orders ORDER BY id")
+    assert purge(shop, Purge.KEEP)[0].state is RunState.SUCCEEDED
+    run, _ = purge(shop, Purge.UNDO)
+    assert run.state is RunState.SUCCEEDED, run.error
+    assert shop.pair.rows("destination", "SELECT * FROM acme.orders ORDER BY id") == before
+    session.execute("CREATE TABLE acme.needs (id int REFERENCES acme.orders); "
+                    "INSERT INTO acme.needs VALUES (1)")  # fmt: skip
+    run, _ = purge(shop, Purge.NOW)
+    assert (run.state, "foreign key" in run.error) == (RunState.FAILED, True)
+    session.execute("DROP TABLE acme.needs; ALTER TABLE acme.orders ENABLE ROW LEVEL SECURITY, "
+                    "FORCE ROW LEVEL SECURITY")  # fmt: skip
+    assert purge(shop, Purge.NOW)[0].error_code == "rows_missing"
+    assert served(shop) == 54
+
+
 # ── schema ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -400,7 +421,11 @@ def test_the_commands_answer_like_their_neighbours(working, shell):
         2,
     )
     assert document["streams"][0]["cursor_from"] == "2026-01-03 00:00:00+00"
-    assert "connection  shop-to-lake" in shell("run", "show", "shop-to-lake")[1]
+    shown = shell("run", "show", "shop-to-lake")[1]
+    assert "connection  shop-to-lake" in shown
+    window = "window      at from 2026-01-03 00:00:00+00 to below 2026-01-05 00:00:00+00"
+    assert window in shown
+    assert window in shell("run", "output", "shop-to-lake")[1]
     assert "rows_extracted" in shell("run", "output", "shop-to-lake", "--json")[1]
     assert "backfill" in shell("run", "list", "--kind", "backfill")[1]
     for words, said in (

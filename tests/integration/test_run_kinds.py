@@ -6,7 +6,7 @@ from scheduler import ticks
 from schemas.errors import Conflict
 from schemas.records import Between
 from schemas.runs import Priority, RunKind, RunOptions, RunState
-from storage import connections, due, runs
+from storage import connections, due, gauges, runs
 from storage import explain as explanations
 from storage.engine import transaction
 from tests.world import OPERATOR
@@ -83,6 +83,8 @@ def test_a_backfill_asked_for_during_a_sync_keeps_its_kind_and_window_and_the_sl
     assert promised.how == "after_current"
     make_due(shop)
     assert is_due(shop)  # one run can be promised, and the slot is not lost
+    with transaction(shop.scheduler.engine) as tx:
+        assert gauges.lateness(tx) == 0  # nor is any scheduler late
     with pytest.raises(Conflict, match=rf"run {promised.run_id} \(backfill\) waits already"):
         ask(shop, RunKind.SYNC)
     with pytest.raises(Conflict, match="syncward run cancel"):
