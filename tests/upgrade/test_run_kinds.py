@@ -1,6 +1,5 @@
 """A worker of the version before gets a run of a kind that it does not know: it changes nothing."""
 
-import os
 import subprocess
 import sys
 
@@ -11,6 +10,7 @@ from schemas.runs import RunKind, RunOptions, RunState
 from storage import connections, runs
 from tests.upgrade.versions import unpack_previous
 from tests.world import OPERATOR
+from workers import run_sync
 
 pytestmark = pytest.mark.integration
 
@@ -46,15 +46,11 @@ def test_it_is_left_as_it_was_and_a_worker_of_now_takes_it(world, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", CLAIM, str(job.run_id), str(job.dispatch)],
         cwd=unpack_previous(tmp_path / "previous"),
-        env={**os.environ, "CONTROL": world.control.url, "PYTHONPATH": "."},
+        env={"CONTROL": world.control.url, "PYTHONPATH": "."},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, "'backfill' is not a valid RunKind" in done.stderr) == (1, True)
     assert world.control.all("SELECT * FROM active_runs") == before
-    world.jobs.send(job)
-    for sent in world.jobs.take():
-        from workers import run_sync
-
-        run_sync.execute(sent, world.deps)
+    run_sync.execute(job, world.deps)
     run = world.run(asked.run_id)
     assert (run.state, run.attempt) == (RunState.SUCCEEDED, 1)
