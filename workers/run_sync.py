@@ -264,15 +264,20 @@ def _move(
             else:
                 run_log.info(f"{reason.public}; everything is read", spec.name)
                 cursor = None
+    _tell(attempt, spec.name, result)
+    return result
+
+
+def _tell(attempt: Attempt, stream: str, result: StreamResult) -> None:
+    """Say in the run's log what was done."""
     if result.rows_rejected:
-        run_log.warning(
-            f"{result.rows_rejected:,} rows were rejected; run output shows some of them", spec.name
+        attempt.run_log.warning(
+            f"{result.rows_rejected:,} rows were rejected; run output shows some of them", stream
         )
         logger.warning("rows_rejected", extra={"rows": result.rows_rejected})
     for sentence in outcomes.told(result.schema_changes):
-        run_log.info(sentence, spec.name)
-    run_log.info(outcomes.sentence(result), spec.name)
-    return result
+        attempt.run_log.info(sentence, stream)
+    attempt.run_log.info(outcomes.sentence(result), stream)
 
 
 def _load(
