@@ -18,7 +18,7 @@ pytestmark = pytest.mark.integration
 
 STREAMS = {
     "public.orders": "{mode: merge, key: [id], cursor: at, deletes: hard, key_sweep: 2, "
-    "mask: {mail: hmac}, columns: {exclude: [secret]}, where: \"kind = 'a'\"}",
+    "rejected_max: 5, mask: {mail: hmac}, columns: {exclude: [secret]}, where: \"kind = 'a'\"}",
     "public.log": "{mode: append, cursor: xmin}",
     "public.frozen": "{mode: merge, key: [id], cursor: v, drift: freeze}",
 }
@@ -157,6 +157,18 @@ def test_a_backfill_whose_worker_dies_is_told_or_repeated_and_doubles_nothing(sh
         assert served(shop, "SELECT count(*) || ' ' || sum(v) FROM acme.orders") == (
             f"54 {54 * number}"
         )
+
+
+def test_a_backfill_leaves_out_what_the_target_refuses_and_takes_it_once_it_is_mended(shop):
+    shop.pair.session("destination").execute("ALTER TABLE acme.orders ADD CHECK (v < 5)")
+    shop.pair.source("UPDATE orders SET v = CASE id WHEN 7 THEN 9 ELSE 1 END")
+    _, streams = backfill(shop, "2026-01-01", "2027-01-01")
+    assert (streams["orders"].rows_updated, streams["orders"].rows_rejected) == (53, 1)
+    assert served(shop, "SELECT count(*) FROM _syncward.rejected_rows") == 1
+    shop.pair.source("UPDATE orders SET v = 1")
+    _, streams = backfill(shop, "2026-01-08", "2026-01-09")
+    assert (streams["orders"].rows_updated, streams["orders"].rows_rejected) == (1, 0)
+    assert served(shop, "SELECT count(*) FROM _syncward.rejected_rows") == 0
 
 
 @pytest.mark.parametrize("window", [

@@ -77,6 +77,17 @@ def test_a_slot_that_meets_a_backfill_becomes_a_sync_after_it(shop, running):
     assert shop.run(slot).state is RunState.SUCCEEDED
 
 
+@pytest.mark.parametrize(("overlap", "outcome"), [("cancel_other", "merged"), ("skip", "skipped")])
+def test_an_overlapping_slot_cancels_no_backfill(shop, overlap, outcome):
+    claimed(shop, RunKind.BACKFILL, MAY)
+    shop.control.act("UPDATE schedules SET overlap = :overlap", overlap=overlap)
+    make_due(shop)
+    assert shop.control.all("SELECT outcome FROM slots") == [(outcome,)]
+    assert shop.control.all(
+        "SELECT cancel_requested_at, cancel_by, again_kind FROM active_runs"
+    ) == [(None, None, "sync" if outcome == "merged" else None)]
+
+
 def test_a_backfill_asked_for_during_a_sync_keeps_its_kind_and_window_and_the_slot_waits(shop):
     sync = claimed(shop, RunKind.SYNC)
     promised = ask(shop, RunKind.BACKFILL, MAY)
