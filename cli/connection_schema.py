@@ -18,6 +18,7 @@ from cli.waiting import wait_for_run
 from schemas.audit import AuditAction
 from schemas.errors import Conflict, SyncwardError
 from schemas.limits import INTERACTIVE_DEADLINE
+from schemas.records import Change
 from schemas.runs import RunKind, RunOptions, RunState
 from schemas.streams import Drift
 from storage import audit, connections, outputs, runs, stream_shapes
@@ -74,13 +75,24 @@ def _differs(one: dict[str, Any], connection: str) -> list[str]:
         return [f"{name}: no table there yet; the first run makes it"]
     if not one["changes"]:
         return [f"{name}: no change"]
-    then = {
-        Drift.EVOLVE: "the next run follows",
-        Drift.FREEZE: "runs fail until it is accepted: syncward connection schema accept "
-        f"{connection} --stream {name}",
-        Drift.IGNORE: "the table stays as it is",
-    }[Drift(one["drift"])]
-    return [*(f"{name}: {plain(change['says'])}" for change in one["changes"]), f"  {then}"]
+    lines = [f"{name}: {plain(change['says'])}" for change in one["changes"]]
+    return [*lines, f"  {_then(one, connection)}"]
+
+
+def _then(one: dict[str, Any], connection: str) -> str:
+    """Say what the next run makes of the changes: one that none follows, then the policy."""
+    kinds = {Change(change["change"]) for change in one["changes"]}
+    if Change.CHANGED in kinds:
+        return "runs fail: no policy follows another type; change the column here first"
+    policy = Drift(one["drift"])
+    if policy is Drift.FREEZE:
+        return (
+            "runs fail until it is accepted: syncward connection schema accept "
+            f"{connection} --stream {plain(one['stream'])}"
+        )
+    asks = "; its guard asks before, as a column holds less" if Change.NARROWED in kinds else ""
+    follows = "the next run follows" if policy is Drift.EVOLVE else "the table stays as it is"
+    return f"{follows}{asks}"
 
 
 def _ask(cli: Cli, connection: str, streams: Sequence[str]) -> dict[str, Any]:

@@ -286,6 +286,28 @@ def test_purged_rows_go_out_of_sight_and_come_back_with_their_cursor(shop):
         session.execute("DROP OWNED BY public_reader; DROP ROLE public_reader")
 
 
+def test_a_history_is_purged_and_brought_back_with_all_its_versions(shop):
+    shop.apply({**STREAMS, "public.past": "{mode: history, key: [id], cursor: xmin}"})
+    shop.pair.source(
+        "CREATE TABLE past (id int PRIMARY KEY, v int)",
+        "INSERT INTO past SELECT g, 0 FROM generate_series(1, 5) g",
+    )
+    shop.sync()
+    shop.pair.source("UPDATE past SET v = 1 WHERE id = 3")
+    shop.sync()
+    versions = "SELECT * FROM acme.past ORDER BY id, _syncward_valid_from"
+    before = shop.pair.rows("destination", versions)
+    assert len(before) == 6
+    run, _ = backfill(shop, "1", "3", "past")
+    assert "a backfill merges rows by their key" in run.error
+    assert purge(shop, Purge.KEEP, "past")[0].state is RunState.SUCCEEDED
+    assert purge(shop, Purge.UNDO, "past")[0].state is RunState.SUCCEEDED
+    assert shop.pair.rows("destination", versions) == before
+    shop.pair.source("UPDATE past SET v = 2 WHERE id = 3")
+    _, streams = shop.sync()
+    assert (streams["past"].rows_extracted, streams["past"].rows_updated) == (1, 1)
+
+
 def test_what_was_loaded_since_a_purge_is_not_undone_and_what_is_kept_expires(shop):
     assert purge(shop, Purge.KEEP)[0].state is RunState.SUCCEEDED
     kept = served(shop, "SELECT kept FROM _syncward.purged")
@@ -472,6 +494,12 @@ def test_the_schema_commands_show_compare_and_accept(working, shell):
     assert "public.orders: no change" in out
     assert "public.frozen: column extra integer is new" in out
     assert "syncward connection schema accept shop-to-lake --stream public.frozen" in out
+    shop.pair.source("ALTER TABLE orders ALTER COLUMN v TYPE text, ALTER COLUMN kind TYPE text")
+    _, orders, _ = shell(
+        "connection", "schema", "diff", "shop-to-lake", "--stream", "public.orders"
+    )
+    assert "column v was integer and is text" in orders
+    assert "no policy follows another type" in orders
     code, out, _ = shell("connection", "schema", "accept", "shop-to-lake", "--wait", "--json")
     assert (code, json.loads(out)["state"]) == (0, "succeeded")
     (event,) = events(shop, "stream.schema_accepted")
