@@ -1,18 +1,20 @@
 """Backfill, reset, purge and schema on the whole way of a run, also where a worker dies."""
 
 import json
+import os
 import threading
 
 import pytest
 
 from cli.records import opened_output
-from connectors import pg_load, pg_purge, pg_state
 from scheduler import ticks
 from schemas.errors import Conflict
 from schemas.records import Between, Purge
 from schemas.runs import RunKind, RunOptions, RunState
-from storage import audit_tail, claims, connections, outputs, runs
-from tests.world import OPERATOR
+from storage import audit_tail, connections, outputs, runs
+from tests.faults.crash_points import DIED, Point, arm, die
+from tests.world import OPERATOR, Control, World
+from workers import run_sync
 
 pytestmark = pytest.mark.integration
 
@@ -42,10 +44,6 @@ def shop(world):
     return world
 
 
-class Died(BaseException):
-    """What a kill is to the code: nothing cleans up after it."""
-
-
 def ask(shop, kind, *streams, **options):
     with shop.cli.inside() as (tx, _, _name):
         found = connections.get(tx, "shop-to-lake")
@@ -67,20 +65,22 @@ def purge(shop, how, stream="orders"):
     return do(shop, RunKind.PURGE, stream, purge=how)
 
 
-def dies(shop, monkeypatch, owner, name, run_id, *, before=False):
-    """Execute a run up to one place, at which its worker is killed; then another one goes on."""
-    whole = getattr(owner, name)
-
-    def mortal(*args, **kwargs):
-        if not before:
-            whole(*args, **kwargs)
-        raise Died
-
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, name, mortal)
-        with pytest.raises(Died):
-            shop.step()
-    shop.control.disconnect()
+def dies(shop, run_id, when, function):
+    """Let a process of its own execute a run and die at one place; then another worker goes on."""
+    point, jobs = Point("execute", when, function, "by hand"), shop.dispatch()
+    child = os.fork()
+    if child == 0:
+        try:
+            old = shop.control
+            control = Control(old.cluster, old.database, old.password)
+            worker_file = shop.directory / "keys" / "worker.json"
+            deps = World._deps(control, shop.cli.settings, worker_file)
+            arm(point, die)
+            for job in jobs:
+                run_sync.execute(job, deps)
+        finally:
+            os._exit(0)  # never reached: without this it would go on as a second test runner
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == DIED, "the point was not reached"
     assert shop.run(run_id).state is RunState.RUNNING
     shop.expire_leases()
     ticks.reap_tick(shop.scheduler)
@@ -141,19 +141,24 @@ def test_a_backfill_merges_the_rows_of_its_window_and_leaves_everything_else_alo
     assert shop.sync()[0].state is RunState.SUCCEEDED
 
 
-def test_a_backfill_whose_worker_dies_is_told_or_repeated_and_doubles_nothing(shop, monkeypatch):
+def test_a_backfill_whose_worker_dies_is_told_or_repeated_and_doubles_nothing(shop):
     window = Between(lower="2026-01-01", upper="2027-01-01")
-    for number, (owner, name, before) in enumerate(
-        [(pg_load, "run", False), (pg_state, "commit", False), (claims, "finish", True)], start=1
+    for number, (when, function) in enumerate(
+        [
+            ("after", "psycopg:Copy.write"),
+            ("after", "connectors.pg_state:commit"),
+            ("before", "storage.claims:finish"),
+            ("after", "storage.claims:finish"),
+        ],
+        start=1,
     ):
         shop.pair.source(f"UPDATE orders SET v = {number}")
         run_id = ask(shop, RunKind.BACKFILL, "orders", window=window)
-        run, streams = dies(shop, monkeypatch, owner, name, run_id, before=before)
+        run, streams = dies(shop, run_id, when, function)
         assert (run.state, run.attempt) == (RunState.SUCCEEDED, 2)
         # also where the first attempt had committed: told as it was, not merged again
-        assert (streams["orders"].rows_updated, streams["orders"].attempt) == (
-            54, 1 if before else 2,
-        )  # fmt: skip
+        told = 1 if "finish" in function else 2
+        assert (streams["orders"].rows_updated, streams["orders"].attempt) == (54, told)
         assert served(shop, "SELECT count(*) || ' ' || sum(v) FROM acme.orders") == (
             f"54 {54 * number}"
         )
@@ -211,9 +216,9 @@ def test_a_backfill_follows_no_drift_and_needs_a_stream_that_is_read(shop):
 # ── reset ────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_reset_stream_is_read_from_its_beginning_and_its_rows_stay_meanwhile(shop, monkeypatch):
+def test_a_reset_stream_is_read_from_its_beginning_and_its_rows_stay_meanwhile(shop):
     run_id = ask(shop, RunKind.RESET)
-    run, streams = dies(shop, monkeypatch, claims, "finish", run_id, before=True)
+    run, streams = dies(shop, run_id, "before", "storage.claims:finish")
     assert run.state is RunState.SUCCEEDED
     assert set(streams) == {"orders", "log", "frozen"}
     assert streams["orders"].cursor_from is not None
@@ -328,19 +333,20 @@ def test_what_was_loaded_since_a_purge_is_not_undone_and_what_is_kept_expires(sh
     assert [e["detail"]["for_good"] for e in events(shop, "stream.purged")].count(True) == 1
 
 
-def test_a_purge_whose_worker_dies_is_done_once(shop, monkeypatch):
-    for owner, name, how, before, rows in (
-        (pg_purge, "put_away", Purge.KEEP, False, 54),
-        (pg_purge, "bring_back", Purge.UNDO, False, 54),
-        (claims, "finish", Purge.KEEP, True, 54),
-        (claims, "finish", Purge.UNDO, True, 54),
-        (claims, "finish", Purge.NOW, True, 54),
+def test_a_purge_whose_worker_dies_is_done_once(shop):
+    finish = "storage.claims:finish"
+    for when, function, how in (
+        ("after", "connectors.pg_purge:put_away", Purge.KEEP),
+        ("after", "connectors.pg_purge:bring_back", Purge.UNDO),
+        ("after", "connectors.pg_state:rewind", Purge.KEEP),
+        ("before", finish, Purge.UNDO),
+        ("before", finish, Purge.NOW),
     ):
         run_id = ask(shop, RunKind.PURGE, "orders", purge=how)
-        run, streams = dies(shop, monkeypatch, owner, name, run_id, before=before)
+        run, streams = dies(shop, run_id, when, function)
         result = streams["orders"]
-        assert run.state is RunState.SUCCEEDED, (name, how, run.error)
-        assert result.rows_deleted + result.rows_inserted == rows
+        assert run.state is RunState.SUCCEEDED, (function, how, run.error)
+        assert result.rows_deleted + result.rows_inserted == 54
         assert served(shop) == (54 if how is Purge.UNDO else 0)
     assert len(events(shop, "stream.purged")) == 3
     assert len(events(shop, "stream.purge_undone")) == 2
