@@ -5,15 +5,19 @@ looks before the snapshot is taken: what is still open holds the bound back. Oth
 stays a while behind now, and the notes say `inexact`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal, InvalidOperation
 from secrets import token_hex
 from time import monotonic, sleep
+from typing import Any
+from uuid import UUID
 
 from connectors.mariadb import Asking, Table, TableColumn, quoted
 from connectors.portable import Kind, kind_of
 from schemas.errors import ConfigError
-from schemas.records import Cursor, FarCursor
+from schemas.records import Between, Cursor, FarCursor
 from schemas.streams import Mode, StreamSpec
 
 #: How far behind now a window ends where open transactions cannot be seen.
@@ -198,6 +202,72 @@ def window(
     if stream.mode is Mode.APPEND:
         return _of_new_numbers(stream, table, lower, seen)
     return _of_order(session, stream, table, field, lower)
+
+
+#: How a value is compared as what it is: with a text a number would be compared as a double.
+_AS = {Kind.INT: "CAST(%s AS DECIMAL(65,0))", Kind.DECIMAL: "CAST(%s AS DECIMAL(65,30))"}
+
+
+def window_between(stream: StreamSpec, table: Table, between: Between) -> Window:
+    """Make the window of a backfill from two values that a person wrote."""
+    field = None if stream.cursor is None else table.field(stream.cursor)
+    kind = None if field is None else kind_of(field.column.type)
+    text = field is not None and field.declared.data_type in _ORDERED_TEXTS
+    known = field is not None and not field.column.as_text and kind in _TIMES | _ORDERED
+    if field is None or not (known or text):
+        raise ConfigError(
+            f"{stream.name}: a backfill needs a cursor that is a column of numbers, texts or "
+            "times; read everything again with: syncward run enqueue CONNECTION --full-refresh "
+            f"--stream {stream.name}"
+        )
+    as_kind = Kind.TEXT if text or kind is None else kind
+    lower = _read(stream, field, as_kind, "--from", between.lower)
+    upper = _read(stream, field, as_kind, "--to", between.upper)
+    in_order = lower != upper if text else lower < upper  # of texts only the server knows
+    if not in_order:
+        raise ConfigError(
+            f"{stream.name}: --from is not below --to; rows from the first on are read, up to and "
+            "without the second"
+        )
+    column, value = f"t.{quoted(field.column.name)}", _AS.get(as_kind, "%s")
+    ends = (_shown(lower), _shown(upper))
+    where = f"({column} >= {value} AND {column} < {value})"
+    before, after = _stored(stream, ends[0]), _stored(stream, ends[1])
+    return Window(where, ends, before, after, full=False)
+
+
+def _read(stream: StreamSpec, field: TableColumn, kind: Kind, option: str, value: str) -> Any:  # noqa: ANN401 - values that can be compared
+    """Read a value as the column's type: a time with a zone as UTC, one without as the server's."""
+    try:
+        found = _value(kind, value)
+    except (ValueError, OverflowError, InvalidOperation):
+        found = None
+    if found is None:
+        raise ConfigError(
+            f"{stream.name}: {option} is no {field.column.type}, the type of its cursor column "
+            f"{stream.cursor}; write a time as 2026-01-31 or 2026-01-31 12:00:00"
+        )
+    return found
+
+
+def _value(kind: Kind, value: str) -> Any:  # noqa: ANN401 - as above
+    """Return a value, or None for what is one of another type."""
+    if kind in _TIMES:
+        at = datetime.fromisoformat(value)
+        if at.tzinfo is None:
+            return at.replace(tzinfo=UTC)
+        return at.astimezone(UTC) if kind is Kind.TIMESTAMPTZ else None
+    read: dict[Kind, Callable[[str], Any]] = {
+        Kind.INT: int, Kind.DECIMAL: Decimal, Kind.UUID: UUID,
+    }  # fmt: skip
+    found = read.get(kind, str)(value)
+    return None if isinstance(found, Decimal) and not found.is_finite() else found
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, datetime):
+        return _written(value)
+    return f"{value:f}" if isinstance(value, Decimal) else str(value)
 
 
 def _stored(stream: StreamSpec, value: str) -> Cursor:

@@ -12,12 +12,13 @@ from connectors.mariadb import (
     describe,
     names,
 )
-from connectors.mariadb_window import Window, is_dead, look, window
+from connectors.mariadb_window import Window, is_dead, look, window, window_between
 from connectors.row_groups import Grouping, sizes
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError, TransientError
 from schemas.records import (
     Batch,
+    Between,
     Cursor,
     DiscoveredColumn,
     DiscoveredStream,
@@ -107,15 +108,21 @@ class MariadbSource:
         *,
         sweep: bool = False,
         ranges: Ranges | None = None,
+        between: Between | None = None,
     ) -> Iterator[Iterator[Batch]]:
         """Open a snapshot and yield its one batch: a read begins anew where it was left."""
         del wire, ranges  # there is one
         self._session.ready()
         table = self._described(stream)
-        seen = look(self._session, stream, table)
+        asked = None if between is None else window_between(stream, table, between)
+        seen = look(self._session, stream, table) if asked is None else None
         try:
             self._session.act("START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY")
-            found = window(self._session, stream, table, cursor, seen)
+            found = asked
+            if seen is not None:
+                found = window(self._session, stream, table, cursor, seen)
+            if found is None:
+                raise RuntimeError("a read has a window")
             batch = self._batch(stream, table, found)
             wanted = stream.deletion is not Deletes.IGNORE and stream.key
             if wanted and not batch.everything and (sweep or (found.full and cursor is not None)):

@@ -48,7 +48,8 @@ def test_a_window_is_merged_and_the_cursor_stays(engine):
     result = backfill(engine, spec, "2026-01-11", "2026-01-14 00:00:00")
     counted = (result.rows_extracted, result.rows_updated, result.rows_unchanged)
     assert (*counted, result.rows_inserted, result.rows_deleted) == (3, 2, 1, 0, 0)
-    note(engine, "'n' || id", 1, 9, 13, 20)
+    for i in (1, 9, 13, 20):
+        note(engine, f"'n{i}'", i)
     assert engine.same("t")
     assert engine.sync(spec).rows_updated == 0
     for lower, upper in (("soon", "2026-01-14"), ("2026-01-14", "2026-01-14")):
