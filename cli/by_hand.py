@@ -1,4 +1,4 @@
-"""`syncward backfill`, `reset` and `purge`: what a person has done to streams beside their syncs.
+"""`backfill`, `connection reset` and `connection purge`: what a person has done to streams.
 
 Each is a run: a worker does it, for nobody else may unseal credentials. docs/by-hand.md tells more.
 """
@@ -17,7 +17,7 @@ from storage import connections, runs
 
 @click.group()
 def _by_hand() -> None:
-    """Hold the commands below, which are commands of `syncward` itself."""
+    """Hold the commands below until `syncward` and `syncward connection` take them."""
 
 
 _WAIT = click.option("--wait", is_flag=True, help="Wait for the end; exit 0 only if it succeeded.")
@@ -109,4 +109,5 @@ def _confirm(table: str, how: Purge) -> None:
     click.confirm(f"{sentence}. Go on?", abort=True, err=True)
 
 
-commands = {name: _by_hand.commands[name] for name in ("backfill", "reset", "purge")}
+commands = {"backfill": _by_hand.commands["backfill"]}
+of_connection = (_by_hand.commands["reset"], _by_hand.commands["purge"])

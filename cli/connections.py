@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from cli import by_hand
 from cli.changes import next_slot
 from cli.connection_schema import schema
 from cli.context import Cli, command
@@ -21,6 +22,8 @@ def connection() -> None:
 
 commands = {"connection": connection}
 connection.add_command(schema)
+for one in by_hand.of_connection:
+    connection.add_command(one)
 
 
 @command(connection)

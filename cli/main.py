@@ -30,8 +30,6 @@ _COMMANDS = {
     "drain": ("cli.instance", "Start nothing any more; wait until nothing runs."),
     "keys": ("cli.keys", "Keyrings: init, status."),
     "metrics": ("cli.metrics", "Cluster-wide metrics, once or served."),
-    "purge": ("cli.by_hand", "Take a stream's rows away at the destination, or bring them back."),
-    "reset": ("cli.by_hand", "Forget where streams are read."),
     "resource": ("cli.resources", "External systems and their sealed credentials."),
     "retention": ("cli.instance", "Remove runs older than the plans keep."),
     "run": ("cli.runs", "Ask for runs, look at them, decide about them."),

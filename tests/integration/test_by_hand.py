@@ -468,23 +468,28 @@ def test_the_commands_answer_like_their_neighbours(working, shell):
     assert window in shell("run", "output", "shop-to-lake")[1]
     assert "rows_extracted" in shell("run", "output", "shop-to-lake", "--json")[1]
     assert "backfill" in shell("run", "list", "--kind", "backfill")[1]
+    purge = ("connection", "purge", "shop-to-lake", "--stream")
     for words, said in (
         (("backfill", "shop-to-lake", "--stream", "public.log", "--from", "1", "--to", "2"),
          "a backfill needs mode: merge and a cursor that is a column"),
         (("backfill", "shop-to-lake", "--stream", "public.x", "--from", "1", "--to", "2"),
          "has no stream public.x"),
-        (("purge", "shop-to-lake", "--stream", "public.orders"), "Nothing was changed: say --yes"),
+        ((*purge, "public.orders"), "Nothing was changed: say --yes"),
         (("connection", "schema", "accept", "shop-to-lake", "--stream", "public.log"),
          "public.log is drift: freeze; only"),
     ):  # fmt: skip
         code, _, err = shell(*words)
         assert (code, said in err) == (1, True), err
     assert served(shop) == 54
-    code, out, _ = shell("purge", "shop-to-lake", "--stream", "public.orders", "--yes", "--wait")
+    code, out, _ = shell(
+        "connection", "purge", "shop-to-lake", "--stream", "public.orders", "--yes", "--wait"
+    )
     assert (code, served(shop)) == (0, 0)
-    code, out, _ = shell("purge", "shop-to-lake", "--stream", "public.orders", "--undo", "--wait")
+    code, out, _ = shell(
+        "connection", "purge", "shop-to-lake", "--stream", "public.orders", "--undo", "--wait"
+    )
     assert (code, served(shop)) == (0, 54)
-    assert shell("reset", "shop-to-lake", "--stream", "public.log", "--wait")[0] == 0
+    assert shell("connection", "reset", "shop-to-lake", "--stream", "public.log", "--wait")[0] == 0
     assert copied(shop, "log") is None
 
 
@@ -516,5 +521,5 @@ def test_the_schema_commands_show_compare_and_accept(working, shell):
     assert [c["says"] for c in frozen["changed_before"]] == ["column extra integer is new"]
     assert [c["name"] for c in frozen["columns"]] == ["id", "v", "extra"]
     shell("connection", "pause", "shop-to-lake")
-    code, _, err = shell("reset", "shop-to-lake")
+    code, _, err = shell("connection", "reset", "shop-to-lake")
     assert (code, "resume it first" in err) == (1, True)
