@@ -19,6 +19,7 @@ from connectors import (
     pg_window,
 )
 from connectors.pg_catalog import Relation, check_key, describe
+from connectors.pg_relay import Relay
 from connectors.pg_window import Window
 from connectors.portable import schema_hash
 from connectors.postgres import (
@@ -50,9 +51,6 @@ from schemas.streams import Deletes, StreamSpec
 
 CONFIG = PostgresConfig
 __all__ = ["CONFIG", "SECRET_FIELDS", "check_link", "open_source"]
-
-#: Bytes joined before they are handed on: fewer, larger writes cost the client less.
-_BLOCK = 256 * 1024
 
 _SESSION = {"default_transaction_read_only": "on", "lock_timeout": "30s"}
 
@@ -313,32 +311,23 @@ class _Copy:
         self, conn: Connection, query: sql.Composed, config: PostgresConfig, stream: StreamSpec
     ) -> None:
         self._conn = conn
-        self._cursor = conn.cursor()
         self._query = query
         self._config = config
         self._stream = stream
-        self._seen = 0
-        self._total: int | None = None
+        self._relay = Relay(conn)
 
     def rows(self) -> int:
         """Return the server's count once the copy has ended, until then the messages so far."""
-        return self._seen if self._total is None else self._total
+        return self._relay.messages if self._relay.total is None else self._relay.total
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the stream in blocks; ends only if the server said that it was complete."""
         with translated(self._config, "source"):
-            block = bytearray()
             try:
-                with self._cursor.copy(self._query) as copy:
-                    for message in copy:
-                        block += message
-                        self._seen += 1
-                        if len(block) >= _BLOCK:
-                            yield bytes(block)
-                            block.clear()
+                with self._conn.cursor().copy(self._query):
+                    yield from self._relay.blocks()
             except (psycopg.errors.ProgramLimitExceeded, psycopg.errors.InternalError_) as error:
                 if not pg_types.is_too_large(error):
                     raise
                 raise pg_types.too_large(self._conn, self._config, self._stream) from error
-            self._total = self._cursor.rowcount
-            yield bytes(block)
+            yield self._relay.rest
