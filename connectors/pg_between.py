@@ -33,7 +33,9 @@ def window(conn: Connection, stream: StreamSpec, relation: Relation, between: Be
     name = str(stream.cursor)
     found = conn.execute(_TYPE, (relation.oid, name)).fetchone()
     if found is None:
-        raise ConfigError(f"{stream.name}: column {name} was removed at the source just now; ask for the backfill again")
+        raise ConfigError(
+            f"{stream.name}: column {name} was removed at the source just now; ask again"
+        )
     read_as, *collation = found
     lower = _read(conn, stream, "--from", between.lower, read_as)
     upper = _read(conn, stream, "--to", between.upper, read_as)
