@@ -44,7 +44,7 @@ def window(conn: Connection, stream: StreamSpec, relation: Relation, between: Be
         "lower": sql.SQL("{}::{}").format(sql.Literal(lower), sql.SQL(read_as)),
         "upper": sql.SQL("{}::{}").format(sql.Literal(upper), sql.SQL(read_as)),
     }
-    order = sql.SQL("")
+    order: sql.Composable = sql.SQL("")
     if collation[1] is not None:
         order = sql.SQL(" COLLATE {}").format(sql.Identifier(*collation))
     ordered = conn.execute(

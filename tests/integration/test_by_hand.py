@@ -447,6 +447,23 @@ def test_a_domain_or_a_collation_of_the_cursor_does_not_move_the_window(shop):
         assert streams["coded"].rows_extracted == rows, (lower, upper)
 
 
+def test_an_hour_or_a_zone_that_the_column_would_drop_is_refused(shop):
+    shop.pair.source(
+        "CREATE TABLE days (id int PRIMARY KEY, d date, w timestamp)",
+        "INSERT INTO days SELECT g, date '2026-01-01' + g, timestamp '2026-01-01' + g * "
+        "interval '1 day' FROM generate_series(1, 9) g",
+    )
+    for column, wrong in (("d", "2026-01-04 12:00"), ("w", "2026-01-04 00:00+02")):
+        shop.apply({"public.days": f"{{mode: merge, key: [id], cursor: {column}}}"})
+        assert shop.sync()[0].state is RunState.SUCCEEDED
+        run, _ = backfill(shop, "2026-01-02", wrong, "days")
+        assert "drops a part of --to" in (run.error or "")
+        assert wrong not in run.error
+        run, streams = backfill(shop, "2026-01-02", "2026-01-04 00:00Z", "days")
+        assert streams["days"].rows_extracted == 2, run.error
+
+
+
 # ── schema ───────────────────────────────────────────────────────────────────────────────────
 
 
