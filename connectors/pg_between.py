@@ -21,6 +21,8 @@ SELECT format_type(t.oid, -1), n.nspname::text, c.collname::text
 FROM base b JOIN pg_type t ON t.oid = b.oid AND t.typtype <> 'd'
 LEFT JOIN pg_collation c ON c.oid = b.collation LEFT JOIN pg_namespace n ON n.oid = c.collnamespace
 """
+#: Types that leave an hour or a zone unread without a word, and move the window by it.
+_LESS_THAN_A_MOMENT = ("date", "timestamp without time zone")
 
 
 def window(conn: Connection, stream: StreamSpec, relation: Relation, between: Between) -> Window:
@@ -61,10 +63,11 @@ def window(conn: Connection, stream: StreamSpec, relation: Relation, between: Be
 
 def _read(conn: Connection, stream: StreamSpec, option: str, value: str, type_: str) -> str:
     """Have the source read a value, and return it as the source writes it."""
+    read, whole = sql.SQL("{}::{}").format(sql.Literal(value), sql.SQL(type_)), sql.SQL("true")
+    if type_ in _LESS_THAN_A_MOMENT:
+        whole = sql.SQL("{}::timestamptz::timestamp = {}").format(sql.Literal(value), read)
     try:
-        row = conn.execute(
-            sql.SQL("SELECT {}::{}::text").format(sql.Literal(value), sql.SQL(type_))
-        ).fetchone()
+        row = conn.execute(sql.SQL("SELECT {}::text, {}").format(read, whole)).fetchone()
     except psycopg.DataError:
         raise ConfigError(
             f"{stream.name}: {option} is nothing that the source reads as {type_}, the type of "
@@ -72,6 +75,11 @@ def _read(conn: Connection, stream: StreamSpec, option: str, value: str, type_: 
         ) from None
     if row is None:
         raise RuntimeError("a SELECT without FROM returns a row")
+    if not row[1]:
+        raise ConfigError(
+            f"{stream.name}: its cursor column {stream.cursor} is a {type_}, which drops a part of "
+            f"{option}: the hour, or the zone; write it without that part"
+        )
     return str(row[0])
 
 

@@ -463,7 +463,6 @@ def test_an_hour_or_a_zone_that_the_column_would_drop_is_refused(shop):
         assert streams["days"].rows_extracted == 2, run.error
 
 
-
 # ── schema ───────────────────────────────────────────────────────────────────────────────────
 
 
