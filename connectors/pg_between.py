@@ -63,7 +63,8 @@ def window(conn: Connection, stream: StreamSpec, relation: Relation, between: Be
 
 def _read(conn: Connection, stream: StreamSpec, option: str, value: str, type_: str) -> str:
     """Have the source read a value, and return it as the source writes it."""
-    read, whole = sql.SQL("{}::{}").format(sql.Literal(value), sql.SQL(type_)), sql.SQL("true")
+    read = sql.SQL("{}::{}").format(sql.Literal(value), sql.SQL(type_))
+    whole: sql.Composable = sql.SQL("true")
     if type_ in _LESS_THAN_A_MOMENT:
         whole = sql.SQL("{}::timestamptz::timestamp = {}").format(sql.Literal(value), read)
     try:

@@ -49,7 +49,8 @@ _OTHER_PROMISED = (
     "OR coalesce(a.again_options->'streams', '[]') <> '[]')"
 )
 #: The condition of a schedule whose slot waits: a run of another kind, or of some streams only,
-#: waits for the live one to end, and only one can. The slot stays due until that one has begun, unless it may be skipped.
+#: waits for the live one to end, and only one can. The slot stays due until that one has begun,
+#: unless it may be skipped.
 HELD = (
     "(overlap <> 'skip' AND EXISTS (SELECT FROM active_runs a "
     f"WHERE a.subject_id = connection_id AND {_OTHER_PROMISED}))"

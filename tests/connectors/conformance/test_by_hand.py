@@ -73,7 +73,7 @@ def test_a_number_as_cursor_is_read_as_one(engine, source_kind):
     with pytest.raises(ConfigError, match="cursor column id"):
         backfill(engine, spec, "nine", "11")
     if source_kind != "mariadb":  # which compares numbers of any size
-        with pytest.raises(ConfigError, match="--to is no|--to is nothing"):
+        with pytest.raises(ConfigError, match="--to is no"):
             backfill(engine, spec, "9", "99999999999999999999")
     assert engine.same("t")
 
