@@ -50,6 +50,10 @@ FROM _syncward.purged WHERE connection_id = %(connection)s AND stream = %(stream
 _FORGET = (
     "DELETE FROM _syncward.purged WHERE connection_id = %(connection)s AND stream = %(stream)s"
 )
+_FORGET_CURSOR = (
+    "UPDATE _syncward.purged SET cursor = NULL, reads = NULL "
+    "WHERE connection_id = %(connection)s AND stream = %(stream)s"
+)
 _REMEMBER = """
 INSERT INTO _syncward.purged (connection_id, stream, target_schema, target_table, kept, rows,
   generation, cursor, reads, until)
@@ -181,6 +185,11 @@ def bring_back(conn: Connection, request: LoadRequest, *, generation: int) -> Ke
         raise _interferes(request)
     remove(conn, request, kept.table)
     return kept
+
+
+def forget_cursor(conn: Connection, request: LoadRequest) -> None:
+    """Let rows that come back be read from their beginning: somebody has reset the stream."""
+    conn.execute(_FORGET_CURSOR, _names(request))
 
 
 def remove(conn: Connection, request: LoadRequest, kept: str) -> bool:

@@ -447,6 +447,15 @@ def test_a_domain_or_a_collation_of_the_cursor_does_not_move_the_window(shop):
         assert streams["coded"].rows_extracted == rows, (lower, upper)
 
 
+def test_a_reset_after_a_purge_is_not_taken_back_by_its_undo(shop):
+    assert purge(shop, Purge.KEEP)[0].state is RunState.SUCCEEDED
+    assert do(shop, RunKind.RESET, "orders")[0].state is RunState.SUCCEEDED
+    assert purge(shop, Purge.UNDO)[0].state is RunState.SUCCEEDED
+    assert (served(shop), state(shop)["cursor"]) == (54, None)
+    assert shop.sync()[0].state is RunState.SUCCEEDED
+    assert served(shop) == 54
+
+
 def test_an_hour_or_a_zone_that_the_column_would_drop_is_refused(shop):
     shop.pair.source(
         "CREATE TABLE days (id int PRIMARY KEY, d date, w timestamp)",
