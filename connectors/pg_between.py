@@ -1,7 +1,5 @@
 """The rows of a backfill: those whose cursor column lies between two values that a person wrote."""
 
-import re
-
 import psycopg
 from psycopg import sql
 
@@ -12,8 +10,19 @@ from schemas.errors import ConfigError
 from schemas.records import Between, Cursor
 from schemas.streams import StreamSpec
 
-#: A size would round or cut what was written; `character` alone means one of them.
-_SIZE = re.compile(r"\([0-9,-]+\)")
+#: A size or a domain would cut, round or refuse what was written; its order is the column's.
+_TYPE = """
+WITH RECURSIVE base AS (
+  SELECT a.atttypid AS oid, a.attcollation AS collation FROM pg_attribute a
+  WHERE a.attrelid = %s AND a.attname = %s::text
+  UNION ALL
+  SELECT t.typbasetype, b.collation FROM base b JOIN pg_type t ON t.oid = b.oid AND t.typtype = 'd')
+SELECT format_type(t.oid, -1), n.nspname::text, c.collname::text
+FROM base b JOIN pg_type t ON t.oid = b.oid AND t.typtype <> 'd'
+LEFT JOIN pg_collation c ON c.oid = b.collation LEFT JOIN pg_namespace n ON n.oid = c.collnamespace
+"""
+#: Types that leave an hour or a zone unread without a word, and move the window by it.
+_LESS_THAN_A_MOMENT = ("date", "timestamp without time zone")
 
 
 def window(conn: Connection, stream: StreamSpec, relation: Relation, between: Between) -> Window:
@@ -24,8 +33,12 @@ def window(conn: Connection, stream: StreamSpec, relation: Relation, between: Be
             f"with: syncward run enqueue CONNECTION --full-refresh --stream {stream.name}"
         )
     name = str(stream.cursor)
-    type_ = _SIZE.sub("", next(c.type for c in relation.shape.columns if c.name == name))
-    read_as = "bpchar" if type_ == "character" else type_
+    found = conn.execute(_TYPE, (relation.oid, name)).fetchone()
+    if found is None:
+        raise ConfigError(
+            f"{stream.name}: column {name} was removed at the source just now; ask again"
+        )
+    read_as, *collation = found
     lower = _read(conn, stream, "--from", between.lower, read_as)
     upper = _read(conn, stream, "--to", between.upper, read_as)
     ends = {
@@ -33,7 +46,12 @@ def window(conn: Connection, stream: StreamSpec, relation: Relation, between: Be
         "lower": sql.SQL("{}::{}").format(sql.Literal(lower), sql.SQL(read_as)),
         "upper": sql.SQL("{}::{}").format(sql.Literal(upper), sql.SQL(read_as)),
     }
-    ordered = conn.execute(sql.SQL("SELECT {lower} < {upper}").format(**ends)).fetchone()
+    order: sql.Composable = sql.SQL("")
+    if collation[1] is not None:
+        order = sql.SQL(" COLLATE {}").format(sql.Identifier(*collation))
+    ordered = conn.execute(
+        sql.SQL("SELECT {lower} < {upper}{order}").format(**ends, order=order)
+    ).fetchone()
     if ordered is None or not ordered[0]:
         raise ConfigError(
             f"{stream.name}: --from is not below --to; rows from the first on are read, up to and "
@@ -45,10 +63,12 @@ def window(conn: Connection, stream: StreamSpec, relation: Relation, between: Be
 
 def _read(conn: Connection, stream: StreamSpec, option: str, value: str, type_: str) -> str:
     """Have the source read a value, and return it as the source writes it."""
+    read = sql.SQL("{}::{}").format(sql.Literal(value), sql.SQL(type_))
+    whole: sql.Composable = sql.SQL("true")
+    if type_ in _LESS_THAN_A_MOMENT:
+        whole = sql.SQL("{}::timestamptz::timestamp = {}").format(sql.Literal(value), read)
     try:
-        row = conn.execute(
-            sql.SQL("SELECT {}::{}::text").format(sql.Literal(value), sql.SQL(type_))
-        ).fetchone()
+        row = conn.execute(sql.SQL("SELECT {}::text, {}").format(read, whole)).fetchone()
     except psycopg.DataError:
         raise ConfigError(
             f"{stream.name}: {option} is nothing that the source reads as {type_}, the type of "
@@ -56,6 +76,11 @@ def _read(conn: Connection, stream: StreamSpec, option: str, value: str, type_: 
         ) from None
     if row is None:
         raise RuntimeError("a SELECT without FROM returns a row")
+    if not row[1]:
+        raise ConfigError(
+            f"{stream.name}: its cursor column {stream.cursor} is a {type_}, which drops a part of "
+            f"{option}: the hour, or the zone; write it without that part"
+        )
     return str(row[0])
 
 

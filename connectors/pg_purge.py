@@ -50,11 +50,27 @@ FROM _syncward.purged WHERE connection_id = %(connection)s AND stream = %(stream
 _FORGET = (
     "DELETE FROM _syncward.purged WHERE connection_id = %(connection)s AND stream = %(stream)s"
 )
+_FORGET_CURSOR = (
+    "UPDATE _syncward.purged SET cursor = NULL, reads = NULL "
+    "WHERE connection_id = %(connection)s AND stream = %(stream)s"
+)
 _REMEMBER = """
 INSERT INTO _syncward.purged (connection_id, stream, target_schema, target_table, kept, rows,
   generation, cursor, reads, until)
 VALUES (%(connection)s, %(stream)s, %(schema)s, %(table)s, %(kept)s, %(rows)s, %(generation)s,
   %(cursor)s, %(reads)s, clock_timestamp() + %(for)s)
+"""
+#: What a table says that has other columns, types or conditions than the rows that are to come.
+_DOES_NOT_TAKE = (
+    psycopg.errors.UndefinedColumn,
+    psycopg.errors.DatatypeMismatch,
+    psycopg.DataError,
+    psycopg.IntegrityError,
+)
+#: What a foreign key would do to rows of other tables, which no undo brings back.
+_TOUCHES_OTHERS = """
+SELECT FROM pg_constraint WHERE contype = 'f' AND confrelid = %s::regclass
+  AND conrelid <> confrelid AND confdeltype IN ('c', 'n', 'd') LIMIT 1
 """
 
 
@@ -120,8 +136,12 @@ def delete(conn: Connection, request: LoadRequest) -> int:
     rows = int(row[0]) if row else 0
     _empty(conn, request, table, rows)
     before = find(conn, request)
-    if before is not None:
-        remove(conn, request, before.table)
+    if before is not None and not remove(conn, request, before.table):
+        raise ConfigError(
+            f"{request.stream.name}: something depends on {SCHEMA}.{before.table}, which keeps the "
+            "rows of an earlier purge; nothing was changed. Drop what depends on it (a view?), "
+            "then purge again"
+        )
     return rows
 
 
@@ -156,7 +176,7 @@ def bring_back(conn: Connection, request: LoadRequest, *, generation: int) -> Ke
                     "INSERT INTO {} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM {}"
                 ).format(table, there, columns=columns)
             ).rowcount
-    except (psycopg.errors.UndefinedColumn, psycopg.errors.IntegrityError) as error:
+    except _DOES_NOT_TAKE as error:
         raise ConfigError(
             f"{name}: the table was changed since it was purged and does not take the kept rows; "
             f"change it back, or copy them by hand from {SCHEMA}.{kept.table}"
@@ -167,14 +187,20 @@ def bring_back(conn: Connection, request: LoadRequest, *, generation: int) -> Ke
     return kept
 
 
-def remove(conn: Connection, request: LoadRequest, kept: str) -> None:
-    """Remove kept rows for good; where somebody's view needs them they stay."""
+def forget_cursor(conn: Connection, request: LoadRequest) -> None:
+    """Let rows that come back be read from their beginning: somebody has reset the stream."""
+    conn.execute(_FORGET_CURSOR, _names(request))
+
+
+def remove(conn: Connection, request: LoadRequest, kept: str) -> bool:
+    """Remove kept rows for good; False where somebody's view needs them: they stay."""
     try:
         with conn.transaction():
             conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(SCHEMA, kept)))
             conn.execute(_FORGET, _names(request))
     except psycopg.errors.DependentObjectsStillExist:
-        return
+        return False
+    return True
 
 
 def _locked(conn: Connection, request: LoadRequest) -> sql.Identifier:
@@ -204,13 +230,18 @@ def _locked(conn: Connection, request: LoadRequest) -> sql.Identifier:
 
 def _empty(conn: Connection, request: LoadRequest, table: sql.Identifier, rows: int) -> None:
     """Delete all rows; whoever reads keeps what they see until their statement ends."""
+    needed = ConfigError(
+        f"{request.stream.name}: another table's foreign key needs its rows, or would delete or "
+        "change its own with them; nothing was changed. Drop that constraint at the destination "
+        "first"
+    )
+    if conn.execute(_TOUCHES_OTHERS, (table.as_string(conn),)).fetchone() is not None:
+        raise needed
     try:
+        conn.execute("SET CONSTRAINTS ALL IMMEDIATE")  # else the commit would say it, less clearly
         deleted = conn.execute(sql.SQL("DELETE FROM {}").format(table)).rowcount
     except psycopg.errors.ForeignKeyViolation:
-        raise ConfigError(
-            f"{request.stream.name}: another table's foreign key needs its rows; nothing was "
-            "changed. Drop that constraint at the destination first"
-        ) from None
+        raise needed from None
     left = conn.execute(sql.SQL("SELECT FROM {} LIMIT 1").format(table)).fetchone()
     if deleted != rows or left is not None:
         raise _interferes(request)

@@ -95,7 +95,9 @@ def _read(stream: StreamSpec, type_: str, kind: Kind | None, option: str, value:
     """Read a value as the column's type; times in UTC and to the millisecond, as they compare."""
     try:
         if kind is Kind.INT:
-            return int(value)
+            number = int(value)
+            number.to_bytes(8, signed=True)  # OverflowError: no column holds it
+            return number
         if kind is Kind.TEXT:
             return value
         at = datetime.fromisoformat(value)

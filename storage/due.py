@@ -45,10 +45,12 @@ class Decision:
 
 _OTHER_PROMISED = (
     "a.again_run_id IS NOT NULL "
-    "AND coalesce(a.again_kind, 'sync') IN ('backfill', 'reset', 'purge')"
+    "AND (coalesce(a.again_kind, 'sync') IN ('backfill', 'reset', 'purge') "
+    "OR coalesce(a.again_options->'streams', '[]') <> '[]')"
 )
-#: The condition of a schedule whose slot waits: a run of another kind waits for the live one to
-#: end, and only one can. The slot stays due until that one has begun, unless it may be skipped.
+#: The condition of a schedule whose slot waits: a run of another kind, or of some streams only,
+#: waits for the live one to end, and only one can. The slot stays due until that one has begun,
+#: unless it may be skipped.
 HELD = (
     "(overlap <> 'skip' AND EXISTS (SELECT FROM active_runs a "
     f"WHERE a.subject_id = connection_id AND {_OTHER_PROMISED}))"
@@ -89,7 +91,7 @@ def _due(row: Row[Any]) -> DueSchedule:
 
 #: A live sync absorbs the slot: waiting ones run it anyway, running ones are followed by one more,
 #: and so are those that have begun and wait again, for their first streams may be loaded already.
-#: A run of another kind is followed by a sync.
+#: A run of another kind, or of some streams only, is followed by a sync.
 _QUEUE = """
 INSERT INTO active_runs (subject_id, run_id, account_id, kind, source_id, destination_id, state,
                          trigger, scheduled_for, priority)
@@ -102,7 +104,8 @@ ON CONFLICT (subject_id) DO {on_conflict}
 RETURNING subject_id, run_id, again_run_id, (xmax = 0) AS inserted
 """
 _SERVES = (
-    "active_runs.kind = 'sync' AND active_runs.state = 'queued' AND active_runs.started_at IS NULL"
+    "active_runs.kind = 'sync' AND active_runs.state = 'queued' AND active_runs.started_at IS NULL "
+    "AND coalesce(active_runs.options->'streams', '[]') = '[]'"
 )
 _ABSORB = f"""UPDATE SET
   again_run_id = CASE WHEN {_SERVES}

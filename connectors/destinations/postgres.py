@@ -291,6 +291,7 @@ class PostgresDestination:
         result = results.acted(request, cursor_from=state.cursor)
         with translated(self._config, "destination"), self._conn.transaction():
             self._forget(request, state)
+            pg_purge.forget_cursor(self._conn, request)
             pg_state.rewind(self._conn, request, result)
         return result
 

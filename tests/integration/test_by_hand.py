@@ -388,6 +388,90 @@ def test_a_table_with_columns_of_its_own_gets_its_rows_back_and_one_that_is_need
     assert served(shop) == 54
 
 
+def test_rows_of_other_tables_do_not_go_with_a_purge(shop):
+    session = shop.pair.session("destination")
+    session.execute("CREATE TABLE acme.notes (id int, of int REFERENCES acme.orders "
+                    "ON DELETE CASCADE); INSERT INTO acme.notes VALUES (1, 7)")  # fmt: skip
+    for action in ("ON DELETE CASCADE", "ON DELETE SET NULL", "DEFERRABLE INITIALLY DEFERRED"):
+        session.execute("ALTER TABLE acme.notes DROP CONSTRAINT notes_of_fkey, "
+                        f"ADD FOREIGN KEY (of) REFERENCES acme.orders {action}")  # fmt: skip
+        for how in (Purge.KEEP, Purge.NOW):
+            run, _ = purge(shop, how)
+            assert (run.state, "foreign key" in (run.error or "")) == (RunState.FAILED, True)
+            assert served(shop, "SELECT id || ' ' || of FROM acme.notes") == "1 7"
+            assert served(shop) == 54
+
+
+def test_a_table_of_other_types_does_not_take_the_kept_rows(shop):
+    session = shop.pair.session("destination")
+    for change, back in (
+        ("ALTER TABLE acme.orders ALTER v TYPE date USING NULL", "int USING 0"),
+        ("ALTER TABLE acme.orders ALTER mail TYPE varchar(2)", None),
+    ):
+        assert purge(shop, Purge.KEEP)[0].state is RunState.SUCCEEDED
+        session.execute(change)
+        run, _ = purge(shop, Purge.UNDO)
+        assert run.state is RunState.FAILED
+        assert "the table was changed since it was purged" in run.error
+        column = change.split()[4]
+        session.execute(f"ALTER TABLE acme.orders ALTER {column} TYPE {back or 'text'}")
+        assert purge(shop, Purge.UNDO)[0].state is RunState.SUCCEEDED
+        assert served(shop) == 54
+
+
+def test_a_purge_for_good_says_where_kept_rows_cannot_go(shop):
+    assert purge(shop, Purge.KEEP)[0].state is RunState.SUCCEEDED
+    kept = served(shop, "SELECT kept FROM _syncward.purged")
+    shop.pair.session("destination").execute(
+        f"CREATE VIEW acme.look AS SELECT id FROM _syncward.{kept}"
+    )
+    run, _ = purge(shop, Purge.NOW)
+    assert run.state is RunState.FAILED, "rows are there that were said to be deleted for good"
+    assert f"_syncward.{kept}" in run.error
+    shop.pair.session("destination").execute("DROP VIEW acme.look")
+    assert purge(shop, Purge.NOW)[0].state is RunState.SUCCEEDED
+    assert served(shop, f"SELECT to_regclass('_syncward.{kept}') IS NULL")
+
+
+def test_a_domain_or_a_collation_of_the_cursor_does_not_move_the_window(shop):
+    shop.pair.source(
+        "CREATE DOMAIN short AS varchar(3) COLLATE \"C\" CHECK (VALUE < 'w')",
+        "CREATE TABLE coded (id int PRIMARY KEY, v short)",
+        "INSERT INTO coded VALUES (1, 'B'), (2, 'a'), (3, 'v2'), (4, 'v2x')",
+    )
+    shop.apply({**STREAMS, "public.coded": "{mode: merge, key: [id], cursor: v}"})
+    assert shop.sync()[0].state is RunState.SUCCEEDED
+    for lower, upper, rows in (("v2", "v2xx", 2), ("B", "a", 1), ("v2", "zz", 2)):
+        run, streams = backfill(shop, lower, upper, "coded")
+        assert run.state is RunState.SUCCEEDED, (lower, upper, run.error)
+        assert streams["coded"].rows_extracted == rows, (lower, upper)
+
+
+def test_a_reset_after_a_purge_is_not_taken_back_by_its_undo(shop):
+    assert purge(shop, Purge.KEEP)[0].state is RunState.SUCCEEDED
+    assert do(shop, RunKind.RESET, "orders")[0].state is RunState.SUCCEEDED
+    assert purge(shop, Purge.UNDO)[0].state is RunState.SUCCEEDED
+    assert (served(shop), state(shop)["cursor"]) == (54, None)
+    assert shop.sync()[0].state is RunState.SUCCEEDED
+    assert served(shop) == 54
+
+
+def test_an_hour_or_a_zone_that_the_column_would_drop_is_refused(shop):
+    shop.pair.source(
+        "CREATE TABLE days (id int PRIMARY KEY, d date, w timestamp)",
+        "INSERT INTO days SELECT g, date '2026-01-01' + g, timestamp '2026-01-01' + g * "
+        "interval '1 day' FROM generate_series(1, 9) g",
+    )
+    for column, wrong in (("d", "2026-01-04 12:00"), ("w", "2026-01-04 00:00+02")):
+        shop.apply({"public.days": f"{{mode: merge, key: [id], cursor: {column}}}"})
+        assert shop.sync()[0].state is RunState.SUCCEEDED
+        run, _ = backfill(shop, "2026-01-02", wrong, "days")
+        assert "drops a part of --to" in (run.error or "")
+        assert wrong not in run.error
+        run, streams = backfill(shop, "2026-01-02", "2026-01-04 00:00Z", "days")
+        assert streams["days"].rows_extracted == 2, run.error
+
+
 # ── schema ───────────────────────────────────────────────────────────────────────────────────
 
 

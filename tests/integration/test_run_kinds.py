@@ -112,6 +112,24 @@ def test_a_backfill_asked_for_during_a_sync_keeps_its_kind_and_window_and_the_sl
     ]
 
 
+@pytest.mark.parametrize("running", [False, True])
+def test_a_slot_is_not_served_by_a_run_of_some_streams(shop, running):
+    if running:
+        claimed(shop, RunKind.SYNC)
+    some = ask(shop, RunKind.SYNC, RunOptions(streams=("public.t",), accept=("public.t",))).run_id
+    make_due(shop)
+    assert is_due(shop) == running  # what is promised is one run, and the slot waits for it
+    served = shop.control.all("SELECT run_id FROM slots")
+    assert (some,) not in served
+    if not running:
+        assert shop.control.all("SELECT run_id, again_run_id, again_kind FROM active_runs") == [
+            (some, *served[0], "sync")
+        ]
+        end(shop, some)
+        assert [run_id for run_id, *_ in live(shop)] == [*served[0]]
+        assert not shop.control.one("SELECT options->'streams' FROM active_runs")
+
+
 def test_a_promised_run_of_another_kind_is_explained_and_can_be_withdrawn(shop):
     claimed(shop, RunKind.SYNC)
     promised = ask(shop, RunKind.RESET, RunOptions(streams=("public.t",)))
