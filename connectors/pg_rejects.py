@@ -37,6 +37,7 @@ from connectors.pg_refusals import (
     reason_of,
     unless_refused,
 )
+from connectors.postgres import beside_values
 from schemas.records import LoadCounts
 
 #: What a statement did: rows inserted and updated, say.
@@ -75,8 +76,8 @@ def _suspects(load: Load) -> list[str]:
     )
     query = sql.SQL("SELECT s.ctid::text FROM {} s JOIN ({}) t ON {} LIMIT {}").format(
         load.staging,
-        pg_refusals.MARKED.format(typed_key),
-        same(load, [c.name for c in key]),
+        pg_refusals.MARKED.format(beside_values(load.conn, typed_key)),
+        beside_values(load.conn, same(load, [c.name for c in key])),
         sql.Literal(_SUSPECTS_MAX + 1),
     )
     rows = []
@@ -118,7 +119,8 @@ def swept(load: Load) -> None:
     """Mark rows that were refused before and whose key is gone, where all keys are here."""
     if load.refusals is None:
         return
-    gone = sql.SQL("r.readable AND r.digest NOT IN (SELECT {} FROM {} s)")
+    # As a join: NOT IN would go through all keys for each row once they outgrow memory.
+    gone = sql.SQL("r.readable AND NOT EXISTS (SELECT FROM {1} s WHERE {0} = r.digest)")
     with unless_refused(load.conn):  # a key may be none here
         pg_refusals.mark(load.conn, load.refusals, gone.format(key_digest(load), KEYS))
 
@@ -211,9 +213,16 @@ class _Search:
         return bad
 
     def _again(self, *, backwards: bool) -> bool:
-        """Try the rows that waited for others once more; say whether one of them was taken."""
+        """Try the rows that waited for others once more; say whether one of them was taken.
+
+        First all of them at once: some wait for each other (unique values that swap).
+        """
         before = len(self._refused)
         waited = [place for place, error in self._refused.items() if depends(error)]
+        if len(waited) > 1 and self._try(waited) is None:
+            for place in waited:
+                del self._refused[place]
+            return True
         for place in reversed(waited) if backwards else waited:
             error = self._try([place])
             if error is None:
@@ -355,10 +364,10 @@ def drop_repeated(load: Load, table: sql.Composable, doomed: sql.Composable) -> 
     """Delete rows that repeat a key and keep what they were in the table of refused ones."""
     row = load.conn.execute(
         sql.SQL(pg_refusals.KEEP_REPEATED).format(
-            table=table,
-            doomed=doomed,
-            digest=key_digest(load, "d."),
-            key=key_text(load, "d."),
+            table=beside_values(load.conn, table),
+            doomed=beside_values(load.conn, doomed),
+            digest=beside_values(load.conn, key_digest(load, "d.")),
+            key=beside_values(load.conn, key_text(load, "d.")),
             again=sql.SQL(pg_refusals.AGAIN),
         ),
         pg_refusals.repeated(load.request),
