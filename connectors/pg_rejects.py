@@ -208,9 +208,14 @@ class _Search:
             errors.append(error)
             waiting += depends(error)
             if len(errors) - waiting > room or waiting > max(room, _WAITING_MAX):
+                self._check_before()
                 columns = [c.name for c in self._load.columns]
                 self._refusals.too_many([reason_of(e, columns) for e in errors], error)
         return bad
+
+    def _check_before(self) -> None:
+        """Fail as the server says if what was removed before the rows is to blame, not they."""
+        self._load.conn.execute("SET CONSTRAINTS ALL IMMEDIATE")
 
     def _again(self, *, backwards: bool) -> bool:
         """Try the rows that waited for others once more; say whether one of them was taken.
@@ -287,6 +292,7 @@ class _Search:
         """Note the rows that were refused, in our own words; return how many."""
         if not self._refused:
             return 0
+        self._check_before()
         load = self._load
         key = key_text(load) if load.key else sql.SQL("NULL::jsonb")
         rows = load.conn.execute(
