@@ -140,6 +140,8 @@ class _Blocks:
 
 #: Sets that may wait for rows of other sets, at one time.
 _WAITING_MAX = 500
+#: So often rows that wait are tried once more, all together: then those that still do are refused.
+_AGAIN_MAX = 30_000
 #: Parts into which a set of many blocks is cut.
 _PARTS = 8
 #: Rows that are suspected at most; more than these are found as if nothing were known.
@@ -183,8 +185,10 @@ class _Search:
             bad = self._refused_of(reversed(sets) if backwards else sets)
             sets = [part for parts in (reversed(bad) if backwards else bad) for part in parts]
             backwards = not backwards
-        while self._refused and self._again(backwards=backwards):
+        tries = 0
+        while tries < _AGAIN_MAX and self._again(backwards=backwards):
             backwards = not backwards
+            tries += len(self._refused)
         return self._done
 
     def _refused_of(self, sets: Iterable[_Piece]) -> list[list[_Piece]]:

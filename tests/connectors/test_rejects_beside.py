@@ -195,7 +195,7 @@ def test_a_sweep_with_soft_deletes_and_tombstones_takes_no_refused_row_for_gone(
             f"UPDATE s SET gone = true WHERE id = 20 + {turn}",
             f"DELETE FROM s WHERE id = 30 + {turn}",
         )
-        result = ends.sync("s", **spec)
+        ends.sync("s", **spec)
         there = dict(ends.there("s", "id, _syncward_deleted_at IS NULL"))
         assert (there[5], there[6]) == (True, True)
         assert (there[20 + turn], there[30 + turn]) == (False, False)
