@@ -13,6 +13,7 @@ from psycopg import sql
 
 from connectors.pg_batch import VALID_FROM, VALID_TO, Load, parts, typed
 from connectors.pg_catalog import Relation
+from connectors.postgres import beside_values
 from schemas.errors import ConfigError
 
 _FROM, _TO = sql.Identifier(VALID_FROM), sql.Identifier(VALID_TO)
@@ -77,7 +78,7 @@ def begun(load: Load, target: Relation) -> Load:
     key = load.request.stream.key
     last: sql.Composable = sql.SQL("NULL")
     if load.seen_shape is None:
-        last = sql.SQL(_LAST).format(_FROM, _TO, load.table)
+        last = sql.SQL(_LAST).format(_FROM, _TO, beside_values(load.conn, load.table))
     row = load.conn.execute(
         sql.SQL(_SINCE).format(one_current=sql.SQL(_ONE_CURRENT), last=last),
         {

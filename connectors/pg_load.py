@@ -354,10 +354,11 @@ def _wanted(load: Load, key: Sequence[str]) -> int:
     return int(row[0]) if row else 0
 
 
-def _check_replaced(load: Load, refused: int = 0) -> None:
+def _check_replaced(load: Load, refused: int = 0, *, taken_out: int = 0) -> None:
     """Refuse a replaced table that serves other rows than were read: a DELETE was swallowed.
 
-    Of rows that were refused an older version may be there, or none.
+    Of rows that were refused an older version may be there, or none. `taken_out` rows were as they
+    are here, and are staged no longer.
     """
     if load.deletion is Deletes.IGNORE or not interferes(load):
         return
@@ -366,7 +367,8 @@ def _check_replaced(load: Load, refused: int = 0) -> None:
             pg_deletes.alive(load), load.table, load.served
         )
     ).fetchone()
-    read, there = row or (0, -1)
+    staged, there = row or (0, -1)
+    read = staged + taken_out
     kept = there - pg_rejects.left_out(load)  # the same of those that are not even staged
     if not read - refused <= there or kept > read:
         raise SyncwardError(
@@ -431,7 +433,7 @@ def _replace_by_content(load: Load, staged: int, size: int) -> LoadCounts:
     unchanged = staged - inserted if kept is None else kept
     # Without a key an update is one row that goes and one that comes: what counts is the rest.
     pg_guards.check_deletes(load, deleted - inserted, staged)
-    _check_replaced(load, staged - inserted - unchanged)
+    _check_replaced(load, staged - inserted - unchanged, taken_out=kept or 0)
     return LoadCounts(inserted, 0, unchanged + dead, deleted, bytes=size)
 
 

@@ -16,7 +16,7 @@ import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from connectors.postgres import Connection, named
+from connectors.postgres import Connection, beside_values, named
 from schemas.errors import ConfigError, SyncwardError
 from schemas.guards import SAMPLE_CHARS
 from schemas.records import SAMPLE_REJECTED, Column, LoadRequest, RejectedRow
@@ -364,7 +364,11 @@ def fill(
             "INSERT INTO {} ({}) SELECT {} FROM _syncward.rejected_rows r WHERE readable "
             "AND generation = %(generation)s AND connection_id = %(connection)s "
             "AND stream = %(stream)s"
-        ).format(table, sql.SQL(", ").join(sql.Identifier(c.name) for c in key), typed),
+        ).format(
+            table,
+            beside_values(conn, sql.SQL(", ").join(sql.Identifier(c.name) for c in key)),
+            beside_values(conn, typed),
+        ),
         {**_of(refusals.request), "generation": refusals.generation},
     )
 
@@ -379,7 +383,7 @@ def mark(conn: Connection, refusals: Refusals, which: sql.Composable) -> None:
             "UPDATE _syncward.rejected_rows r SET run_id = NULL WHERE {} "
             "AND generation IS DISTINCT FROM %(generation)s "
             "AND connection_id = %(connection)s AND stream = %(stream)s"
-        ).format(which),
+        ).format(beside_values(conn, which)),
         {**_of(refusals.request), "generation": refusals.generation or 0},
     )
 

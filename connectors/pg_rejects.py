@@ -37,6 +37,7 @@ from connectors.pg_refusals import (
     reason_of,
     unless_refused,
 )
+from connectors.postgres import beside_values
 from schemas.records import LoadCounts
 
 #: What a statement did: rows inserted and updated, say.
@@ -75,8 +76,8 @@ def _suspects(load: Load) -> list[str]:
     )
     query = sql.SQL("SELECT s.ctid::text FROM {} s JOIN ({}) t ON {} LIMIT {}").format(
         load.staging,
-        pg_refusals.MARKED.format(typed_key),
-        same(load, [c.name for c in key]),
+        pg_refusals.MARKED.format(beside_values(load.conn, typed_key)),
+        beside_values(load.conn, same(load, [c.name for c in key])),
         sql.Literal(_SUSPECTS_MAX + 1),
     )
     rows = []
@@ -118,7 +119,8 @@ def swept(load: Load) -> None:
     """Mark rows that were refused before and whose key is gone, where all keys are here."""
     if load.refusals is None:
         return
-    gone = sql.SQL("r.readable AND r.digest NOT IN (SELECT {} FROM {} s)")
+    # As a join: NOT IN would go through all keys for each row once they outgrow memory.
+    gone = sql.SQL("r.readable AND NOT EXISTS (SELECT FROM {1} s WHERE {0} = r.digest)")
     with unless_refused(load.conn):  # a key may be none here
         pg_refusals.mark(load.conn, load.refusals, gone.format(key_digest(load), KEYS))
 
@@ -138,6 +140,8 @@ class _Blocks:
 
 #: Sets that may wait for rows of other sets, at one time.
 _WAITING_MAX = 500
+#: So often rows that wait are tried once more, all together: then those that still do are refused.
+_AGAIN_MAX = 30_000
 #: Parts into which a set of many blocks is cut.
 _PARTS = 8
 #: Rows that are suspected at most; more than these are found as if nothing were known.
@@ -181,8 +185,10 @@ class _Search:
             bad = self._refused_of(reversed(sets) if backwards else sets)
             sets = [part for parts in (reversed(bad) if backwards else bad) for part in parts]
             backwards = not backwards
-        while self._refused and self._again(backwards=backwards):
+        tries = 0
+        while tries < _AGAIN_MAX and self._again(backwards=backwards):
             backwards = not backwards
+            tries += len(self._refused)
         return self._done
 
     def _refused_of(self, sets: Iterable[_Piece]) -> list[list[_Piece]]:
@@ -206,14 +212,26 @@ class _Search:
             errors.append(error)
             waiting += depends(error)
             if len(errors) - waiting > room or waiting > max(room, _WAITING_MAX):
+                self._check_before()
                 columns = [c.name for c in self._load.columns]
                 self._refusals.too_many([reason_of(e, columns) for e in errors], error)
         return bad
 
+    def _check_before(self) -> None:
+        """Fail as the server says if what was removed before the rows is to blame, not they."""
+        self._load.conn.execute("SET CONSTRAINTS ALL IMMEDIATE")
+
     def _again(self, *, backwards: bool) -> bool:
-        """Try the rows that waited for others once more; say whether one of them was taken."""
+        """Try the rows that waited for others once more; say whether one of them was taken.
+
+        First all of them at once: some wait for each other (unique values that swap).
+        """
         before = len(self._refused)
         waited = [place for place, error in self._refused.items() if depends(error)]
+        if len(waited) > 1 and self._try(waited) is None:
+            for place in waited:
+                del self._refused[place]
+            return True
         for place in reversed(waited) if backwards else waited:
             error = self._try([place])
             if error is None:
@@ -278,6 +296,7 @@ class _Search:
         """Note the rows that were refused, in our own words; return how many."""
         if not self._refused:
             return 0
+        self._check_before()
         load = self._load
         key = key_text(load) if load.key else sql.SQL("NULL::jsonb")
         rows = load.conn.execute(
@@ -355,10 +374,10 @@ def drop_repeated(load: Load, table: sql.Composable, doomed: sql.Composable) -> 
     """Delete rows that repeat a key and keep what they were in the table of refused ones."""
     row = load.conn.execute(
         sql.SQL(pg_refusals.KEEP_REPEATED).format(
-            table=table,
-            doomed=doomed,
-            digest=key_digest(load, "d."),
-            key=key_text(load, "d."),
+            table=beside_values(load.conn, table),
+            doomed=beside_values(load.conn, doomed),
+            digest=beside_values(load.conn, key_digest(load, "d.")),
+            key=beside_values(load.conn, key_text(load, "d.")),
             again=sql.SQL(pg_refusals.AGAIN),
         ),
         pg_refusals.repeated(load.request),

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
 import psycopg
+from psycopg import sql
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from connectors import authority
@@ -266,6 +267,11 @@ _TRUSTED_FILES = frozenset(
     | {"execIndexing.c", "execExprInterp.c", "domains.c"}
 )
 _DENIED = re.compile(r"permission denied for ([a-z ]+ \S.*)")
+
+
+def beside_values(conn: Connection, part: sql.Composable) -> sql.SQL:
+    """Return a part of a statement that also has values: a % in a name of the part is none."""
+    return sql.SQL(part.as_string(conn).replace("%", "%%"))
 
 
 def named(error: psycopg.Error) -> psycopg.errors.Diagnostic | None:
