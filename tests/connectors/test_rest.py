@@ -32,7 +32,7 @@ from connectors import masking, registry, rest_json
 from connectors.egress import EgressRefused
 from connectors.rest_limits import told
 from schemas.errors import ConfigError, CredentialsError, Deferral, SyncwardError, TransientError
-from schemas.records import WireFormat
+from schemas.records import Between, WireFormat
 from schemas.streams import StreamSpec
 from tests.rest_api import Api, Asked, Reply
 from tests.world import LOOSE
@@ -674,6 +674,20 @@ def test_a_full_refresh_is_one_batch_and_brings_the_keys_for_deletes(timed):
     keys = [row for group in batch.keys.groups for row in group.rows]
     assert [c.name for c in batch.keys.columns] == ["id"]
     assert {key[0] for key in keys} == {1, 2, 3}
+
+
+def test_a_backfill_brings_exactly_the_records_between_two_times(timed):
+    stream = timed.stream("cursor", schema=TIMED, incremental_sync=EVERY_DAY)
+    spec = StreamSpec(name="shop.orders", **MERGE)
+    between = Between(lower="2026-01-01T12:00", upper="2026-01-03 10:00:00")
+    with (
+        closing(timed.open(stream)) as source,
+        source.extract(spec, None, WireFormat.ROWS, between=between) as batches,
+    ):
+        (batch,) = batches
+        assert [row[0] for group in batch.groups for row in group.rows] == [2]
+    assert (batch.full, batch.lower["value"]) == (False, "2026-01-01T12:00:00+00:00")
+    assert batch.upper["value"] == "2026-01-03T10:00:00+00:00"
 
 
 def test_what_changes_while_all_is_read_is_not_taken_for_gone(timed):
