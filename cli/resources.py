@@ -1,7 +1,9 @@
 """`syncward resource`: external systems and their sealed credentials."""
 
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -46,7 +48,7 @@ def create(  # noqa: PLR0917 - click passes what the operator typed
 ) -> None:
     """Create a resource. Secrets come from a file, stdin or a prompt, never from an argument."""
     config = registry.validate_config(kind, _clear(settings), cli.settings.link_policy())
-    given = _sources(kind, secret_file, secret_stdin)
+    given = _sources(kind, secret_file, secret_stdin, config)
     keyring = credentials.open_keyring(cli)
     with cli.inside(name) as (tx, account, short):
         resource_id = new_id()
@@ -92,7 +94,9 @@ def _clear(settings: tuple[str, ...]) -> dict[str, str]:
     return config
 
 
-def _sources(kind: str, files: tuple[str, ...], stdin: str | None) -> dict[str, str]:
+def _sources(
+    kind: str, files: tuple[str, ...], stdin: str | None, config: Mapping[str, Any]
+) -> dict[str, str]:
     given = {stdin: "stdin"} if stdin else {}
     for entry in files:
         field, sign, path = entry.partition("=")
@@ -104,7 +108,8 @@ def _sources(kind: str, files: tuple[str, ...], stdin: str | None) -> dict[str, 
     if unknown:
         raise ConfigError(f"{kind} has no secret {', '.join(unknown)}; it has {', '.join(wanted)}")
     if interactive():
-        return {field: given.get(field, "prompt") for field in wanted}
+        prompted = [*registry.wanted_secrets(kind, config), *given]
+        return {field: given.get(field, "prompt") for field in prompted}
     return given
 
 
@@ -122,8 +127,9 @@ def list_(cli: Cli) -> None:
 
 def _where(resource: Resource) -> str:
     config = resource.config
-    if "path" in config:
-        return str(config["path"])
+    for name in ("path", "manifest"):
+        if name in config:
+            return str(config[name])
     return f"{config.get('host', '')}:{config.get('port', '')}/{config.get('database', '')}"
 
 
@@ -222,7 +228,7 @@ def rotate(cli: Cli, name: str, secret_file: tuple[str, ...], secret_stdin: str 
     keyring = credentials.open_keyring(cli)
     with cli.inside(name) as (tx, account, short):
         found = resources.get(tx, short)
-        given = _sources(found.kind, secret_file, secret_stdin)
+        given = _sources(found.kind, secret_file, secret_stdin, found.config)
         if not given:
             raise ConfigError("no secret was given; use --secret-file FIELD=FILE or --secret-stdin")
         for field, source in given.items():

@@ -39,18 +39,28 @@ def checked(path: str) -> str:
     """Return the path for libpq, without symbolic links; NoAuthority if it is not to open it."""
     if path == SYSTEM:
         return path
-    if not written_well(path):
+    real, found = _found(path)
+    if not _has_certificate(found):
+        raise NoAuthority
+    return real
+
+
+def content(path: str) -> bytes:
+    """Return what a regular file of at most 1 MiB holds, which a resource names; NoAuthority."""
+    return _found(path)[1]
+
+
+def _found(path: str) -> tuple[str, bytes]:
+    """Return the path without symbolic links, and what the file holds."""
+    if path == SYSTEM or not written_well(path):
         raise NoAuthority
     try:
         real = os.path.realpath(path, strict=True)
         if _special(real):
             raise NoAuthority
-        content = _read(real)
+        return real, _read(real)
     except (OSError, ValueError):
         raise NoAuthority from None
-    if not _has_certificate(content):
-        raise NoAuthority
-    return real
 
 
 def _special(path: str) -> bool:

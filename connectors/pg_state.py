@@ -233,8 +233,12 @@ def commit(
     expected: Cursor | None,
     full: bool,
     swept: bool,
+    more: bool = False,
 ) -> None:
-    """Store cursor and result as the last act of the rows' transaction; LeaseLost if fenced off."""
+    """Store cursor and result as the last act of the rows' transaction; LeaseLost if fenced off.
+
+    With `more` to come there is no result yet: another attempt goes on from the cursor.
+    """
     done = conn.execute(
         _COMMIT_BESIDE if request.backfill else _COMMIT,
         {
@@ -245,7 +249,9 @@ def commit(
             "reads": definition(request),
             "schema_hash": result.schema_hash,
             "columns": Jsonb(columns),
-            "result": Jsonb(result.model_dump(mode="json", exclude_defaults=True)),
+            "result": None
+            if more
+            else Jsonb(result.model_dump(mode="json", exclude_defaults=True)),
             "upper": _jsonb(result.cursor_to),
             "expected": _jsonb(expected),
             "full": full,

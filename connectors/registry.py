@@ -70,14 +70,25 @@ def validate_config(kind: str, config: Mapping[str, Any], policy: LinkPolicy) ->
 
 
 def secret_fields(kind: str) -> tuple[str, ...]:
-    """Return the names of the secrets that a connector wants."""
+    """Return the names of the secrets that a connector may want."""
     fields: tuple[str, ...] = _any(kind).SECRET_FIELDS
     return fields
 
 
+def wanted_secrets(kind: str, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the secrets that a resource with these settings wants; all, if that is not known."""
+    module = _any(kind)
+    wanted = getattr(module, "wanted_secrets", None)
+    return secret_fields(kind) if wanted is None else tuple(wanted(config))
+
+
 def without_secrets() -> frozenset[str]:
-    """Return the connectors that want no secret: nothing is unsealed for them."""
-    return frozenset(kind for kind in sources() | destinations() if not secret_fields(kind))
+    """Return the connectors that may do without a secret: then nothing is unsealed for them."""
+    return frozenset(
+        kind
+        for kind in sources() | destinations()
+        if not secret_fields(kind) or getattr(_any(kind), "SECRETS_OPTIONAL", False)
+    )
 
 
 def _any(kind: str) -> Any:  # noqa: ANN401 - modules have no better type

@@ -115,6 +115,10 @@ FAILURES: dict[str, Failure] = {
     "writes_at_source": _person("read another view"),
     "deferred": Failure(Who.TIME_TOLD, "nothing: the other system said when to come back"),
     "deferred_too_long": _person("ask the other system for more, or schedule less often"),
+    # ── what an API said ─────────────────────────────────────────────────────────────────────
+    "api_answer": _person("correct the manifest; `connector try` shows what comes"),
+    "api_refused": _person("correct the manifest, the parameters or the login's rights there"),
+    "api_unavailable": _time("nothing, unless it stays: ask whoever runs the API"),
     # ── the connection itself ────────────────────────────────────────────────────────────────
     "config": _person("do what the sentence says"),
     "guard": Failure(Who.APPROVER, "look at what it found; `run approve` or `run reject`"),

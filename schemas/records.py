@@ -213,6 +213,7 @@ class Batch:
     beyond: FarCursor | None = None  # a guard's finding at the source
     masked: bool = False  # the stream's masks have been put on (connectors/masking.py)
     part: Part | None = None  # of a large full read; None: the batch is all that is read
+    more: bool = False  # another one follows: the stream is not complete with this one
 
     @property
     def everything(self) -> bool:

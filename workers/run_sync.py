@@ -311,6 +311,9 @@ def _load(
                     claims.progressed(tx, attempt.claim)
                 continue
             loaded = destination.load(request, watched)
+            if batch.more:  # whatever becomes of the next one, this one counts
+                with _timed("checkpoint"), transaction(attempt.deps.engine) as tx:
+                    claims.progressed(tx, attempt.claim)
             result = loaded if result is None else outcomes.joined(result, loaded)
     if result is None:
         raise RuntimeError(f"{spec.name}: the source ended without a batch")

@@ -211,7 +211,7 @@ class FilesDestination:
             request,
             expected=self._expected[name],
             grace=self._config.grace,
-            changed=lambda now: self._changed(now, request, result, written, full=batch.full),
+            changed=lambda now: self._changed(now, request, result, written, batch),
         )
         if not request.backfill:
             self._expected[name] = batch.upper
@@ -233,12 +233,11 @@ class FilesDestination:
         request: LoadRequest,
         result: StreamResult,
         written: _Written,
-        *,
-        full: bool,
+        batch: Batch,
     ) -> Manifest:
         at = datetime.now(UTC)
         retired = (Retired(name=part.name, since=at) for part in written.replaced)
-        counted = 0 if full else now.runs_since_full + (now.run_id != request.run_id)
+        counted = 0 if batch.full else now.runs_since_full + (now.run_id != request.run_id)
         syncs = {
             "cursor": result.cursor_to,
             "reads": definition(request, self._config.format),
@@ -250,7 +249,7 @@ class FilesDestination:
                 **({} if request.backfill else syncs),
                 "generation": now.generation + 1,
                 "run_id": request.run_id,
-                "result": result,
+                "result": None if batch.more else result,  # the stream is not complete yet
                 "format": self._config.format,
                 "columns": tuple(KeptColumn.of(column) for column in written.columns),
                 "ordered_by": written.ordered_by,
@@ -281,7 +280,7 @@ class FilesDestination:
         )
         groups = _fitted(batch, columns)
         if not key:
-            adds = mode is Mode.APPEND and not request.rewrite
+            adds = mode is Mode.APPEND and not (request.rewrite and batch.full)
             adds = adds and claimed.resumable and not (batch.full and claimed.known)
             written = self._stream(place, groups, manifest, adds=adds)
             return replace(written, counts=replace(written.counts, changes=layout.changes))

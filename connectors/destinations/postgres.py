@@ -183,18 +183,26 @@ class PostgresDestination:
                 pg_generations.drop(self._conn, request, unfinished)
             pg_types.check_intervals(self._conn, self._config, request, here.shape.columns)
             result = results.result_of(request, here, counts, seconds=monotonic() - started)
+            columns = {c.name: (c.number, c.type) for c in here.shape.columns}
             pg_state.commit(
                 self._conn,
                 request,
                 result,
-                {c.name: (c.number, c.type) for c in here.shape.columns},
+                columns,
                 expected=self._expected[name],
                 full=batch.full,
                 swept=batch.full or batch.keys is not None,
+                more=batch.more,
             )
         if not request.backfill:
             self._expected[name] = batch.upper
-            self._states[name] = replace(self._states[name], unfinished=None)
+            self._states[name] = replace(
+                self._states[name],
+                unfinished=None,
+                known=True,
+                schema_hash=result.schema_hash,
+                columns=columns,
+            )
         return result
 
     def _keep(self, request: LoadRequest, batch: Batch) -> None:
@@ -260,7 +268,7 @@ class PostgresDestination:
             self._config,
             request,
             batch,
-            rewrite=request.rewrite or (append and batch.full and state.known),
+            rewrite=batch.full and (request.rewrite or (append and state.known)),
             seen_shape=state.schema_hash,
             seen=state.columns,
             refusals=self._refusals(request, batch),

@@ -4,7 +4,10 @@ A new connector is one file in connectors/ and one class here, listed in SOURCES
 Nothing here uses the connectors' own code to read or write: files are read as their readers would.
 """
 
+import functools
 import json
+import re
+import secrets
 import sqlite3
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Sequence
@@ -12,13 +15,15 @@ from contextlib import closing
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
-from uuid import UUID
+from threading import Event
+from typing import Any, cast
+from uuid import UUID, uuid4
 
 from psycopg import sql
 from pyarrow import parquet
 
 from schemas.egress import LinkPolicy
+from tests.rest_api import Api, Asked, Reply
 
 #: Column name and the SQL type that arrives: what every source here can make.
 Columns = Sequence[tuple[str, str]]
@@ -318,6 +323,185 @@ class MariadbSource:
                 return value
 
 
+#: What SQL types of the suite are in JSON, as a manifest's schema names it; all others are texts.
+_IN_JSON = {
+    "boolean": "boolean", "bigint": "integer", "double precision": "number", "numeric": "number",
+    "numeric(12,2)": "number", "date": "date", "timestamp with time zone": "timestamp",
+}  # fmt: skip
+
+
+def sent(value: object) -> str:
+    """A value as an API writes it, digit for digit."""
+    match value:
+        case Decimal():
+            return format(value, "f")
+        case float():
+            return repr(value)
+        case None | bool() | int() | str():
+            return json.dumps(value)
+        case _:
+            return json.dumps(image(value))
+
+
+@functools.cache
+def shared_api() -> Api:
+    return Api()
+
+
+class RestSource:
+    """Tables behind an API that gives pages with a cursor and what has changed since a time."""
+
+    kind = "rest"
+    schema = "shop"
+    append_cursor = None  # by time only, and none of these rows is of the time it comes at
+    merge_cursor = "changed"
+    endless = "endless"
+    silent = "silent"
+    page = 500
+    step = ""  # of windows, each with a commit of its own
+
+    def __init__(self, pair, root: Path) -> None:
+        del pair
+        self.api = shared_api()
+        self.prefix = f"/{uuid4().hex}"
+        self.file = root.parent / "shop.yaml"
+        self.config = {
+            "manifest": str(self.file), "parameters": {"url": f"{self.api.url}{self.prefix}"},
+        }  # fmt: skip
+        self.secrets = {"token": "tok-of-the-suite"}
+        self._columns: dict[str, list[tuple[str, str]]] = {}
+        self._keys: dict[str, str | None] = {}
+        self._rows: dict[str, list[list[object]]] = {}
+
+    def _write(self) -> None:
+        streams = {name: self._stream(name, columns) for name, columns in self._columns.items()}
+        manifest = {
+            "version": "1", "name": "shop", "url_base": "{{ config.url }}",
+            "parameters": {"url": {}}, "authenticator": {"type": "BearerAuthenticator"},
+            "check": {"stream_names": [next(iter(streams))]}, "streams": streams,
+        }  # fmt: skip
+        self.file.write_text(json.dumps(manifest))
+
+    def _stream(self, name: str, columns: list[tuple[str, str]]) -> dict[str, Any]:
+        key = self._keys[name]
+        stream: dict[str, Any] = {
+            "path": f"/{name}", "raw": False, "primary_key": [key] if key else [],
+            "schema": {n: _IN_JSON.get(t, "string") for n, t in columns},
+            "record_selector": {"field_path": "rows"},
+            "paginator": {
+                "type": "CursorPagination", "cursor_value": "next",
+                "page_token_option": {"field_name": "after"},
+            },
+        }  # fmt: skip
+        if ("changed", "timestamp with time zone") in columns:
+            stream["incremental_sync"] = {
+                "cursor_field": "changed", "start_datetime": "2000-01-01",
+                "start_time_option": {"field_name": "since"},
+            }  # fmt: skip
+            if self.step:
+                end = {"end_time_option": {"field_name": "until"}, "step": self.step}
+                stream["incremental_sync"] |= end
+        return stream
+
+    def _answer(self, table: str, asked: Asked) -> Reply:
+        if asked.headers.get("authorization") != "Bearer tok-of-the-suite":
+            return Reply(401)
+        rows, start = self._rows[table], int(asked.query.get("after", 0))
+        if "since" in asked.query:
+            since = datetime.fromisoformat(asked.query["since"])
+            until = datetime.fromisoformat(asked.query.get("until", "9999-12-31T00:00:00Z"))
+            place = [n for n, _ in self._columns[table]].index("changed")
+            rows = [row for row in rows if since <= cast("datetime", row[place]) <= until]
+        names = [json.dumps(n) for n, _ in self._columns[table]]
+        some = ",".join(
+            "{" + ",".join(f"{n}:{sent(v)}" for n, v in zip(names, row, strict=False)) + "}"
+            for row in rows[start : start + self.page]
+        )
+        end = start + self.page
+        return Reply(
+            200, f'{{"rows":[{some}],"next":{end if end < len(rows) else "null"}}}'.encode()
+        )
+
+    def create(self, table: str, columns: Columns, key: str | None = "id") -> None:
+        self._columns[table], self._keys[table] = list(columns), key
+        self._rows[table] = []
+        self.api.routes[f"{self.prefix}/{table}"] = lambda asked: self._answer(table, asked)
+        self._write()
+
+    def insert(self, table: str, rows: Iterable[Sequence[object]]) -> None:
+        self._rows[table] += [list(row) for row in rows]
+
+    def update(self, table: str, row_id: int, name: str, value: object) -> None:
+        names = [n for n, _ in self._columns[table]]
+        (row,) = [r for r in self._rows[table] if r[0] == row_id]
+        row[names.index(name)], row[names.index("changed")] = value, datetime.now(UTC)
+
+    def delete(self, table: str, row_id: int) -> None:
+        self._rows[table] = [r for r in self._rows[table] if r[0] != row_id]
+
+    def alter(self, statement: str) -> None:
+        changed = re.fullmatch(r"UPDATE (\w+) SET (\w+) = '(\w+)' WHERE id IN \((.*)\)", statement)
+        if changed is not None:
+            place = [n for n, _ in self._columns[changed[1]]].index(changed[2])
+            for row in self._rows[changed[1]]:
+                if str(row[0]) in changed[4].split(", "):
+                    row[place] = changed[3]
+            return
+        found = re.fullmatch(r'ALTER TABLE "(\w+)" (ADD|DROP) COLUMN (\w+) ?(.*)', statement)
+        assert found is not None
+        table, name, columns = found[1], found[3], self._columns[found[1]]
+        if found[2] == "ADD":
+            columns.append((name, found[4]))
+            self._rows[table] = [[*row, None] for row in self._rows[table]]
+        else:
+            place = [n for n, _ in columns].index(name)
+            del columns[place]
+            for row in self._rows[table]:
+                del row[place]
+        self._write()
+
+    def view(self, name: str, query: str) -> None:
+        self.create(name, [("id", "bigint")])
+        self.api.routes[f"{self.prefix}/{name}"] = (
+            self._endless if query == "endless" else self._silent
+        )
+
+    def _endless(self, asked: Asked) -> Reply:
+        start = int(asked.query.get("after", 0))
+        rows = [{"id": n} for n in range(start, start + self.page)]
+        return Reply(200, {"rows": rows, "next": start + self.page})
+
+    def _silent(self, _asked: Asked) -> Reply:
+        Event().wait(60)
+        return Reply(503)
+
+    def wide(self, table: str, rows: int, size: int) -> None:
+        self.create(table, [("id", "bigint"), ("pad", "text")])
+        texts = [f'{{"id":{n},"pad":"{secrets.token_hex(size // 2)}"}}' for n in range(rows)]
+
+        def answer(asked: Asked) -> Reply:
+            start = int(asked.query.get("after", 0))
+            end = start + self.page
+            some, after = ",".join(texts[start:end]), end if end < rows else "null"
+            return Reply(200, f'{{"rows":[{some}],"next":{after}}}'.encode())
+
+        self.api.routes[f"{self.prefix}/{table}"] = answer
+
+    def rows(self, table: str) -> list[tuple[str | None, ...]]:
+        types = [t for _, t in self._columns[table]]
+        return images(
+            tuple(arrives(v, t) for v, t in zip(row, types, strict=True))
+            for row in self._rows[table]
+        )
+
+
+def arrives(value: object, type_: str) -> object:
+    """What a value of the suite is behind JSON: every number a decimal, what has no type a text."""
+    if isinstance(value, float):
+        return Decimal(repr(value))
+    return value if type_ in _IN_JSON else image(value)
+
+
 # ── destinations ─────────────────────────────────────────────────────────────────────────────
 
 
@@ -416,7 +600,9 @@ class JsonDestination(FilesDestination):
         return value
 
 
-SOURCES: dict[str, Any] = {cls.kind: cls for cls in (PostgresSource, SqliteSource, MariadbSource)}
+SOURCES: dict[str, Any] = {
+    cls.kind: cls for cls in (PostgresSource, SqliteSource, MariadbSource, RestSource)
+}
 #: What `make test` leaves out.
 FULL_ONLY = {"mariadb"}
 DESTINATIONS: dict[str, Any] = {

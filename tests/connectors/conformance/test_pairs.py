@@ -45,8 +45,9 @@ def test_replace_holds_what_the_source_holds_and_nothing_else(orders):
     orders.source.insert("orders", [(11, THEN, None)])
     result = orders.sync(spec)
     assert orders.same("orders")
-    assert (result.rows_inserted, result.rows_updated, result.rows_unchanged) == (1, 1, 8)
-    assert result.rows_deleted == 1
+    if orders.compares_rows:
+        assert (result.rows_inserted, result.rows_updated, result.rows_unchanged) == (1, 1, 8)
+        assert result.rows_deleted == 1
 
 
 def test_replace_without_a_key_holds_every_row_as_often_as_the_source(engine):
@@ -216,10 +217,12 @@ def test_a_merge_that_reads_everything_deletes_what_is_gone_if_told_to(orders):
 
 def test_a_key_sweep_finds_deletes_or_is_refused(orders):
     spec = orders.spec("orders", "merge", deletes="hard", key_sweep=1)
-    if orders.destination.kind == "files":
-        with pytest.raises(ConfigError, match="files follow deletes only where"):
-            orders.sync(spec)
-        return
+    refusals = {"files": "files follow deletes only where", "rest": "no list of keys"}
+    for end in (orders.destination, orders.source):
+        if end.kind in refusals:
+            with pytest.raises(ConfigError, match=refusals[end.kind]):
+                orders.sync(spec)
+            return
     orders.sync(spec)
     orders.source.delete("orders", 3)
     assert orders.sync(spec).rows_deleted == 1
@@ -253,11 +256,14 @@ def test_guards_keep_what_is_served_until_a_person_has_approved(many, gone, guar
     assert many.destination.left_over() == []
     found = tuple(preview.finding for preview in caught.value.previews)
     assert (found[0].before, found[0].after, found[0].to_delete) == (200, 200 - gone, gone)
-    assert many.sync(spec, approvals=found).rows_deleted == gone
+    deleted = many.sync(spec, approvals=found).rows_deleted
+    assert deleted == gone or not many.compares_rows
     assert many.same("orders")
 
 
 def test_a_cursor_that_is_far_ahead_asks_a_person(orders):
+    if orders.source.kind == "rest":
+        pytest.skip("what is ahead is not known before everything is read, and moves no cursor")
     orders.source.insert("orders", [(11, datetime.now(UTC) + timedelta(days=30), "x")])
     spec = orders.spec("orders", "merge", cursor="changed")
     with pytest.raises(DataGuardTripped) as caught:
@@ -303,7 +309,7 @@ def test_every_portable_type_arrives_equal_and_stays_unchanged(engine, mode):
     spec = engine.spec("typed", mode, **({"cursor": None} if mode == "merge" else {}))
     assert engine.sync(spec).rows_inserted == 4
     assert engine.destination.rows("typed") == engine.source.rows("typed")
-    assert engine.sync(spec).rows_unchanged == 4
+    assert engine.sync(spec).rows_unchanged == (4 if engine.compares_rows or spec.key else 0)
 
 
 def test_null_is_not_an_empty_text(engine):

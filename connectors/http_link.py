@@ -1,0 +1,328 @@
+"""The guard for HTTP: every call to a system that an operator's customer names. Start at `Link`.
+
+A host is looked up once and its addresses are checked and pinned (connectors/egress.py); TLS
+checks the host's name; a redirect is followed to the same origin only, so that what a call carries
+never reaches another one; answers are bounded in bytes, after decompression, and in time.
+"""
+
+import ssl
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from time import monotonic
+from urllib.parse import urljoin, urlsplit
+
+import httpcore
+import httpx
+
+from connectors import authority
+from connectors.egress import Lookup, look_up
+from connectors.http_sockets import NotConnected, Sockets
+from connectors.net import validate_host
+from schemas.egress import LinkPolicy
+from schemas.errors import ConfigError, SyncwardError, TransientError
+
+_REDIRECTS = {301, 302, 303, 307, 308}
+_KEEPS_BODY = {307, 308}
+_PORTS = {"https": 443, "http": 80}
+_DECODED_AT_ONCE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How long a call may take and how much it may bring."""
+
+    body_max: int = 8 * 2**20  # bytes, decompressed
+    total_s: float = 120
+    connect_s: float = 10
+    read_s: float = 60  # without a byte
+    redirects_max: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a call goes: what a token must not leave."""
+
+    scheme: str
+    host: str
+    port: int
+
+    @property
+    def shown(self) -> str:
+        """The host, with its port where that is not the usual one."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if _PORTS[self.scheme] == self.port else f"{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    method: str
+    url: str
+    origin: Origin
+    headers: Mapping[str, str]
+    content: bytes
+    until: float  # by our clock
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back: of whatever status."""
+
+    status: int
+    headers: httpx.Headers
+    body: bytes
+    url: str  # the last one, after redirects
+    tls: str  # the version of TLS, or none
+
+
+def origin_of(url: str) -> Origin:
+    """Return where a URL leads; ConfigError unless it is a plain http or https URL."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise ConfigError("the URL cannot be read; write https://HOST/PATH") from None
+    if parts.scheme not in _PORTS or not parts.hostname:
+        raise ConfigError("the URL is no http or https URL; write https://HOST/PATH")
+    if "@" in parts.netloc:
+        raise ConfigError(
+            "the URL holds a login, which would be stored in clear; use the secret fields"
+        )
+    if any(ord(c) <= 0x20 or ord(c) == 0x7F for c in url) or "\\" in url:  # noqa: PLR2004 - controls
+        raise ConfigError("the URL holds a blank, a control character or a backslash")
+    return Origin(parts.scheme, validate_host(parts.hostname), port or _PORTS[parts.scheme])
+
+
+def check_origin(url: str, policy: LinkPolicy) -> Origin:
+    """Return where a URL leads; ConfigError where the policy wants TLS and there is none."""
+    origin = origin_of(url)
+    if policy.tls_required and origin.scheme != "https":
+        raise ConfigError(
+            f"{origin.shown}: everybody on the way could read what is sent; use https",
+            code="tls_too_weak",
+        )
+    return origin
+
+
+def same_origin(url: str, link: str, origin: Origin) -> str | None:
+    """Return a link of an answer as a whole URL; None if it leads to another origin."""
+    try:
+        whole = urljoin(url, link)
+        return whole if origin_of(whole) == origin else None
+    except (ConfigError, ValueError):
+        return None
+
+
+class Link:
+    """Calls to any number of hosts. Used by one thread; `cut` comes from others."""
+
+    def __init__(
+        self,
+        policy: LinkPolicy,
+        *,
+        bounds: Bounds | None = None,
+        trusted: str = authority.SYSTEM,
+        lookup: Lookup = look_up,
+    ) -> None:
+        self._policy = policy
+        self._bounds = bounds or Bounds()
+        self._sockets = Sockets(policy, lookup)
+        self._trusted = trusted
+        self._pools: dict[str, httpcore.ConnectionPool] = {}
+
+    def _pool(self, scheme: str) -> httpcore.ConnectionPool:
+        """Return the connections of a scheme; the authorities are read where there is TLS."""
+        if scheme not in self._pools:
+            self._pools[scheme] = httpcore.ConnectionPool(
+                ssl_context=_trust(self._trusted) if scheme == "https" else None,
+                max_connections=4,
+                network_backend=self._sockets,
+            )
+        return self._pools[scheme]
+
+    def reach(self, url: str) -> None:
+        """Look up and check where a URL leads, and pin it; nothing is sent."""
+        origin = check_origin(url, self._policy)
+        self._sockets.pinned(origin.host, origin.port)
+
+    def call(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        content: bytes = b"",
+    ) -> Answer:
+        """Send one request and return the whole answer, whatever its status.
+
+        ConfigError: forbidden, not trusted, too large, or a redirect elsewhere. TransientError:
+        not there, too slow, or ended in the middle.
+        """
+        origin = check_origin(url, self._policy)
+        until = monotonic() + self._bounds.total_s
+        for _ in range(self._bounds.redirects_max + 1):
+            answer = self._once(_Call(method, url, origin, headers or {}, content, until))
+            where = answer.headers.get("location")
+            if answer.status not in _REDIRECTS or where is None:
+                return answer
+            if content and answer.status not in _KEEPS_BODY:
+                raise _wrong(origin, "redirects a request that has a body")
+            target = same_origin(url, where, origin)
+            if target is None:
+                raise _wrong(
+                    origin, "redirects to another host, which gets no request and no token"
+                )
+            url = target
+        raise _wrong(origin, f"redirects more than {self._bounds.redirects_max} times")
+
+    def _once(self, call: _Call) -> Answer:
+        # Raised outside of `except`: an exception of the client may carry the request along.
+        failed: SyncwardError
+        origin = call.origin
+        try:
+            return self._sent(call)
+        except httpcore.TimeoutException:
+            failed = _late(origin)
+        except (httpcore.NetworkError, httpcore.ProtocolError) as error:
+            failed = _lost(origin, error)
+        except (httpx.InvalidURL, UnicodeError):
+            failed = _wrong(origin, "cannot be asked for this URL")
+        if self._sockets.ended:
+            failed = TransientError(
+                f"{origin.shown}: the call was cancelled", code="cancelled_there"
+            )
+        raise failed
+
+    def _sent(self, call: _Call) -> Answer:
+        origin, bounds = call.origin, self._bounds
+        headers = {
+            "Host": origin.shown,
+            "Accept-Encoding": "gzip",
+            "User-Agent": "syncward",
+        }
+        if call.content or call.method != "GET":
+            headers["Content-Length"] = str(len(call.content))
+        headers |= call.headers
+        request = httpcore.Request(
+            call.method,
+            httpcore.URL(
+                scheme=origin.scheme,
+                host=origin.host,
+                port=origin.port,
+                target=httpx.URL(call.url).raw_path,
+            ),
+            headers=[(n.encode("ascii"), v.encode("ascii")) for n, v in headers.items()],
+            content=call.content,
+            extensions={
+                "timeout": {
+                    "connect": bounds.connect_s, "read": bounds.read_s, "write": bounds.read_s,
+                    "pool": bounds.connect_s,
+                }
+            },
+        )  # fmt: skip
+        self._sockets.until = call.until
+        response = self._pool(origin.scheme).handle_request(request)
+        try:
+            came = httpx.Headers(response.headers)
+            body = b"".join(self._decoded(response.iter_stream(), came, call))
+            secured = response.extensions["network_stream"].get_extra_info("ssl_object")
+        finally:
+            response.close()
+        return Answer(
+            response.status, came, body, call.url, secured.version() if secured else "none"
+        )
+
+    def _decoded(
+        self, chunks: Iterator[bytes], headers: httpx.Headers, call: _Call
+    ) -> Iterator[bytes]:
+        """Yield the body in pieces; the bound is looked at before a piece is decompressed whole."""
+        origin = call.origin
+        encoding = headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in {"identity", "gzip", ""}:
+            raise _wrong(origin, "answers in an encoding that was not asked for")
+        unzip = zlib.decompressobj(31) if encoding == "gzip" else None
+        size = 0
+        for chunk in chunks:
+            for piece in [chunk] if unzip is None else self._unzipped(unzip, chunk, origin):
+                size += len(piece)
+                if size > self._bounds.body_max:
+                    raise _wrong(
+                        origin,
+                        f"sends more than {self._bounds.body_max >> 20} MiB in one answer; ask "
+                        "for smaller pages",
+                    )
+                yield piece
+        if unzip is not None and size and not unzip.eof:
+            raise TransientError(
+                f"{origin.shown}: the answer ended in the middle; tried again",
+                code="connection_lost",
+            )
+
+    @staticmethod
+    def _unzipped(unzip: "zlib._Decompress", chunk: bytes, origin: Origin) -> Iterator[bytes]:
+        while chunk:
+            try:
+                yield unzip.decompress(chunk, _DECODED_AT_ONCE)
+            except zlib.error:
+                raise _wrong(origin, "says gzip and sends something else") from None
+            chunk = unzip.unconsumed_tail
+
+    def cut(self) -> None:
+        """End the call that waits, and let none begin; for another thread."""
+        self._sockets.cut()
+
+    def close(self) -> None:
+        """Close the connections."""
+        for pool in self._pools.values():
+            pool.close()
+
+
+def _trust(trusted: str) -> ssl.SSLContext:
+    try:
+        file = authority.checked(trusted)
+        context = ssl.create_default_context(cafile=None if file == authority.SYSTEM else file)
+    except (authority.NoAuthority, OSError):
+        raise ConfigError(
+            "sslrootcert is no file with a certificate that this worker can use; put the "
+            "authority's file (PEM, at most 1 MiB) on every worker and name its absolute path, or "
+            "system",
+            code="tls_refused",
+        ) from None
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def _wrong(origin: Origin, what: str) -> ConfigError:
+    return ConfigError(f"{origin.shown}: {what}", code="api_answer")
+
+
+def _late(origin: Origin) -> TransientError:
+    return TransientError(f"{origin.shown}: does not answer in time; tried again", code="timeout")
+
+
+def _lost(origin: Origin, error: BaseException) -> SyncwardError:
+    """Say how a connection failed, from what lies below httpcore's error."""
+    reason = error.reason if isinstance(error, NotConnected) else None
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        return ConfigError(
+            f"{origin.shown}: its certificate is not trusted or is another host's; correct the "
+            "host, or name its authority's file in sslrootcert",
+            code="tls_refused",
+        )
+    if isinstance(reason, ssl.SSLError):
+        return ConfigError(
+            f"{origin.shown}: does not speak TLS 1.2 or later there", code="tls_refused"
+        )
+    if isinstance(reason, ConnectionRefusedError):
+        return TransientError(
+            f"{origin.shown}: nothing listens there; tried again", code="connection_refused"
+        )
+    if isinstance(error, httpcore.ConnectError):
+        return TransientError(
+            f"{origin.shown}: no way to it just now; tried again", code="unreachable"
+        )
+    if isinstance(error, httpcore.LocalProtocolError):
+        return _wrong(origin, "cannot be sent this request: a header holds what no header may")
+    return TransientError(
+        f"{origin.shown}: the connection ended in the middle; tried again", code="connection_lost"
+    )

@@ -1,0 +1,153 @@
+"""One request to an API: with its login, within its limits, once more where time may help."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from random import random
+from threading import Event
+from typing import Any
+
+from connectors import rest_answers, rest_limits, rest_text
+from connectors.http_link import Answer, Bounds, Link, Origin, check_origin
+from connectors.rest_answers import Meaning
+from connectors.rest_auth import Login, login_of
+from connectors.rest_limits import Pace
+from connectors.rest_manifest import ErrorHandler, Filter, Manifest
+from connectors.rest_pages import Ask
+from schemas.egress import LinkPolicy
+from schemas.errors import ConfigError, Deferral, SyncwardError, TransientError
+
+#: Seconds before the second try; doubled each time.
+FIRST_RETRY_S = 0.5
+#: Links that end in the middle may be well a moment later; the others take longer.
+_AT_ONCE = {"connection_lost"}
+#: More tries than of errors: a limit says when it is over.
+_MORE_OF_LIMITS = 3
+
+
+def base_of(manifest: Manifest, names: rest_text.Names, policy: LinkPolicy) -> str:
+    """Return the URL below which all paths lie; ConfigError if it is none or too weak."""
+    try:
+        base = rest_text.filled_base(manifest.url_base, names).rstrip("/")
+    except ValueError as error:
+        raise ConfigError(f"{manifest.name}: url_base: {error}") from None
+    try:
+        check_origin(base, policy)
+    except ConfigError as error:
+        raise ConfigError(f"{manifest.name}: url_base: {error.public}", code=error.code) from None
+    if "?" in base or "#" in base:
+        raise ConfigError(f"{manifest.name}: url_base: has a query; use request_parameters")
+    return base
+
+
+class Asker:
+    """Asks one API as one login. Used by one thread; `cancel` comes from others."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        parameters: Mapping[str, object],
+        secrets: Mapping[str, str],
+        policy: LinkPolicy,
+        *,
+        trusted: str,
+    ) -> None:
+        self.names: dict[str, Mapping[str, object]] = {"config": parameters, "partition": {}}
+        self.base = base_of(manifest, self.names, policy)
+        self.origin: Origin = check_origin(self.base, policy)
+        self._manifest = manifest
+        self._ended = Event()
+        self._pace = Pace(manifest.name, manifest.rate_limit, self._ended)
+        bounds = Bounds(body_max=manifest.answer_max << 20)
+        self._link = Link(policy, bounds=bounds, trusted=trusted)
+        self._login: Login = login_of(manifest, secrets, self.names, self._link)
+        self._link.reach(self.base)  # what is forbidden is said when the resource is opened
+        #: the other system's clock at its last answer, and how that link was secured
+        self.clock: datetime | None = None
+        self.tls = "none"
+
+    def ask(self, where: str, ask: Ask, handler: ErrorHandler) -> tuple[Answer, Any] | None:
+        """Return an answer with its document; None if it means that there is nothing.
+
+        A wait that is short and an error that time may mend are handled here, a few times.
+        """
+        tries, renewed = 0, False
+        while True:
+            answer = self._tried(ask, last=tries >= handler.max_retries)
+            if answer is None:
+                tries += 1
+                self._pace.wait(self._pause(tries))
+                continue
+            means, fitting = rest_answers.meaning(answer, handler)
+            if means is Meaning.LOGIN and not renewed and self._login.renew():
+                renewed = True
+                continue
+            if tries < _tries_of(means, handler):
+                tries += 1
+                limited = means is Meaning.LIMITED
+                told = (rest_limits.told if limited else rest_limits.retry_after)(answer.headers)
+                self._pace.wait(self._pause(tries) if told is None else told)
+                continue
+            if means is Meaning.NOTHING:
+                return None
+            failed = _failure(where, means, answer, fitting)
+            if failed is not None:
+                raise failed
+            return answer, rest_answers.document(where, answer)
+
+    def _tried(self, ask: Ask, *, last: bool) -> Answer | None:
+        """Return the answer; None if the link ended in the middle and this was not the last try."""
+        self._pace.before()
+        try:
+            return self._call(ask)
+        except Deferral:
+            raise
+        except TransientError as error:
+            if error.code not in _AT_ONCE or last:
+                raise
+            return None
+
+    def _call(self, ask: Ask) -> Answer:
+        headers = {"Accept": "application/json", **ask.headers, **self._login.headers()}
+        if ask.method == "POST":
+            headers["Content-Type"] = "application/json"
+        answer = self._link.call(ask.method, ask.whole_url, headers=headers, content=ask.content)
+        self._pace.after(answer.headers)
+        self.tls = answer.tls
+        self.clock = rest_limits.server_time(answer.headers)
+        return answer
+
+    def _pause(self, tries: int) -> float:
+        return float(FIRST_RETRY_S * 2 ** (tries - 1) * (1 - random() / 4))  # noqa: S311 - jitter
+
+    def check(self) -> None:
+        """End where somebody asked for it."""
+        self._pace.check()
+
+    def cancel(self) -> None:
+        """End the call or the wait there is; for another thread."""
+        self._ended.set()
+        self._link.cut()
+
+    def close(self) -> None:
+        """Close connections and forget the token."""
+        self._link.close()
+        self._login.close()
+
+
+def _tries_of(means: Meaning, handler: ErrorHandler) -> int:
+    """Say how often an answer of this meaning is asked for again."""
+    if means is Meaning.LIMITED:
+        return handler.max_retries + _MORE_OF_LIMITS
+    return handler.max_retries if means is Meaning.AGAIN else 0
+
+
+def _failure(
+    where: str, means: Meaning, answer: Answer, fitting: Filter | None
+) -> SyncwardError | None:
+    """Return the error that an answer is in the end; None if it is to be read."""
+    if means is not Meaning.LIMITED:
+        return rest_answers.refused(where, answer, fitting)
+    return TransientError(
+        f"{where}: its rate limit is reached again and again; tried again later",
+        code="api_unavailable",
+    )

@@ -1,0 +1,203 @@
+"""Batches of a read: one for all, or one for each window of time, each with its cursor.
+
+A window that is loaded counts, whatever becomes of the next one. Only a read that must show all or
+nothing (replace, a full refresh) comes as one.
+"""
+
+import pickle
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import chain
+
+from connectors import rest_text, rest_window
+from connectors.rest_asking import Asker
+from connectors.rest_manifest import CursorPagination, Incremental, Stream
+from connectors.rest_reading import Once, Page, Reading, now_of
+from connectors.rest_window import Window
+from schemas.records import Batch, Between, Cursor, KeySweep, Row, RowGroup, WireFormat
+from schemas.streams import Deletes, StreamSpec
+
+#: How often a stream whose records move is read once more in one run.
+_READS_MAX = 3
+#: So many windows without a record are passed over before the first that counts.
+_EMPTY_MAX = 100
+
+
+@dataclass(slots=True)
+class _Count:
+    rows: int = 0
+
+
+class Batches:
+    """Makes the batches of one extract."""
+
+    def __init__(
+        self,
+        asker: Asker,
+        reading: Reading,
+        stream: Stream,
+        spec: StreamSpec,
+        *,
+        opened: ExitStack,
+    ) -> None:
+        self._opened = opened  # what is closed when the read has ended
+        self._asker = asker
+        self._reading = reading
+        self._stream = stream
+        self._spec = spec
+        self._shape = reading.rows.shape
+
+    def everything(self) -> Iterator[Batch]:
+        """Yield all records as one batch without a cursor."""
+        how = self._stream.incremental_sync
+        windows: list[Window | None] = [None]
+        if how is not None and how.step is not None:  # an API that gives no more than a window
+            now = datetime.now(UTC)
+            windows = [*rest_window.windows(self._spec, how, self._start(how), now)]
+        pages = self._begun(self._reading.pages(windows[0]))
+        yield self._batch(pages, windows, None, None, full=True)
+
+    def since(self, how: Incremental, cursor: Cursor | None, *, whole: bool) -> Iterator[Batch]:
+        """Yield a batch for each window from the cursor on; `whole`: one for all of them.
+
+        The first page is asked for before any bound is fixed: it brings the other clock.
+        """
+        lower = rest_window.resumed(self._spec, cursor) or self._start(how)
+        asked = next(rest_window.windows(self._spec, how, lower, datetime.now(UTC)))
+        pages = self._begun(self._reading.pages(asked))
+        now = now_of(self._asker)
+        notes = rest_window.went_back(self._spec, lower, now)
+        windows = list(rest_window.windows(self._spec, how, lower, now))
+        before = cursor
+        if whole or len(windows) == 1:
+            full = cursor is None
+            batch = self._batch(pages, windows, before, windows[-1], full=full, whole=full)
+            batch.notes += notes
+            yield batch
+            return
+        for number, window in enumerate(windows):
+            come = pages if number == 0 else self._begun(self._reading.pages(window))
+            if before is None and number < _EMPTY_MAX and not window.last:
+                come, empty = _looked_into(come)
+                if empty:
+                    continue
+            # the first one finds nothing, or what an earlier life of the stream has left
+            batch = self._batch(come, [window], before, window, full=before is None)
+            batch.notes += notes
+            batch.more, notes = not window.last, ()
+            yield batch
+            before = batch.upper
+
+    def between(self, how: Incremental, between: Between) -> Iterator[Batch]:
+        """Yield the records whose time lies between two, as one batch that is no full read."""
+        windows = rest_window.windows_between(self._spec, how, between)
+        pages = self._begun(self._reading.pages(windows[0]))
+        lower = rest_window.stored(windows[0].lower)
+        yield self._batch(pages, windows, lower, windows[-1], full=False)
+
+    def _start(self, how: Incremental) -> datetime:
+        text = rest_text.filled(how.start_datetime, self._asker.names)
+        return rest_window.start_of(self._spec, text)
+
+    def _begun(self, pages: Iterator[Page]) -> Iterator[Page]:
+        """Ask for the first page now, before the destination begins anything."""
+        first = next(pages, None)
+        if first is not None:
+            self._reading.rows.look(first.records)
+        return chain(() if first is None else (first,), pages)
+
+    def _batch(
+        self,
+        pages: Iterator[Page],
+        windows: Sequence[Window | None],
+        lower: Cursor | None,
+        last: Window | None,
+        *,
+        full: bool,
+        whole: bool = False,
+    ) -> Batch:
+        count = _Count()
+        groups = self._counted(self._groups(pages, windows), count)
+        batch = Batch(
+            shape=self._shape,
+            wire=WireFormat.ROWS,
+            chunks=iter(()),
+            rows=lambda: count.rows,
+            lower=lower,
+            upper=None if last is None else rest_window.stored(last.upper),
+            full=full,
+            notes=self._reading.rows.note(),
+            groups=groups,
+        )
+        deletes = self._spec.deletion is not Deletes.IGNORE and self._spec.key
+        if whole and deletes and not batch.everything:
+            batch.groups, batch.keys = self._with_keys(groups)
+        return batch
+
+    def _groups(
+        self, pages: Iterator[Page], windows: Sequence[Window | None]
+    ) -> Iterator[RowGroup]:
+        """Yield the first window's pages, which are asked for already, then the others'."""
+        first, *others = windows
+        once = Once()
+        yield from self._reading.groups(first, pages, once)
+        if not others and once.moved and not isinstance(self._stream.paginator, CursorPagination):
+            yield from self._missed(first, once)
+        for window in others:
+            yield from self._reading.groups(window, self._reading.pages(window), once)
+
+    def _missed(self, window: Window | None, once: Once) -> Iterator[RowGroup]:
+        """Read once more for what slipped through between two pages when a record moved.
+
+        Pages that are counted lose one record for each that leaves an earlier page.
+        """
+        for _ in range(_READS_MAX):
+            before = once.new
+            yield from self._reading.groups(window, self._reading.pages(window), once)
+            if once.new == before:
+                return
+
+    @staticmethod
+    def _counted(groups: Iterator[RowGroup], count: _Count) -> Iterator[RowGroup]:
+        for group in groups:
+            count.rows += len(group.rows)
+            yield group
+
+    def _with_keys(self, groups: Iterator[RowGroup]) -> tuple[Iterator[RowGroup], KeySweep]:
+        """Note the key of each row beside the read: what is not among them is gone there."""
+        columns = tuple(c for c in self._shape.columns if c.name in self._spec.key)
+        names = [c.name for c in self._shape.columns]
+        places = [names.index(c.name) for c in columns]
+        dead = None if self._spec.tombstone is None else names.index(self._spec.tombstone)
+        spool = self._opened.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+
+        def read() -> Iterator[RowGroup]:
+            for group in groups:
+                alive: list[Row] = [
+                    tuple(row[i] for i in places)
+                    for row in group.rows
+                    if dead is None or row[dead] is None or row[dead] is False
+                ]
+                pickle.dump(alive, spool)
+                yield group
+
+        def keys() -> Iterator[RowGroup]:
+            end = spool.tell()
+            spool.seek(0)
+            while spool.tell() < end:
+                rows = pickle.load(spool)  # noqa: S301 - written above
+                yield RowGroup(rows, 16 * len(rows) * len(places))
+
+        return read(), KeySweep(columns, iter(()), keys())
+
+
+def _looked_into(pages: Iterator[Page]) -> tuple[Iterator[Page], bool]:
+    """Say whether these pages, the first of which is here, have no record at all."""
+    first = next(pages, None)
+    if first is None or first.records:
+        return chain(() if first is None else (first,), pages), first is None
+    second = next(pages, None)
+    return chain((first,) if second is None else (first, second), pages), second is None

@@ -1,0 +1,85 @@
+"""JSON as an API sends it: parsed without losing a digit, written again for a column of jsonb."""
+
+import json
+from decimal import Decimal
+from typing import Any
+
+import orjson
+
+#: Digits and size of the largest fraction; beyond, a few bytes would be written as a long text.
+_DIGITS_MAX, _EXPONENT_MAX = 1_000, 1_000
+_INT8 = 2**63
+
+
+class NoJson(ValueError):  # noqa: N818 - says what it is
+    """Not a JSON document, or one that holds what no column takes."""
+
+
+def parse(body: bytes) -> Any:  # noqa: ANN401 - JSON
+    """Return the document, with fractions as decimals; NoJson says nothing of what it holds."""
+    try:
+        return json.loads(body, parse_float=_decimal, parse_constant=_constant)
+    except (ValueError, RecursionError):
+        raise NoJson from None
+
+
+def _decimal(text: str) -> Decimal:
+    if len(text) > _DIGITS_MAX:
+        raise NoJson
+    number = Decimal(text)
+    exponent = number.as_tuple().exponent
+    if not isinstance(exponent, int) or abs(exponent) > _EXPONENT_MAX:
+        raise NoJson
+    return number
+
+
+def _constant(_text: str) -> None:
+    raise NoJson
+
+
+def write(document: object) -> str:
+    """Return a document as the text of a jsonb, with the numbers as they came.
+
+    NoJson for what jsonb does not take: a NUL, half a character, nesting without end.
+    """
+    try:
+        text = orjson.dumps(document, default=_decimal_as_it_is).decode()
+    except (TypeError, ValueError):  # orjson's own error is a TypeError
+        text = _written_slowly(document)
+    if "\\u0000" in text and _holds_nul(document):
+        raise NoJson
+    return text
+
+
+def _decimal_as_it_is(value: object) -> orjson.Fragment:
+    if isinstance(value, Decimal):
+        return orjson.Fragment(str(value).encode())
+    raise TypeError
+
+
+def _written_slowly(document: object) -> str:
+    """Write a document that holds whole numbers of more than 64 bits, if that is what it is."""
+    try:
+        return orjson.dumps(_wrapped(document), default=_decimal_as_it_is).decode()
+    except (TypeError, ValueError, RecursionError):
+        raise NoJson from None
+
+
+def _wrapped(document: object) -> object:
+    if isinstance(document, dict):
+        return {name: _wrapped(value) for name, value in document.items()}
+    if isinstance(document, list):
+        return [_wrapped(value) for value in document]
+    if isinstance(document, int) and not -_INT8 <= document < _INT8:
+        return orjson.Fragment(str(document).encode())
+    return document
+
+
+def _holds_nul(document: object) -> bool:
+    if isinstance(document, str):
+        return "\x00" in document
+    if isinstance(document, list):
+        return any(map(_holds_nul, document))
+    if isinstance(document, dict):
+        return any("\x00" in name or _holds_nul(value) for name, value in document.items())
+    return False

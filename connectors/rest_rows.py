@@ -1,0 +1,174 @@
+"""Records as rows: typed columns by the schema of the manifest, and the whole record beside them.
+
+A value that does not fit ends the read with its stream, field and key, and is never shown.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from connectors import rest_json, rest_text
+from connectors.rest_manifest import RAW, Stream
+from connectors.rest_values import Convert, Format, Misfit, Type, column, converter
+from schemas.errors import ConfigError
+from schemas.records import Column, Row, StreamShape, Value
+from schemas.streams import Drift, StreamSpec
+
+#: A key that tells nothing but which record it is.
+_PLAIN_KEY = re.compile(r"[0-9A-Za-z_-]{1,64}")
+_PLAIN_NAME = re.compile(r"[0-9A-Za-z_.$@-]{1,63}")
+_NEW_FIELDS_MAX = 20
+
+
+class Rows:
+    """Makes rows of one stream's records."""
+
+    def __init__(
+        self,
+        where: str,
+        stream: Stream,
+        partition: Type,
+        *,
+        spec: StreamSpec | None = None,
+    ) -> None:
+        self._where = where
+        key = stream.primary_key if spec is None else spec.key or stream.primary_key
+        self._named_key = key if stream.fields else ()
+        self._stream = stream
+        self._raw = stream.raw and (spec is None or spec.reads(RAW))
+        self._drift = Drift.EVOLVE if spec is None else spec.drift
+        self._fields: list[tuple[str, tuple[str, ...] | None, Convert, bool]] = []
+        columns: list[Column] = []
+        for name, field in stream.fields.items():
+            if spec is not None and not spec.reads(name):
+                continue
+            needed = field.required or name in self._named_key
+            convert, type_ = converter(field.type, field.format), field.type
+            if spec is not None and name in spec.mask:  # masks are put on texts, behind us
+                convert, type_ = _as_text(convert), Type.STRING
+            columns.append(column(name, type_, nullable=not needed))
+            steps = None if field.field in {None, (name,)} else field.field
+            self._fields.append((name, steps, convert, needed))
+        self._partition = converter(partition, Format.ISO)
+        self._parent = stream.partition_router
+        if self._parent is not None:
+            columns.append(column(self._parent.partition_field, partition, nullable=False))
+        if self._raw:
+            columns.append(column(RAW, Type.OBJECT, nullable=False))
+        self.columns = tuple(columns)
+        names = [column.name for column in columns]
+        self._key = [names.index(name) for name in self._named_key]
+        self._known = {(f.field or (name,))[0] for name, f in stream.fields.items()}
+        self.new: set[str] = set()
+
+    @property
+    def shape(self) -> StreamShape:
+        """The shape of all batches; an API proves no key."""
+        return StreamShape(self.columns, self._named_key)
+
+    def row(self, record: Mapping[str, Any], above: object, place: str) -> Row:
+        """Return a record as a row; `above` is the value of the parent's key."""
+        values: list[Value] = []
+        add, get = values.append, record.get
+        for name, steps, convert, needed in self._fields:
+            value = get(name) if steps is None else rest_text.found(record, steps)
+            if value is None or value is rest_text.MISSING:
+                if needed:
+                    raise self._missing(record, name, place)
+                add(None)
+                continue
+            try:
+                add(convert(value))
+            except (ValueError, OverflowError):
+                raise self._misfit(record, name, place) from None
+        if self._parent is not None:
+            values.append(self._partition(above))
+        if self._raw:
+            try:
+                values.append(rest_json.write(record))
+            except rest_json.NoJson:
+                raise self._misfit(record, RAW, place) from None
+        if self._drift is Drift.FREEZE:
+            self.look([record])
+        return tuple(values)
+
+    def key(self, row: Row) -> Row:
+        """Return the key of a row; () if the stream has none."""
+        return tuple(row[i] for i in self._key)
+
+    def check_partition(self, value: object) -> None:
+        """Check a parent's key; Misfit if it is none of its type."""
+        if value is None or value is rest_text.MISSING:
+            raise Misfit
+        self._partition(value)
+
+    def look(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Look for fields that the schema does not have; ConfigError where nothing may change."""
+        for record in records:
+            new = record.keys() - self._known
+            if new and self._drift is Drift.FREEZE:
+                raise ConfigError(
+                    f"{self._where}: the API sends fields that the schema does not have: "
+                    f"{_names(new)}; add them to the manifest, or choose another `drift`",
+                    code="schema_drift",
+                )
+            if len(self.new) < _NEW_FIELDS_MAX:
+                self.new |= set(sorted(new)[:_NEW_FIELDS_MAX])
+
+    def note(self) -> tuple[str, ...]:
+        """Say once which fields came on the first page that the schema does not have."""
+        if not self.new or self._drift is not Drift.EVOLVE:
+            return ()
+        where = f"only in {RAW}" if self._raw else "not kept"
+        names, self.new = _names(self.new), set()
+        return (f"fields that the schema does not have, {where}: {names}",)
+
+    def _missing(self, record: Mapping[str, Any], name: str, place: str) -> ConfigError:
+        part = "a part of its key" if name in self._named_key else "required"
+        return ConfigError(
+            f"{self._where}: {self._shown(record, place, but=name)} has no {name}, which is {part}",
+            code="data_refused",
+        )
+
+    def _misfit(self, record: Mapping[str, Any], name: str, place: str) -> ConfigError:
+        spec = self._stream.fields.get(name)
+        what = f"is no {spec.type}" if spec else "holds what no jsonb can"
+        return ConfigError(
+            f"{self._where}: {name} of {self._shown(record, place, but=name)} {what}; correct it "
+            "there, or the schema in the manifest",
+            code="data_refused",
+        )
+
+    def _shown(self, record: Mapping[str, Any], place: str, *, but: str) -> str:
+        """Name a record by its key where that is a plain one, else by its place."""
+        parts = []
+        for name in self._named_key:
+            spec = self._stream.fields.get(name)
+            value = rest_text.found(record, (spec.field if spec else None) or (name,))
+            text = str(value) if isinstance(value, str | int) else ""
+            if name == but or not _PLAIN_KEY.fullmatch(text):
+                return place
+            parts.append(f"{name} {text}")
+        return f"the record with {', '.join(parts)}" if parts else place
+
+
+def _as_text(convert: Convert) -> Convert:
+    """Return what checks a value by its type and gives its text."""
+
+    def text(value: object) -> str:
+        return str(convert(value))
+
+    return text
+
+
+def _names(names: Sequence[str] | set[str]) -> str:
+    shown = sorted(n if _PLAIN_NAME.fullmatch(n) else "one with an odd name" for n in names)
+    return ", ".join(shown[:_NEW_FIELDS_MAX])
+
+
+def type_of_partition(parent: Stream, steps: tuple[str, ...]) -> Type:
+    """Return the type of a parent's key by the parent's schema; a text if it does not say."""
+    for name, spec in parent.fields.items():
+        if (spec.field or (name,)) == steps:
+            return spec.type
+    return Type.STRING

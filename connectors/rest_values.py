@@ -1,0 +1,198 @@
+"""The types of a manifest's schema: what they are in SQL, and values that keep to them.
+
+Nothing is guessed: a text is no number and a number is no text. A value that does not fit is a
+`Misfit`, and the read ends with its stream, field and key.
+"""
+
+import re
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from enum import StrEnum
+
+from connectors import rest_json
+from schemas.records import Column, Value
+
+Convert = Callable[[object], Value]
+
+_INT8 = 2**63
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+#: How most APIs write a time.
+_COMMON = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(?:\.\d{3}|\.\d{6})?Z")
+_TIME = re.compile(
+    r"(\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}(?::\d{2})?)(?:[.,](\d{1,12}))?"
+    r"( ?(?:[Zz]|[+-]\d{2}:?\d{2}))?"
+)
+
+
+class Misfit(ValueError):  # noqa: N818 - says what it is
+    """The value is not one of its field's type."""
+
+
+class Type(StrEnum):
+    """What a field of a schema may be."""
+
+    STRING = "string"
+    INTEGER = "integer"
+    NUMBER = "number"
+    BOOLEAN = "boolean"
+    TIMESTAMP = "timestamp"
+    DATE = "date"
+    OBJECT = "object"
+    ARRAY = "array"
+
+
+class Format(StrEnum):
+    """How a timestamp is written."""
+
+    ISO = "iso"  # with its offset
+    ISO_UTC = "iso_utc"  # without one it is UTC
+    EPOCH = "epoch"  # seconds, also as a text
+    EPOCH_MS = "epoch_ms"
+
+
+_SQL = {
+    Type.STRING: "text",
+    Type.INTEGER: "bigint",
+    Type.NUMBER: "numeric",
+    Type.BOOLEAN: "boolean",
+    Type.TIMESTAMP: "timestamp with time zone",
+    Type.DATE: "date",
+    Type.OBJECT: "jsonb",
+    Type.ARRAY: "jsonb",
+}
+
+
+def column(name: str, type_: Type, *, nullable: bool = True) -> Column:
+    """Return the column of a field."""
+    sql = _SQL[type_]
+    return Column(name, sql, nullable=nullable, as_text=sql == "jsonb")
+
+
+def converter(type_: Type, format_: Format = Format.ISO) -> Convert:
+    """Return what checks and makes the values of a field; it is never called with None."""
+    if type_ is Type.TIMESTAMP:
+        return _TIMESTAMPS[format_]
+    return _CONVERTERS[type_]
+
+
+def _string(value: object) -> str:
+    if not isinstance(value, str) or "\x00" in value:
+        raise Misfit
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise Misfit from None
+    return value
+
+
+def _integer(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and -_INT8 <= value < _INT8:
+        return value
+    raise Misfit
+
+
+def _number(value: object) -> Decimal:
+    if isinstance(value, Decimal):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return Decimal(value)
+    raise Misfit
+
+
+def _boolean(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise Misfit
+
+
+def _date(value: object) -> date:
+    if not isinstance(value, str) or not _DATE.fullmatch(value):
+        raise Misfit
+    return date.fromisoformat(value)
+
+
+def _iso(value: object) -> datetime:
+    return _time(value, naive=False)
+
+
+def _iso_utc(value: object) -> datetime:
+    return _time(value, naive=True)
+
+
+def _time(value: object, *, naive: bool) -> datetime:
+    """Read ISO 8601; digits after the microsecond are cut off, `raw` has them."""
+    if isinstance(value, str) and _COMMON.fullmatch(value):
+        return datetime.fromisoformat(value).replace(tzinfo=UTC)
+    match = _TIME.fullmatch(value) if isinstance(value, str) else None
+    if match is None or (match[3] is None and not naive):
+        raise Misfit
+    zone = (match[3] or "Z").strip()
+    seconds = match[1] if match[1].count(":") == 2 else f"{match[1]}:00"  # noqa: PLR2004 - h:m:s
+    fraction = f".{match[2][:6]:0<6}" if match[2] else ""
+    if zone in {"Z", "z", "+00:00"}:
+        return datetime.fromisoformat(f"{seconds}{fraction}+00:00").replace(tzinfo=UTC)
+    return datetime.fromisoformat(f"{seconds}{fraction}{zone}").astimezone(UTC)
+
+
+def _epoch(value: object) -> datetime:
+    return _since(value, 1)
+
+
+def _epoch_ms(value: object) -> datetime:
+    return _since(value, 1_000)
+
+
+def _since(value: object, parts: int) -> datetime:
+    if isinstance(value, str) and re.fullmatch(r"-?\d{1,15}(?:\.\d{1,9})?", value):
+        value = Decimal(value)
+    if isinstance(value, bool) or not isinstance(value, int | Decimal):
+        raise Misfit
+    return _EPOCH + timedelta(microseconds=int(value * 1_000_000 // parts))
+
+
+def _object(value: object) -> str:
+    if isinstance(value, dict):
+        return rest_json.write(value)
+    raise Misfit
+
+
+def _array(value: object) -> str:
+    if isinstance(value, list):
+        return rest_json.write(value)
+    raise Misfit
+
+
+_CONVERTERS: dict[Type, Convert] = {
+    Type.STRING: _string,
+    Type.INTEGER: _integer,
+    Type.NUMBER: _number,
+    Type.BOOLEAN: _boolean,
+    Type.DATE: _date,
+    Type.OBJECT: _object,
+    Type.ARRAY: _array,
+}
+_TIMESTAMPS: dict[Format, Convert] = {
+    Format.ISO: _iso,
+    Format.ISO_UTC: _iso_utc,
+    Format.EPOCH: _epoch,
+    Format.EPOCH_MS: _epoch_ms,
+}
+
+
+def inferred(values: list[object]) -> Type:
+    """Return the narrowest type that all these values fit; they are JSON, and not null."""
+    for type_ in (Type.BOOLEAN, Type.INTEGER, Type.NUMBER, Type.TIMESTAMP, Type.DATE, Type.STRING,
+                  Type.OBJECT):  # fmt: skip
+        if all(_fits(converter(type_), value) for value in values):
+            return type_
+    return Type.ARRAY
+
+
+def _fits(convert: Convert, value: object) -> bool:
+    try:
+        convert(value)
+    except (ValueError, OverflowError):
+        return False
+    return True
