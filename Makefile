@@ -1,8 +1,8 @@
 # Needs python3 (>= 3.11) and make; everything else is brought by `make setup` from PyPI.
 PYTHON ?= python3
 BIN := .venv/bin
-# twice two cores: tests wait as much as they compute
-WORKERS ?= 4
+# three times two cores: tests wait more than they compute
+WORKERS ?= 6
 LOCK := UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1 $(BIN)/uv pip compile -q --universal --no-header --no-annotate --generate-hashes
 
 .DEFAULT_GOAL := help

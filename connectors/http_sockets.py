@@ -24,7 +24,7 @@ class NotConnected(httpcore.ConnectError):
     """No connection; `reason` is what the system or TLS said, which httpcore would drop."""
 
     def __init__(self, reason: OSError) -> None:
-        super().__init__(str(reason))
+        super().__init__("not connected")
         self.reason = reason
 
 
@@ -61,8 +61,8 @@ class Sockets(httpcore.NetworkBackend):
         for address in self.pinned(host, port).addresses:
             try:
                 return self._connected(address, port, timeout)
-            except TimeoutError as error:
-                failed = httpcore.ConnectTimeout(str(error))
+            except TimeoutError:
+                failed = httpcore.ConnectTimeout("no connection in time")
             except OSError as error:
                 failed = NotConnected(error)
         raise failed
@@ -121,18 +121,18 @@ class _Stream(httpcore.NetworkStream):
             self._socket.settimeout(self._sockets.left(timeout))
             return self._socket.recv(max_bytes)
         except TimeoutError as error:
-            raise httpcore.ReadTimeout(str(error)) from error
+            raise httpcore.ReadTimeout("no answer in time") from error
         except OSError as error:
-            raise httpcore.ReadError(str(error)) from error
+            raise httpcore.ReadError("lost while reading") from error
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         try:
             self._socket.settimeout(self._sockets.left(timeout))
             self._socket.sendall(buffer)
         except TimeoutError as error:
-            raise httpcore.WriteTimeout(str(error)) from error
+            raise httpcore.WriteTimeout("not taken in time") from error
         except OSError as error:
-            raise httpcore.WriteError(str(error)) from error
+            raise httpcore.WriteError("lost while writing") from error
 
     def close(self) -> None:
         self._sockets.closed(self._socket)
@@ -155,7 +155,7 @@ class _Stream(httpcore.NetworkStream):
             secured.do_handshake()
         except TimeoutError as error:
             self.close()
-            raise httpcore.ConnectTimeout(str(error)) from error
+            raise httpcore.ConnectTimeout("no connection in time") from error
         except OSError as error:
             self.close()
             raise NotConnected(error) from error

@@ -51,7 +51,7 @@ class AuditAction(StrEnum):
     CONNECTION_PAUSED = "connection.paused"
     CONNECTION_RESUMED = "connection.resumed"
     STREAM_SCHEMA_CHANGED = "stream.schema_changed"
-    STREAM_SCHEMA_ACCEPTED = "stream.schema_accepted"
+    STREAM_DRIFT_ACCEPTED = "stream.drift_accepted"
     STREAM_RESET = "stream.reset"
     STREAM_PURGED = "stream.purged"
     STREAM_PURGE_UNDONE = "stream.purge_undone"

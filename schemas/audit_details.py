@@ -292,7 +292,7 @@ DETAILS: dict[AuditAction, type[Detail]] = {
     _A.CONNECTION_PAUSED: Detail,
     _A.CONNECTION_RESUMED: Detail,
     _A.STREAM_SCHEMA_CHANGED: SchemaChanged,
-    _A.STREAM_SCHEMA_ACCEPTED: SchemaAccepted,
+    _A.STREAM_DRIFT_ACCEPTED: SchemaAccepted,
     _A.STREAM_RESET: StreamReset,
     _A.STREAM_PURGED: Purged,
     _A.STREAM_PURGE_UNDONE: PurgeUndone,

@@ -359,7 +359,7 @@ def accept_schema(
     """Record who lets frozen streams follow their sources, in which run."""
     events = [
         _event(
-            AuditAction.STREAM_SCHEMA_ACCEPTED, account, connection.connection_id, principal,
+            AuditAction.STREAM_DRIFT_ACCEPTED, account, connection.connection_id, principal,
             stream=name, run=str(run_id),
         )
         for name in streams

@@ -172,6 +172,7 @@ def test_cancel_ends_within_ten_seconds_whatever_the_run_waits_for(world, workin
         assert moves[-2:] == ["run.cancel_requested", "run.cancelled"]
 
 
+@pytest.mark.full  # 13 s, most of it patience
 def test_a_thread_that_hangs_is_given_up_and_its_worker_replaced(world, monkeypatch):
     world.close()
     world.control.act("DELETE FROM workers")

@@ -597,7 +597,7 @@ def test_the_schema_commands_show_compare_and_accept(working, shell):
     assert "no policy follows another type" in orders
     code, out, _ = shell("connection", "schema", "accept", "shop-to-lake", "--wait", "--json")
     assert (code, json.loads(out)["state"]) == (0, "succeeded")
-    (event,) = events(shop, "stream.schema_accepted")
+    (event,) = events(shop, "stream.drift_accepted")
     assert event["detail"] == {"stream": "public.frozen", "run": json.loads(out)["run_id"]}
     code, out, _ = shell(*show, "--json")
     (frozen,) = [s for s in json.loads(out)["streams"] if s["stream"] == "public.frozen"]

@@ -179,6 +179,7 @@ DOORS = {
     "storage/engine.py": "the control database",
     "storage/pooler.py": "the control database behind a pooler",
     "cli/demo_world.py": "the demo's own cluster, which it made itself",
+    "connectors/http_link.py": "none: httpcore's pool, of HTTP",
     "cli/demo_guard.py": "the same, to empty the source and to look at what is served",
 }
 ENGINES = {

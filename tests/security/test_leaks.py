@@ -268,6 +268,11 @@ READERS = {
     ("connectors/postgres.py", "_object"): "only what the server's own code said, by file",
     ("storage/engine.py", "_unreachable"): "looked at, never shown",
     ("connectors/pg_types.py", "is_too_large"): "looked at, never shown",
+    ("connectors/pg_refusals.py", "refused_line"): "only the number of a line",
+    ("connectors/pg_refusals.py", "_copied_column"): "only a column's name that we know",
+    ("connectors/pg_refusals.py", "next_care"): "looked at, never shown",
+    ("connectors/mariadb_link.py", "_explain"): "only the number",
+    ("connectors/rest_reading.py", "_first"): "the ValueError is our own, of rest_text",
     ("workers/causes.py", "_text"): "goes masked to the run's sealed log",
 }
 _WORDS = {"args", "message_primary", "message_detail", "message_hint", "context", "__notes__"}

@@ -232,7 +232,8 @@ def ledger(control: Control, old: list[str]) -> dict[str, object]:
     return {name: rows for name, rows in found.items() if rows}
 
 
-@pytest.mark.parametrize("rounds", [1, pytest.param(12, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("rounds", [1, 12])
 def test_a_rolling_upgrade_from_the_version_before_loses_and_doubles_nothing(rolling, rounds):
     forgiven = roll(rolling, rounds)
     wrong = ledger(rolling.control, forgiven)
