@@ -149,16 +149,20 @@ def shared_pair(
 def _pair(cluster: Cluster, admin: psycopg.Connection, logins: dict[str, str]) -> Iterator[Pair]:
     suffix = secrets.token_hex(4)
     source, destination = f"shop_{suffix}", f"lake_{suffix}"
-    for name in (source, destination):
-        _database(admin, name)
-    admin.execute(
-        sql.SQL("GRANT CREATE ON DATABASE {} TO writer").format(sql.Identifier(destination))
-    )
-    made = Pair(cluster, source, destination, logins)
+
+    def make() -> None:
+        for name in (source, destination):
+            _database(admin, name)
+        admin.execute(
+            sql.SQL("GRANT CREATE ON DATABASE {} TO writer").format(sql.Identifier(destination))
+        )
+
+    made = Pair(cluster, source, destination, logins, make)
     yield made
     made.close()
-    for name in (source, destination):
-        _drop(admin, name)
+    if made.is_made:
+        for name in (source, destination):
+            _drop(admin, name)
 
 
 @pytest.fixture

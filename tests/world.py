@@ -1,7 +1,7 @@
 """A whole instance in one process, stepped by hand instead of by clocks."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -112,19 +112,35 @@ class Control:
 
 
 class Pair:
-    """A source and a destination database with a superuser session each."""
+    """A source and a destination database with a superuser session each.
+
+    They are made when a test first asks for one of them: most tests of commands never do.
+    """
 
     def __init__(
-        self, cluster: Cluster, source: str, destination: str, logins: dict[str, str]
+        self,
+        cluster: Cluster,
+        source: str,
+        destination: str,
+        logins: dict[str, str],
+        make: Callable[[], None] = lambda: None,
     ) -> None:
         self.cluster = cluster
+        self._make = make
+        self.is_made = False
         self.names = {"source": source, "destination": destination}
         self.logins = logins
         #: What a test says otherwise about a resource, by role.
         self.changes: dict[str, dict[str, object]] = {}
         self._sessions: dict[str, psycopg.Connection] = {}
 
+    def _made(self) -> None:
+        if not self.is_made:
+            self.is_made = True
+            self._make()
+
     def config(self, role: str) -> dict[str, object]:
+        self._made()
         user = "reader" if role == "source" else "writer"
         return {
             "host": self.cluster.host,
@@ -140,6 +156,7 @@ class Pair:
 
     def connect(self, role: str, *, autocommit: bool = True) -> psycopg.Connection:
         """A new superuser session."""
+        self._made()
         return psycopg.connect(
             host=self.cluster.host, port=self.cluster.port, dbname=self.names[role],
             user=self.cluster.superuser, password=self.cluster.password,
