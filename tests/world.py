@@ -128,19 +128,21 @@ class Pair:
         self.cluster = cluster
         self._make = make
         self.is_made = False
-        self.names = {"source": source, "destination": destination}
+        self._names = {"source": source, "destination": destination}
         self.logins = logins
         #: What a test says otherwise about a resource, by role.
         self.changes: dict[str, dict[str, object]] = {}
         self._sessions: dict[str, psycopg.Connection] = {}
 
-    def _made(self) -> None:
+    @property
+    def names(self) -> dict[str, str]:
+        """The two databases by role; whoever knows their names finds them there."""
         if not self.is_made:
             self.is_made = True
             self._make()
+        return self._names
 
     def config(self, role: str) -> dict[str, object]:
-        self._made()
         user = "reader" if role == "source" else "writer"
         return {
             "host": self.cluster.host,
@@ -156,7 +158,6 @@ class Pair:
 
     def connect(self, role: str, *, autocommit: bool = True) -> psycopg.Connection:
         """A new superuser session."""
-        self._made()
         return psycopg.connect(
             host=self.cluster.host, port=self.cluster.port, dbname=self.names[role],
             user=self.cluster.superuser, password=self.cluster.password,
