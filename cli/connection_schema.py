@@ -5,23 +5,19 @@ was changed before, is known from the runs that the control database still has.
 """
 
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any
 
 import click
 
 from cli.context import Cli, command
-from cli.records import opened_output, read_event
+from cli.questions import ask_a_worker
 from cli.runs import answer_asked, runnable
 from cli.show import plain, table
-from cli.waiting import wait_for_run
-from schemas.audit import AuditAction
-from schemas.errors import Conflict, SyncwardError
-from schemas.limits import INTERACTIVE_DEADLINE
+from schemas.errors import Conflict
 from schemas.records import Change
-from schemas.runs import RunKind, RunOptions, RunState
+from schemas.runs import RunKind, RunOptions
 from schemas.streams import Drift
-from storage import audit, connections, outputs, runs, stream_shapes
+from storage import connections, runs, stream_shapes
 from storage.stream_shapes import Since
 
 
@@ -97,29 +93,21 @@ def _then(one: dict[str, Any], connection: str) -> str:
 
 def _ask(cli: Cli, connection: str, streams: Sequence[str]) -> dict[str, Any]:
     """Have a worker look at both ends, and add what the control database knows of before."""
-    with cli.inside(connection) as (tx, account, short):
-        found = runnable(tx, short, streams)
-        asked = runs.enqueue(
-            tx,
-            connections.subject(found),
-            RunKind.SCHEMA,
-            RunOptions(streams=tuple(streams)),
-            cli.principal,
-            deadline=INTERACTIVE_DEADLINE,
-        )
-    patience = INTERACTIVE_DEADLINE + timedelta(seconds=10)
-    run = wait_for_run(cli, account.name, asked.run_id, patience=patience)
-    if run.state is not RunState.SUCCEEDED:
-        raise SyncwardError(f"connection {short}: {run.error}", code=run.error_code or "failed")
-    with cli.inside(f"{account.name}/") as (tx, _, _name):
-        audit.append(tx, read_event(AuditAction.OUTPUT_READ, run, cli.principal))
-        stored = outputs.stored(tx, run.run_id)
-        known = stream_shapes.since(tx, run.subject_id)
-    seen = opened_output(cli, run, stored)["tables"]
+    answer = ask_a_worker(
+        cli,
+        connection,
+        lambda tx, _, short: connections.subject(runnable(tx, short, streams)),
+        RunKind.SCHEMA,
+        RunOptions(streams=tuple(streams)),
+    )
+    with cli.inside(f"{answer.account}/") as (tx, _, _name):
+        known = stream_shapes.since(tx, answer.run.subject_id)
     return {
-        "run_id": run.run_id,
-        "connection": short,
-        "streams": [{**one, **_before(known.get(one["stream"]))} for one in seen],
+        "run_id": answer.run.run_id,
+        "connection": answer.name,
+        "streams": [
+            {**one, **_before(known.get(one["stream"]))} for one in answer.document["tables"]
+        ],
     }
 
 

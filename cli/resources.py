@@ -1,26 +1,23 @@
 """`syncward resource`: external systems and their sealed credentials."""
 
 from collections.abc import Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import click
+from sqlalchemy import Connection
 
 from cli import credentials
 from cli.context import Cli, command, interactive
-from cli.records import opened_output, read_event
+from cli.questions import ask_a_worker
 from cli.show import ago, plain, table
-from cli.waiting import wait_for_run
 from connectors import registry
 from schemas.accounts import Account, Resource
-from schemas.audit import AuditAction
-from schemas.errors import ConfigError, SyncwardError
+from schemas.errors import ConfigError
 from schemas.ids import new_id
-from schemas.limits import INTERACTIVE_DEADLINE
-from schemas.runs import Run, RunKind, RunOptions, RunState
+from schemas.runs import Run, RunKind, RunOptions
 from schemas.secret import looks_secret
-from storage import audit, outputs, resources, runs
+from storage import resources
 from storage.runs import Subject
 
 
@@ -194,25 +191,13 @@ def discover(cli: Cli, name: str) -> None:
 
 
 def _ask(cli: Cli, name: str, kind: RunKind) -> tuple[Run, dict[str, object]]:
-    """Run a question on a worker (nobody else may unseal) and wait for its answer."""
-    with cli.inside(name) as (tx, account, short):
-        asked = resources.get(tx, short)
-        enqueued = runs.enqueue(
-            tx,
-            _subject(account, asked),
-            kind,
-            RunOptions(),
-            cli.principal,
-            deadline=INTERACTIVE_DEADLINE,
-        )
-    patience = INTERACTIVE_DEADLINE + timedelta(seconds=10)
-    run = wait_for_run(cli, account.name, enqueued.run_id, patience=patience)
-    if run.state is not RunState.SUCCEEDED:
-        raise SyncwardError(f"resource {short}: {run.error}", code=run.error_code or "failed")
-    with cli.inside(f"{account.name}/") as (tx, _, _name):
-        audit.append(tx, read_event(AuditAction.OUTPUT_READ, run, cli.principal))
-        stored = outputs.stored(tx, run.run_id)
-    return run, opened_output(cli, run, stored)
+    """Run a question about a resource on a worker."""
+
+    def subject(tx: Connection, account: Account, short: str) -> Subject:
+        return _subject(account, resources.get(tx, short))
+
+    answer = ask_a_worker(cli, name, subject, kind, RunOptions())
+    return answer.run, answer.document
 
 
 def _subject(account: Account, resource: Resource) -> Subject:

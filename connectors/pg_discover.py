@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from psycopg import sql
 
+from connectors.discovery import change_times
 from connectors.postgres import Connection, PostgresConfig
 from schemas.records import DiscoveredColumn, DiscoveredStream, ServerReport
 
@@ -20,7 +21,6 @@ _STREAMS = """
 SELECT n.nspname, c.relname, c.relkind::text, greatest(c.reltuples, 0)::bigint,
        array_agg(a.attname ORDER BY a.attnum), array_agg(format_type(a.atttypid, a.atttypmod)
          ORDER BY a.attnum), array_agg(NOT a.attnotnull ORDER BY a.attnum),
-       array_agg(t.typname ORDER BY a.attnum),
        (SELECT array_agg(k.attname ORDER BY p.position) FROM pg_index i
         CROSS JOIN LATERAL unnest(i.indkey) WITH ORDINALITY AS p (attnum, position)
         JOIN pg_attribute k ON k.attrelid = i.indrelid AND k.attnum = p.attnum
@@ -28,7 +28,6 @@ SELECT n.nspname, c.relname, c.relkind::text, greatest(c.reltuples, 0)::bigint,
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-JOIN pg_type t ON t.oid = a.atttypid
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND NOT c.relispartition
   AND n.nspname NOT IN ('pg_catalog', 'information_schema', '_syncward')
   AND n.nspname NOT LIKE 'pg\\_%' AND has_schema_privilege(n.oid, 'USAGE')
@@ -96,35 +95,22 @@ def _stream(  # noqa: PLR0917 - one parameter per column of the query
     names: list[str],
     types: list[str],
     nullable: list[bool],
-    type_names: list[str],
     key: list[str] | None,
 ) -> DiscoveredStream:
     has_xmin = kind in {"r", "p"}
-    cursors = _cursors(names, type_names, nullable) + (("xmin",) if has_xmin else ())
+    columns = tuple(
+        DiscoveredColumn(name=n, type=t, nullable=o)
+        for n, t, o in zip(names, types, nullable, strict=True)
+    )
+    cursors = change_times(columns) + (("xmin",) if has_xmin else ())
     return DiscoveredStream(
         name=f"{schema}.{table}",
-        columns=tuple(
-            DiscoveredColumn(name=n, type=t, nullable=o)
-            for n, t, o in zip(names, types, nullable, strict=True)
-        ),
+        columns=columns,
         key=tuple(key or ()),
         cursors=cursors,
         rows_estimated=rows,
         suggestion=_suggestion(tuple(key or ()), cursors, has_xmin=has_xmin),
     )
-
-
-_CHANGE_WORDS = ("updated", "modified", "changed")
-
-
-def _cursors(names: list[str], type_names: list[str], nullable: list[bool]) -> tuple[str, ...]:
-    """Return the columns that say when a row changed, never NULL first."""
-    times = [
-        (optional, name)
-        for name, kind, optional in zip(names, type_names, nullable, strict=True)
-        if kind in {"timestamptz", "timestamp"} and any(w in name.lower() for w in _CHANGE_WORDS)
-    ]
-    return tuple(name for _, name in sorted(times))
 
 
 def _suggestion(key: tuple[str, ...], cursors: tuple[str, ...], *, has_xmin: bool) -> str:

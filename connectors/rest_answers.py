@@ -6,7 +6,7 @@ from typing import Any
 
 from connectors import rest_json, rest_limits, rest_text
 from connectors.http_link import Answer
-from connectors.rest_manifest import ErrorHandler, Filter
+from connectors.rest_parts import ErrorHandler, Filter
 from schemas.errors import ConfigError, CredentialsError, SyncwardError, TransientError
 
 _NO_CONTENT = 204

@@ -11,8 +11,9 @@ from connectors.http_link import Answer, Bounds, Link, Origin, check_origin
 from connectors.rest_answers import Meaning
 from connectors.rest_auth import Login, login_of
 from connectors.rest_limits import Pace
-from connectors.rest_manifest import ErrorHandler, Filter, Manifest
+from connectors.rest_manifest import Manifest
 from connectors.rest_pages import Ask
+from connectors.rest_parts import ErrorHandler, Filter
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError, Deferral, SyncwardError, TransientError
 

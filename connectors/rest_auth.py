@@ -13,7 +13,8 @@ from urllib.parse import quote, urlencode
 
 from connectors import rest_json, rest_text
 from connectors.http_link import Answer, Link, origin_of
-from connectors.rest_manifest import ApiKey, Basic, Bearer, Manifest, OAuth
+from connectors.rest_manifest import Manifest
+from connectors.rest_parts import ApiKey, Basic, Bearer, OAuth
 from schemas.errors import ConfigError, CredentialsError, SyncwardError, TransientError
 from schemas.redaction import REDACTOR
 

@@ -14,7 +14,8 @@ from itertools import chain
 
 from connectors import rest_text, rest_window
 from connectors.rest_asking import Asker
-from connectors.rest_manifest import CursorPagination, Incremental, Stream
+from connectors.rest_manifest import Incremental, Stream
+from connectors.rest_parts import CursorPagination
 from connectors.rest_reading import Once, Page, Reading, now_of
 from connectors.rest_window import Window
 from schemas.records import Batch, Between, Cursor, KeySweep, Row, RowGroup, WireFormat

@@ -11,7 +11,7 @@ from email.utils import parsedate_to_datetime
 from threading import Event
 from time import monotonic
 
-from connectors.rest_manifest import RateLimit
+from connectors.rest_parts import RateLimit
 from schemas.errors import Deferral, TransientError
 
 #: A wait up to this is waited in place, and so many seconds of them in one read.

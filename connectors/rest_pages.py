@@ -15,7 +15,7 @@ import orjson
 
 from connectors import rest_text
 from connectors.http_link import Answer, Origin, same_origin
-from connectors.rest_manifest import (
+from connectors.rest_parts import (
     CursorPagination,
     LinkHeader,
     NextLink,

@@ -8,8 +8,9 @@ from typing import Any
 
 from connectors import rest_answers, rest_text, rest_window
 from connectors.rest_asking import Asker
-from connectors.rest_manifest import Manifest, Parent, Scalar, Stream
+from connectors.rest_manifest import Manifest, Parent, Stream
 from connectors.rest_pages import Ask, Pages, first
+from connectors.rest_parts import Scalar
 from connectors.rest_rows import Rows, type_of_partition
 from connectors.rest_values import Misfit, Type
 from connectors.rest_window import Window

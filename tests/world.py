@@ -1,11 +1,12 @@
 """A whole instance in one process, stepped by hand instead of by clocks."""
 
 import json
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 from uuid import UUID
 
@@ -377,6 +378,23 @@ class World:
         for job in self.dispatch():
             run_sync.execute(job, self.deps)
             self.deps.logs.flush()
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Keep a worker and a scheduler in a thread, so that commands which wait are answered."""
+        stop = Event()
+
+        def work() -> None:
+            while not stop.wait(0.05):
+                self.step()
+
+        thread = Thread(target=work)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
 
     def sync(self, **options: object) -> tuple[Run, dict[str, StreamResult]]:
         """Ask for a run, execute it, return how it ended."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from connectors.discovery import change_times, discovered
 from connectors.mariadb import (
     SECRET_FIELDS,
     MariadbConfig,
@@ -20,7 +21,6 @@ from schemas.records import (
     Batch,
     Between,
     Cursor,
-    DiscoveredColumn,
     DiscoveredStream,
     KeySweep,
     Ranges,
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 CONFIG = MariadbConfig
 __all__ = ["CONFIG", "SECRET_FIELDS", "check_link", "open_source"]
-
-_CHANGE_WORDS = ("updated", "modified", "changed")
 
 
 def check_link(config: MariadbConfig, policy: LinkPolicy) -> None:
@@ -276,9 +274,7 @@ def _discovered(table: Table) -> DiscoveredStream:
         suggestion = f"{{mode: merge, key: [{', '.join(table.key)}], cursor: {cursors[0]}}}"
     return DiscoveredStream(
         name=f"{table.schema}.{table.name}",
-        columns=tuple(
-            DiscoveredColumn(name=c.name, type=c.type, nullable=c.nullable) for c in table.columns
-        ),
+        columns=discovered(table.columns),
         key=table.key,
         cursors=cursors,
         rows_estimated=table.rows,
@@ -287,11 +283,5 @@ def _discovered(table: Table) -> DiscoveredStream:
 
 
 def _cursors(table: Table) -> tuple[str, ...]:
-    """Return the columns that say when a row changed, never NULL first; then the row's number."""
-    times = sorted(
-        (c.nullable, c.name)
-        for c in table.columns
-        if c.type.startswith("timestamp") and any(word in c.name.lower() for word in _CHANGE_WORDS)
-    )
-    own = (table.automatic,) if table.automatic else ()
-    return tuple(name for _, name in times) + own
+    """Return the columns that say when a row changed, then the row's number."""
+    return change_times(table.columns) + ((table.automatic,) if table.automatic else ())

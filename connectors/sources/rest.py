@@ -7,10 +7,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
-from connectors import authority, rest_manifest
+from connectors import authority, rest_files
+from connectors.discovery import discovered
 from connectors.rest_asking import Asker, base_of
 from connectors.rest_batches import Batches
-from connectors.rest_manifest import RAW, Incremental, Manifest, Scalar, Stream
+from connectors.rest_manifest import RAW, Incremental, Manifest, Stream
+from connectors.rest_parts import Scalar
 from connectors.rest_reading import Reading
 from connectors.rest_values import Type
 from schemas.egress import LinkPolicy
@@ -19,7 +21,6 @@ from schemas.records import (
     Batch,
     Between,
     Cursor,
-    DiscoveredColumn,
     DiscoveredStream,
     Ranges,
     ServerReport,
@@ -46,7 +47,7 @@ class RestConfig(BaseModel):
     @field_validator("manifest")
     @classmethod
     def _named_well(cls, value: str) -> str:
-        if not rest_manifest.written_well(value):
+        if not rest_files.written_well(value):
             raise ValueError("write the name of a manifest, or the absolute path of a YAML file")
         return value
 
@@ -76,7 +77,7 @@ class RestConfig(BaseModel):
     def _parameters_fit(self) -> "RestConfig":
         if "/" not in self.manifest:  # a file lies where the workers are
             try:
-                rest_manifest.of_resource(self.manifest).checked(self.parameters)
+                rest_files.of_resource(self.manifest).checked(self.parameters)
             except ConfigError as error:
                 raise ValueError(error.public) from None
         return self
@@ -89,13 +90,13 @@ __all__ = ["CONFIG", "SECRET_FIELDS", "check_link", "open_source"]
 def wanted_secrets(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the secrets of a manifest that comes with the connector, else all there may be."""
     named = str(config.get("manifest", ""))
-    return SECRET_FIELDS if "/" in named else rest_manifest.of_resource(named).secrets
+    return SECRET_FIELDS if "/" in named else rest_files.of_resource(named).secrets
 
 
 def check_link(config: RestConfig, policy: LinkPolicy) -> None:
     """Refuse an API without TLS where the policy wants it; a file is looked at by workers."""
     if "/" not in config.manifest:
-        manifest = rest_manifest.of_resource(config.manifest)
+        manifest = rest_files.of_resource(config.manifest)
         base_of(manifest, {"config": manifest.checked(config.parameters)}, policy)
 
 
@@ -104,7 +105,7 @@ def open_source(
 ) -> "RestSource":
     """Read the manifest and make ready to ask; the first call is made when something is read."""
     checked = RestConfig.model_validate(dict(config))
-    manifest = rest_manifest.of_resource(checked.manifest)
+    manifest = rest_files.of_resource(checked.manifest)
     parameters = manifest.checked(checked.parameters)
     asker = Asker(manifest, parameters, secrets, policy, trusted=checked.sslrootcert)
     return RestSource(manifest, asker)
@@ -154,10 +155,7 @@ class RestSource:
             suggestion = f"{{mode: merge, key: [{key}], cursor: {how.cursor_field}}}"
         return DiscoveredStream(
             name=f"{self._manifest.name}.{name}",
-            columns=tuple(
-                DiscoveredColumn(name=c.name, type=c.type, nullable=c.nullable)
-                for c in shape.columns
-            ),
+            columns=discovered(shape.columns),
             key=shape.key,
             cursors=() if how is None else (how.cursor_field,),
             rows_estimated=0,

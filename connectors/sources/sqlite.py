@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from connectors.discovery import change_times, discovered
 from connectors.local_files import existing_file
 from connectors.row_groups import Grouping, sizes
 from connectors.sqlite import (
@@ -24,7 +25,6 @@ from schemas.records import (
     Batch,
     Between,
     Cursor,
-    DiscoveredColumn,
     DiscoveredStream,
     KeySweep,
     Ranges,
@@ -39,8 +39,6 @@ from schemas.streams import Deletes, StreamSpec
 CONFIG = SqliteConfig
 SECRET_FIELDS = ()
 __all__ = ["CONFIG", "SECRET_FIELDS", "check_link", "open_source"]
-
-_CHANGE_WORDS = ("updated", "modified", "changed")
 
 
 def check_link(config: SqliteConfig, policy: LinkPolicy) -> None:
@@ -105,10 +103,7 @@ class SqliteSource:
         cursors = _cursors(table)
         return DiscoveredStream(
             name=f"{SCHEMA}.{name}",
-            columns=tuple(
-                DiscoveredColumn(name=c.name, type=c.type, nullable=c.nullable)
-                for c in table.columns
-            ),
+            columns=discovered(table.columns),
             key=table.key,
             cursors=cursors,
             rows_estimated=max(rows, 0),
@@ -273,13 +268,8 @@ class _Reader:
 
 
 def _cursors(table: Table) -> tuple[str, ...]:
-    """Return the columns that say when a row changed, never NULL first; then the row's number."""
-    times = sorted(
-        (c.nullable, c.name)
-        for c in table.columns
-        if c.type.startswith("timestamp") and any(word in c.name.lower() for word in _CHANGE_WORDS)
-    )
-    return tuple(name for _, name in times) + ((table.alias,) if table.alias else ())
+    """Return the columns that say when a row changed, then the row's number."""
+    return change_times(table.columns) + ((table.alias,) if table.alias else ())
 
 
 def _suggestion(table: Table, cursors: tuple[str, ...]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from connectors import registry, rest_manifest, rest_text
+from connectors import registry, rest_files, rest_manifest, rest_parts, rest_text
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError
 from schemas.records import WireFormat
@@ -142,11 +142,11 @@ def test_children_of_github_and_its_limits(github, api, config):
 
 
 def test_every_manifest_that_comes_with_it_is_right_and_the_example_has_a_stream_of_each_kind():
-    known = rest_manifest.builtin()
+    known = rest_files.builtin()
     assert set(known) == {"example", "github"}
     for name in known:
-        assert rest_manifest.of_resource(name).name == name
-    example = rest_manifest.of_resource("example")
+        assert rest_files.of_resource(name).name == name
+    example = rest_files.of_resource("example")
     assert example.streams["orders"].incremental_sync is not None
     assert example.streams["lines"].partition_router is not None
 
@@ -195,7 +195,7 @@ def with_stream(**more: Any) -> dict[str, Any]:
 )  # fmt: skip
 def test_a_mistake_is_named_by_its_place(document, says):
     with pytest.raises(ConfigError) as caught:
-        rest_manifest.parse(json.dumps(document).encode(), "shop.yaml")
+        rest_files.parse(json.dumps(document).encode(), "shop.yaml")
     assert says in str(caught.value)
     assert "hunter2" not in str(caught.value)
 
@@ -203,14 +203,17 @@ def test_a_mistake_is_named_by_its_place(document, says):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (b"a: &x [1]\nb: *x", ":2: not YAML: aliases"), (b"a: 1\na: 2", ":2: not YAML: a stands"),
+        (b"a: &x [1]\nb: *x", ":2: not YAML: aliases"), (b"a: 1\na: 2", ":2: a stands"),
         (b"\xff", "UTF-8"), (b"a: [", "not YAML"), (b"!!python/object:os.system {}", "not YAML"),
         (b"- 1", "manifest"), (b"", "manifest"), (b"\x00", "not YAML"),
+        (b"a: 2020-13-45", "not YAML"), (b"[" * 5_000, "not YAML"),
+        (b"version: '1'\nname: shop\nbogus: 1", "shop.yaml:3: bogus: unknown key"),
+        (b"check:\n  stream_names:\n  - ok\n  - 'no name'", "shop.yaml:4: check.stream_names.1"),
     ],
 )  # fmt: skip
 def test_a_file_that_is_no_manifest_is_said_to_be(text, says):
     with pytest.raises(ConfigError) as caught:
-        rest_manifest.parse(text, "shop.yaml")
+        rest_files.parse(text, "shop.yaml")
     assert says in str(caught.value)
 
 
@@ -220,11 +223,11 @@ def test_a_file_of_the_worker_that_is_none_is_always_told_alike(tmp_path):
     told = set()
     for name in ("x.yaml", "missing.yaml", "link.yaml"):
         with pytest.raises(ConfigError) as caught:
-            rest_manifest.of_resource(str(tmp_path / name))
+            rest_files.of_resource(str(tmp_path / name))
         told.add(str(caught.value).replace(name, "FILE"))
     assert len(told) == 1
     for named in ("../x", "x.yaml", "/proc/self/environ.yaml", "/etc/passwd", "", "a b"):
-        assert not rest_manifest.written_well(named)
+        assert not rest_files.written_well(named)
 
 
 @pytest.mark.parametrize(
@@ -352,11 +355,11 @@ def test_every_key_of_a_manifest_is_on_the_page(header, model):
 
 
 def test_every_kind_of_login_page_and_action_is_on_the_page():
-    assert table_of("| Authenticator |") == list(rest_manifest.SECRETS)
-    kinds = [kind.model_fields["type"] for kind in rest_manifest.PAGINATORS]
+    assert table_of("| Authenticator |") == list(rest_parts.SECRETS)
+    kinds = [kind.model_fields["type"] for kind in rest_parts.PAGINATORS]
     names = [kind.annotation.__args__[0] for kind in kinds if kind.annotation is not None]
     assert table_of("| Paginator |") == names
-    actions = rest_manifest.Filter.model_fields["action"].annotation
+    actions = rest_parts.Filter.model_fields["action"].annotation
     assert actions is not None
     assert sorted(table_of("| Action |")) == sorted(actions.__args__)
 

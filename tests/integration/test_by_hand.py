@@ -2,7 +2,6 @@
 
 import json
 import os
-import threading
 
 import pytest
 
@@ -518,18 +517,8 @@ def test_a_comparison_does_not_wait_behind_a_run(shop):
 
 @pytest.fixture
 def working(shop):
-    """A worker and a scheduler in a thread, so that commands which wait are answered."""
-    stop = threading.Event()
-
-    def work() -> None:
-        while not stop.wait(0.05):
-            shop.step()
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    yield shop
-    stop.set()
-    thread.join()
+    with shop.working():
+        yield shop
 
 
 def test_the_commands_answer_like_their_neighbours(working, shell):

@@ -1,7 +1,6 @@
 """The command line as an operator meets it: answers, exit codes, errors in one line."""
 
 import json
-import threading
 
 import pytest
 
@@ -23,18 +22,8 @@ def shop(world):
 
 @pytest.fixture
 def working(shop):
-    """A worker and a scheduler in a thread, so that commands which wait are answered."""
-    stop = threading.Event()
-
-    def work() -> None:
-        while not stop.wait(0.05):
-            shop.step()
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    yield shop
-    stop.set()
-    thread.join()
+    with shop.working():
+        yield shop
 
 
 def test_apply_is_idempotent_and_diff_changes_nothing(shop, shell):
