@@ -67,6 +67,9 @@ def act(
     return outcomes.of_streams(done, wanted=len(requests))
 
 
+_ANEW = "the next run reads everything"
+
+
 def _one(attempt: Attempt, request: LoadRequest, destination: Destination) -> StreamResult:
     name = request.stream.name
     known = destination.claim_stream(request)
@@ -76,7 +79,7 @@ def _one(attempt: Attempt, request: LoadRequest, destination: Destination) -> St
         return known.result
     if attempt.claim.kind is RunKind.RESET:
         result = destination.reset(request)
-        attempt.run_log.info("where it is read is forgotten; the next run reads everything", name)
+        attempt.run_log.info(f"where it is read is forgotten; {_ANEW}", name)
         return result
     how = attempt.claim.options.purge or Purge.KEEP
     result = destination.purge(request, how)
@@ -86,6 +89,7 @@ def _one(attempt: Attempt, request: LoadRequest, destination: Destination) -> St
 
 def _purged(how: Purge, result: StreamResult) -> str:
     if how is Purge.UNDO:
-        return f"{result.rows_inserted:,} rows are back, and the stream goes on where it was"
+        then = "the stream goes on where it was" if result.cursor_to else _ANEW
+        return f"{result.rows_inserted:,} rows are back; {then}"
     kept = "deleted for good" if how is Purge.NOW else "put away"
-    return f"{result.rows_deleted:,} rows {kept}; the next run reads everything"
+    return f"{result.rows_deleted:,} rows {kept}; {_ANEW}"

@@ -280,6 +280,7 @@ def test_purged_rows_go_out_of_sight_and_come_back_with_their_cursor(shop):
         assert "are kept until" in purge(shop, Purge.KEEP)[0].error
         run, streams = purge(shop, Purge.UNDO)
         assert run.state is RunState.SUCCEEDED, run.error
+        assert "54 rows are back; the stream goes on where it was" in shop.log(run.run_id)
         assert (served(shop, "SELECT count(*) FROM acme.seen"), state(shop)) == (54, before)
         assert (copied(shop), streams["orders"].rows_inserted) == (cursor, 54)
         assert events(shop, "stream.purge_undone")[0]["detail"]["rows"] == 54
@@ -449,7 +450,9 @@ def test_a_domain_or_a_collation_of_the_cursor_does_not_move_the_window(shop):
 def test_a_reset_after_a_purge_is_not_taken_back_by_its_undo(shop):
     assert purge(shop, Purge.KEEP)[0].state is RunState.SUCCEEDED
     assert do(shop, RunKind.RESET, "orders")[0].state is RunState.SUCCEEDED
-    assert purge(shop, Purge.UNDO)[0].state is RunState.SUCCEEDED
+    run, _ = purge(shop, Purge.UNDO)
+    assert run.state is RunState.SUCCEEDED
+    assert "54 rows are back; the next run reads everything" in shop.log(run.run_id)
     assert (served(shop), state(shop)["cursor"]) == (54, None)
     assert shop.sync()[0].state is RunState.SUCCEEDED
     assert served(shop) == 54
