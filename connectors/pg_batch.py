@@ -38,6 +38,8 @@ REFUSED = sql.Identifier("pg_temp", "syncward_refused")
 _PLACE = sql.Identifier("_syncward_place")
 #: Staged rows from which on statistics pay for themselves.
 _ANALYZE_FROM = 1_000
+#: Statistics target for a key's columns: 300 rows are looked at for each.
+_KEY_SAMPLE = 20
 #: Memory of a join over a batch: what it needs, up to this, if the server gives less by itself.
 _WORK_MEM_MAX = 64 * 2**20
 
@@ -267,13 +269,17 @@ def stage(load: Load) -> tuple[int, int]:
 def analyze(load: Load, table: sql.Identifier) -> None:
     """Tell the planner how many rows there are and what their key is like, which joins go by.
 
-    Statistics of the other columns are the dear part (documents, arrays), and no use here.
+    Statistics of the other columns are the dear part (documents, arrays), and no use here. A small
+    sample tells of a key what a large one does; the server's own look at all columns comes later.
     """
     key = load.request.stream.key or load.shape.key
+    if not key:
+        load.conn.execute(sql.SQL("ANALYZE {}").format(table))
+        return
     columns = sql.SQL(", ").join(map(sql.Identifier, key))
     load.conn.execute(
-        sql.SQL("ANALYZE {} ({})" if key else "ANALYZE {}").format(
-            table, *([columns] if key else [])
+        sql.SQL("SET LOCAL default_statistics_target = {}; ANALYZE {} ({})").format(
+            _KEY_SAMPLE, table, columns
         )
     )
 

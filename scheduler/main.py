@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between two ticks of a kind. Due and dispatch decide how late a run starts.
 DUE_EVERY_S = 0.25
-DISPATCH_EVERY_S = 0.25
+DISPATCH_EVERY_S = 0.15
 #: While jobs are being sent: slots become free sooner than the usual tick would notice.
 DISPATCH_BUSY_S = 0.01
 REAP_EVERY_S = 1.0

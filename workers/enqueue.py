@@ -26,12 +26,14 @@ from workers.messages import ACTOR, Reason
 
 logger = logging.getLogger(__name__)
 
-#: The pause after the first look that found no job; it doubles up to the worker's timeout.
-_PAUSE_FIRST_S = 0.005
 #: Where nothing ever comes; a worker that stops waits for it.
 _PAUSE_LONGEST_S = 1.0
 #: Every key of ours in Redis begins with this.
 NAMESPACE = "syncward"
+#: A list with an item for each job that was sent: an idle worker waits for one instead of asking.
+_BELL = f"{NAMESPACE}:bell"
+#: Items that are kept while no worker waits.
+_BELL_MAX = 100
 #: What `health` looks at to find keys of others.
 _SCANS, _SCAN_KEYS = 4, 500
 
@@ -95,17 +97,17 @@ class DeadLetters(Middleware):
 
 
 class _EagerConsumer(_RedisConsumer):
-    """Asks for the next job as soon as one has ended.
+    """Takes the next job as soon as one was sent, or as soon as a slot is free for it.
 
-    Dramatiq's own consumer sleeps while all slots are taken, just as while the queue is empty, so
-    that a free slot would wait for it; fetching ahead instead would hoard what others could run.
+    Dramatiq's own consumer sleeps while the queue is empty, and just as long while all slots are
+    taken; fetching ahead instead would hoard what others could run.
     """
 
     def __init__(self, broker: RedisBroker, queue_name: str, prefetch: int, timeout: int) -> None:
         super().__init__(broker, queue_name, prefetch, 0)  # type: ignore[no-untyped-call]  # dramatiq ships no types here
         idle = queue_name.endswith(".DQ")  # Dramatiq's queue of delayed messages: there are none
         self._longest_s = _PAUSE_LONGEST_S if idle else timeout / 1_000
-        self._pause_s = _PAUSE_FIRST_S
+        self._bell = not idle
         self._slot_free = Event()
 
     def ack(self, message: dramatiq.MessageProxy) -> None:
@@ -117,19 +119,25 @@ class _EagerConsumer(_RedisConsumer):
         self._slot_free.set()
 
     def __next__(self) -> dramatiq.MessageProxy | None:
-        """Return a message, or None after a pause that grows while there is nothing."""
+        """Return a message, or None after a pause that ends early when there may be one."""
         try:
             message = self._take()
+            if message is None:
+                self._rest()
         except redis.ConnectionError as error:
             raise dramatiq.ConnectionClosed(error) from None  # type: ignore[no-untyped-call]  # as above
-        if message is not None:
-            self._pause_s = _PAUSE_FIRST_S
-        elif self._slot_free.wait(self._pause_s):
-            self._slot_free.clear()
-            self._pause_s = _PAUSE_FIRST_S
-        else:
-            self._pause_s = min(2 * self._pause_s, self._longest_s)
         return message
+
+    def _rest(self) -> None:
+        """Wait for a free slot, or for the bell; what rang unheard is found after the timeout."""
+        if not self._bell or self.outstanding_message_count >= self.prefetch:
+            self._slot_free.wait(self._longest_s)
+            self._slot_free.clear()
+            return
+        try:
+            self.broker.client.blpop([_BELL], timeout=self._longest_s)
+        except redis.exceptions.NoPermissionError:  # a login of a version without it
+            self._bell = False
 
     def _take(self) -> dramatiq.MessageProxy | None:
         """Return the next job; what is none is buried before Dramatiq looks at it."""
@@ -209,6 +217,7 @@ class JobQueue:
         self._broker = open_broker(client)
         self._ask_at = float("-inf")
         self._alive = False
+        self._rings = True
 
     def alive(self) -> bool:
         """Say whether Redis answered within the last second; never raises.
@@ -242,7 +251,20 @@ class JobQueue:
         except redis.RedisError:
             self._ask_at = float("-inf")
             return False
+        self._ring()
         return True
+
+    def _ring(self) -> None:
+        """Wake an idle worker. Without it the job is found a moment later."""
+        if not self._rings:
+            return
+        try:
+            self._client.ltrim(_BELL, 1 - _BELL_MAX, -1)  # first: who may not do it does not ring
+            self._client.rpush(_BELL, 1)
+        except redis.exceptions.NoPermissionError:  # a login of a version without it
+            self._rings = False
+        except redis.RedisError:
+            self._ask_at = float("-inf")
 
     def health(self) -> QueueHealth:
         """Ask Redis how it is set up; never raises, never shows what a library said."""

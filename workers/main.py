@@ -40,8 +40,8 @@ from workers.run_log import LogWriter
 
 logger = logging.getLogger(__name__)
 
-#: Milliseconds between two looks at an idle queue: a job waits so long at most, for ~1 % of a core.
-POLL_MS = 200
+#: Milliseconds between two looks at an idle queue where no bell rang, for less than 1 % of a core.
+POLL_MS = 400
 #: Seconds after the grace for goodbyes; then the process ends, whatever hangs.
 LEAVING_S = 5.0
 #: Exit code of a worker that left runs to their leases.

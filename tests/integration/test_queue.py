@@ -31,12 +31,12 @@ def connect(request, valkey):
 class Consumer:
     """A Dramatiq worker as workers/main.py builds it, with a function of the test behind it."""
 
-    def __init__(self, client, execute) -> None:
+    def __init__(self, client, execute, *, timeout: int = 50) -> None:
         self.client = client
         self.broker: RedisBroker = open_broker(self.client)
         actors.register(self.broker, execute)
         self.worker = dramatiq.Worker(
-            self.broker, queues={QUEUE}, worker_timeout=50, worker_threads=2
+            self.broker, queues={QUEUE}, worker_timeout=timeout, worker_threads=2
         )
 
     def __enter__(self):
@@ -69,6 +69,47 @@ def test_a_job_arrives_as_it_was_sent(connect):
         until(lambda: got, "the job never came")
     assert got == [job]
     queue.close()
+
+
+def test_an_idle_worker_is_woken_by_each_job(connect):
+    """Looking by itself every four seconds, it would need sixteen for these."""
+    came: list[Job] = []
+    queue, jobs = JobQueue(connect()), [Job(run_id=uuid4(), dispatch=1) for _ in range(5)]
+    with Consumer(connect(), came.append, timeout=4_000):
+        began = time.monotonic()
+        for job in jobs:
+            queue.send(job)
+            until(lambda job=job: job in came, "nobody was woken")
+        assert time.monotonic() - began < 10
+    queue.close()
+
+
+def test_a_login_that_may_not_ring_and_wait_still_sends_and_takes(valkey):
+    """That of a version before, which docs/network.md granted less."""
+    valkey.flush()
+    admin = open_client(valkey.url)
+    word = secrets.token_urlsafe(12)
+    rules = ("~*", "+@all", "-blpop", "-ltrim")
+    admin.execute_command("ACL", "SETUSER", "older", "reset", "on", f">{word}", *rules)
+    url = valkey.url.replace(f":{valkey.password}@", f"older:{word}@")
+    came: list[Job] = []
+    with Consumer(open_client(url), came.append):
+        queue, job = JobQueue(open_client(url)), Job(run_id=uuid4(), dispatch=1)
+        assert queue.send(job)
+        until(lambda: job in came, "the job was not taken")
+        queue.close()
+    assert not admin.exists("syncward:bell"), "it would grow for ever"
+    admin.execute_command("ACL", "DELUSER", "older")
+    admin.close()
+
+
+def test_what_rings_while_nobody_listens_is_bounded(connect):
+    queue, client = JobQueue(connect()), connect()
+    for _ in range(300):
+        queue.send(Job(run_id=uuid4(), dispatch=1))
+    assert client.llen("syncward:bell") == 100
+    queue.close()
+    client.close()
 
 
 def test_a_message_carries_a_run_id_and_a_number_and_nothing_else(connect):
