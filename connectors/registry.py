@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from connectors import destinations as destination_files
 from connectors import sources as source_files
+from schemas.aid import UNAIDED, Aid
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError
 from schemas.records import Destination, Source
@@ -26,11 +27,19 @@ def destinations() -> frozenset[str]:
 
 
 def open_source(
-    kind: str, config: Mapping[str, Any], secrets: Mapping[str, str], policy: LinkPolicy
+    kind: str,
+    config: Mapping[str, Any],
+    secrets: Mapping[str, str],
+    policy: LinkPolicy,
+    aid: Aid = UNAIDED,
 ) -> Source:
-    """Connect to a resource as a source, where the policy allows; the caller closes it."""
+    """Connect to a resource as a source, where the policy allows; the caller closes it.
+
+    A module that says `AIDED` gets what it may ask the process for that runs it.
+    """
     module = _module("sources", kind, sources())
-    opened: Source = module.open_source(config, secrets, policy)
+    aided = (aid,) if getattr(module, "AIDED", False) else ()
+    opened: Source = module.open_source(config, secrets, policy, *aided)
     return opened
 
 

@@ -14,6 +14,7 @@ from connectors.rest_limits import Pace
 from connectors.rest_manifest import Manifest
 from connectors.rest_pages import Ask
 from connectors.rest_parts import ErrorHandler, Filter
+from schemas.aid import UNAIDED, Aid
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError, Deferral, SyncwardError, TransientError
 
@@ -51,10 +52,12 @@ class Asker:
         policy: LinkPolicy,
         *,
         trusted: str,
+        aid: Aid = UNAIDED,
     ) -> None:
         self.names: dict[str, Mapping[str, object]] = {"config": parameters, "partition": {}}
         self.base = base_of(manifest, self.names, policy)
         self.origin: Origin = check_origin(self.base, policy)
+        self.aid = aid
         self._manifest = manifest
         self._ended = Event()
         self._pace = Pace(manifest.name, manifest.rate_limit, self._ended)

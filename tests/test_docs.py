@@ -4,7 +4,7 @@ import importlib
 import json
 import re
 import tomllib
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import timedelta
 from itertools import chain
 from pathlib import Path
@@ -21,6 +21,7 @@ from connectors.pg_errors import AT_SOURCE, CLASSES, STATES, TEXTS, answer
 from connectors.portable import Kind, kind_of
 from connectors.row_groups import BYTES_MAX, ROWS_MAX
 from scheduler.cluster import families, key_ages
+from schemas.aid import Aid
 from schemas.audit import (
     AuditAction,
     AuditEvent,
@@ -196,6 +197,8 @@ def test_everything_that_a_connector_owes_is_on_the_page_about_writing_one():
     assert set(kinds) == {kind.value for kind in Kind}
     for kind, types in kinds.items():
         assert {kind_of(t) for t in re.findall(r"`([^`]+)`", types)} == {Kind(kind)}
+    asked = {row[0].strip("`").split(".")[0] for row in table(text, "| Member")}
+    assert asked == {member.name for member in fields(Aid)}
     bounds = f"about {ROWS_MAX:,} rows or {BYTES_MAX >> 20} MiB"
     assert bounds in text
 

@@ -1,24 +1,22 @@
 """Runs that answer a question about one resource: test and discover."""
 
 from connectors import registry
-from crypto.keyring import Keyring
-from schemas.egress import LinkPolicy
 from schemas.records import ServerReport
 from schemas.runs import Outcome, OutcomeKind
 from storage.work import Work
-from workers.control import RunControl
+from workers.attempt import Attempt
 from workers.ends import open_destination, open_source
 
 
-def test(subject: Work, keyring: Keyring, control: RunControl, policy: LinkPolicy) -> Outcome:
+def test(subject: Work, attempt: Attempt) -> Outcome:
     """Connect in each role that the connector has; report the system and what is missing."""
     kind = subject.source.kind
     reports: dict[str, ServerReport] = {}
     if kind in registry.sources():
-        with open_source(subject.source, keyring, control, policy) as source:
+        with open_source(subject.source, attempt) as source:
             reports["source"] = source.test()
     if kind in registry.destinations():
-        with open_destination(subject.source, keyring, control, policy) as destination:
+        with open_destination(subject.source, attempt) as destination:
             reports["destination"] = destination.test()
     first = next(iter(reports.values()))
     return Outcome(
@@ -32,8 +30,8 @@ def test(subject: Work, keyring: Keyring, control: RunControl, policy: LinkPolic
     )
 
 
-def discover(subject: Work, keyring: Keyring, control: RunControl, policy: LinkPolicy) -> Outcome:
+def discover(subject: Work, attempt: Attempt) -> Outcome:
     """List the streams that the resource's login can read."""
-    with open_source(subject.source, keyring, control, policy) as source:
+    with open_source(subject.source, attempt) as source:
         streams = [stream.model_dump() for stream in source.discover()]
     return Outcome(OutcomeKind.SUCCEEDED, document={"streams": streams})

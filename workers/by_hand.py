@@ -53,7 +53,7 @@ def act(
     if subject.destination is None:
         raise RuntimeError("only a connection has a destination")
     end = subject.destination
-    with open_destination(end, deps.keyring, control, deps.policy) as destination:
+    with open_destination(end, attempt) as destination:
         attempt = history.adopted(attempt, destination)
         requests = requests_of(attempt.claim)
         for position, request in enumerate(requests):

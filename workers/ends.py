@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from connectors import registry
@@ -19,6 +20,8 @@ from schemas.errors import ConfigError
 from schemas.records import Destination, Source, WireFormat
 from schemas.redaction import Holder
 from storage.work import SealedField, SealedResource, Work
+from workers.aid import of_run
+from workers.attempt import Attempt
 from workers.control import RunControl, left_behind
 from workers.metrics import DECRYPTS
 
@@ -26,32 +29,26 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def open_source(
-    resource: SealedResource, keyring: Keyring, control: RunControl, policy: LinkPolicy
-) -> Iterator[Source]:
+def open_source(resource: SealedResource, attempt: Attempt) -> Iterator[Source]:
     """Connect to a resource in the role of a source; closed at the end, cancelled by signals."""
-    with _held(_begin(registry.open_source, resource, keyring, control, policy)) as source:
+    with _held(_begin_source(resource, attempt)) as source:
         yield source
 
 
 @contextmanager
-def open_destination(
-    resource: SealedResource, keyring: Keyring, control: RunControl, policy: LinkPolicy
-) -> Iterator[Destination]:
+def open_destination(resource: SealedResource, attempt: Attempt) -> Iterator[Destination]:
     """Connect to a resource in the role of a destination; as `open_source`."""
-    with _held(_begin(registry.open_destination, resource, keyring, control, policy)) as there:
+    with _held(_begin(registry.open_destination, resource, attempt)) as there:
         yield there
 
 
 @contextmanager
-def open_both(
-    subject: Work, keyring: Keyring, control: RunControl, policy: LinkPolicy
-) -> Iterator[tuple[Source, Destination]]:
+def open_both(subject: Work, attempt: Attempt) -> Iterator[tuple[Source, Destination]]:
     """Connect to both ends of a connection at the same time; the source's errors come first."""
     if subject.destination is None:
         raise RuntimeError("only a connection has a destination")
-    here = _begin(registry.open_source, subject.source, keyring, control, policy)
-    there = _begin(registry.open_destination, subject.destination, keyring, control, policy)
+    here = _begin_source(subject.source, attempt)
+    there = _begin(registry.open_destination, subject.destination, attempt)
     with ExitStack() as stack:
         try:
             source = stack.enter_context(_held(here))
@@ -73,20 +70,24 @@ class _Opening(Generic[End]):
     future: "Future[End]"
 
 
+def _begin_source(resource: SealedResource, attempt: Attempt) -> _Opening[Source]:
+    """Begin to connect to a source, which may ask for aid."""
+    return _begin(partial(registry.open_source, aid=of_run(attempt, resource)), resource, attempt)
+
+
 def _begin(
     connect: Callable[[str, Mapping[str, Any], Mapping[str, str], LinkPolicy], End],
     resource: SealedResource,
-    keyring: Keyring,
-    control: RunControl,
-    policy: LinkPolicy,
+    attempt: Attempt,
 ) -> _Opening[End]:
     """Begin to connect; the credentials are opened in the thread that uses them."""
+    control, deps = attempt.control, attempt.deps
     opening = control.opening(
         lambda: connect(
             resource.kind,
             resource.config,
-            unsealed(resource, keyring, control.secrets),
-            policy.for_account(resource.account_id),
+            unsealed(resource, deps.keyring, control.secrets),
+            deps.policy.for_account(resource.account_id),
         )
     )
     return _Opening(resource, control, opening)

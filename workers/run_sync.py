@@ -120,12 +120,12 @@ def _work(attempt: Attempt) -> Outcome:
     if isinstance(subject, SyncwardError):
         raise subject
     if claim.kind is RunKind.TEST:
-        return answers.test(subject, deps.keyring, attempt.control, deps.policy)
+        return answers.test(subject, attempt)
     if claim.kind is RunKind.DISCOVER:
-        return answers.discover(subject, deps.keyring, attempt.control, deps.policy)
+        return answers.discover(subject, attempt)
     if claim.kind is RunKind.SCHEMA:
         requests = list(_requests(claim, subject))
-        return schema.compare(subject, requests, deps.keyring, attempt.control, deps.policy)
+        return schema.compare(subject, requests, attempt)
     if claim.kind in {RunKind.RESET, RunKind.PURGE}:
         return by_hand.act(attempt, subject, lambda claim: list(_requests(claim, subject)))
     return _sync(attempt, subject)
@@ -133,13 +133,12 @@ def _work(attempt: Attempt) -> Outcome:
 
 def _sync(attempt: Attempt, subject: Work) -> Outcome:
     """Move every wanted stream; one that fails does not stop the others."""
-    keyring, control, policy = attempt.deps.keyring, attempt.control, attempt.deps.policy
     wanted = len(list(_requests(attempt.claim, subject)))
     results: list[StreamResult] = []
     postponed: list[TransientError] = []
     tripped: list[DataGuardTripped] = []
-    warm(keyring, subject.source, subject.destination)
-    with open_both(subject, keyring, control, policy) as (source, destination):
+    warm(attempt.deps.keyring, subject.source, subject.destination)
+    with open_both(subject, attempt) as (source, destination):
         attempt = history.adopted(attempt, destination)
         for position, request in enumerate(_requests(attempt.claim, subject)):
             try:

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from crypto.keyring import Keyring
-from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError
 from schemas.records import (
     Column,
@@ -18,24 +16,18 @@ from schemas.records import (
 from schemas.runs import Outcome, OutcomeKind
 from schemas.streams import Guards, StreamSpec
 from storage.work import Work
-from workers.control import RunControl
+from workers.attempt import Attempt
 from workers.ends import common_wire, open_both
 
 
-def compare(
-    subject: Work,
-    requests: Sequence[LoadRequest],
-    keyring: Keyring,
-    control: RunControl,
-    policy: LinkPolicy,
-) -> Outcome:
+def compare(subject: Work, requests: Sequence[LoadRequest], attempt: Attempt) -> Outcome:
     """Describe each stream's table as the destination has it, and what the source has otherwise."""
-    with open_both(subject, keyring, control, policy) as (source, destination):
+    with open_both(subject, attempt) as (source, destination):
         wire = common_wire(subject, source, destination)
         streams = []
         for request in requests:
-            control.begin_stream(request.stream.name)
-            control.check()
+            attempt.control.begin_stream(request.stream.name)
+            attempt.control.check()
             streams.append(_compared(request, source, destination, wire))
     return Outcome(OutcomeKind.SUCCEEDED, document={"tables": streams})
 

@@ -15,6 +15,7 @@ from connectors.rest_manifest import RAW, Incremental, Manifest, Stream
 from connectors.rest_parts import Scalar
 from connectors.rest_reading import Reading
 from connectors.rest_values import Type
+from schemas.aid import UNAIDED, Aid
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError
 from schemas.records import (
@@ -33,6 +34,8 @@ from schemas.streams import Mode, StreamSpec
 SECRET_FIELDS = ("token", "password", "api_key", "client_secret")
 #: A manifest may need none of them.
 SECRETS_OPTIONAL = True
+#: It may ask the process that runs it (schemas/aid.py).
+AIDED = True
 
 
 class RestConfig(BaseModel):
@@ -101,13 +104,16 @@ def check_link(config: RestConfig, policy: LinkPolicy) -> None:
 
 
 def open_source(
-    config: Mapping[str, Any], secrets: Mapping[str, str], policy: LinkPolicy
+    config: Mapping[str, Any],
+    secrets: Mapping[str, str],
+    policy: LinkPolicy,
+    aid: Aid = UNAIDED,
 ) -> "RestSource":
     """Read the manifest and make ready to ask; the first call is made when something is read."""
     checked = RestConfig.model_validate(dict(config))
     manifest = rest_files.of_resource(checked.manifest)
     parameters = manifest.checked(checked.parameters)
-    asker = Asker(manifest, parameters, secrets, policy, trusted=checked.sslrootcert)
+    asker = Asker(manifest, parameters, secrets, policy, trusted=checked.sslrootcert, aid=aid)
     return RestSource(manifest, asker)
 
 

@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -283,7 +284,7 @@ def open_and_test(open_end):
 def test_no_error_tells_a_secret(source_kind, destination_kind, pair, root):
     source = SOURCES[source_kind](pair, root)
     source.create("orders", ORDERS)
-    ends = [
+    ends: list[tuple[Any, Callable[..., Any]]] = [
         (source, registry.open_source),
         (DESTINATIONS[destination_kind](pair, root), registry.open_destination),
     ]

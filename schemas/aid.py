@@ -1,0 +1,53 @@
+"""What a connector may ask the process that runs it, without knowing what that process is.
+
+A source module that wants it says `AIDED = True` and takes an `Aid` as the fourth argument of its
+`open_source` (docs/writing-connectors.md). Each member is a protocol with a default for use outside
+of a worker (`connector try`, tests), which does nothing or refuses, and says so. A worker's own are
+put together in workers/aid.py.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from schemas.errors import ConfigError
+
+#: Gets the newest secrets that are stored, and returns those that are new now, by field.
+Exchange = Callable[[Mapping[str, str]], Mapping[str, str]]
+
+
+class Renewal(Protocol):
+    """Secrets that do not last: tokens that end, logins that change whenever they are used."""
+
+    def renewed(self, seen: Mapping[str, str], exchange: Exchange) -> Mapping[str, str]:
+        """Return secrets that are newer than the ones `seen`: all fields, as they are stored now.
+
+        Of all who ask for the same resource at the same time, in any process, one calls its
+        `exchange`; the others get what that one brought. What `exchange` returns is stored before
+        anybody uses it. An error of `exchange` is raised as it is, and then nothing is stored.
+        `exchange` must end by itself in a bounded time: others wait for it.
+        """
+        ...
+
+
+class KeptNowhere:
+    """There is no store, so what an exchange brought would be lost, and with it the login."""
+
+    def renewed(self, seen: Mapping[str, str], exchange: Exchange) -> Mapping[str, str]:
+        """Refuse, before anything is exchanged."""
+        del seen, exchange
+        raise ConfigError(
+            "this login has to be renewed, and only a worker can store what is new; use a "
+            "resource: syncward resource test NAME"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Aid:
+    """All that a connector may ask for. The defaults are for use outside of a worker."""
+
+    secrets: Renewal = field(default_factory=KeptNowhere)
+
+
+#: What there is outside of a worker.
+UNAIDED = Aid()
