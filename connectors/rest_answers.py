@@ -24,6 +24,7 @@ class Meaning(Enum):
     AGAIN = auto()  # in place; an error if that does not help
     LIMITED = auto()
     LOGIN = auto()  # the token is refused
+    EXPIRED = auto()  # what came before is not known there any more; from the first page on
 
 
 def meaning(answer: Answer, handler: ErrorHandler) -> tuple[Meaning, Filter | None]:
@@ -39,7 +40,7 @@ def _of_filter(one: Filter) -> Meaning:
         return Meaning.AGAIN if one.failure_type == "transient_error" else Meaning.READ
     return {
         "IGNORE": Meaning.NOTHING, "RETRY": Meaning.AGAIN, "RATE_LIMITED": Meaning.LIMITED,
-        "READ": Meaning.READ,
+        "READ": Meaning.READ, "RESET_PAGINATION": Meaning.EXPIRED,
     }[one.action]  # fmt: skip
 
 

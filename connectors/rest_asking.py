@@ -26,6 +26,10 @@ _AT_ONCE = {"connection_lost"}
 _MORE_OF_LIMITS = 3
 
 
+class PagesExpired(Exception):  # noqa: N818 - says what it is
+    """The place in the pages is not known there any more. Whoever turns pages begins again."""
+
+
 def base_of(manifest: Manifest, names: rest_text.Names, policy: LinkPolicy) -> str:
     """Return the URL below which all paths lie; ConfigError if it is none or too weak."""
     try:
@@ -70,8 +74,19 @@ class Asker:
         self.tls = "none"
 
     def ask(self, where: str, ask: Ask, handler: ErrorHandler) -> tuple[Answer, Any] | None:
-        """Return an answer with its document; None if it means that there is nothing.
+        """Return an answer with its document; None if it means that there is nothing."""
+        try:
+            answer = self.answer(where, ask, handler)
+        except PagesExpired:
+            raise TransientError(
+                f"{where}: it forgot what it was asked about; read again", code="api_unavailable"
+            ) from None
+        return None if answer is None else (answer, rest_answers.document(where, answer))
 
+    def answer(self, where: str, ask: Ask, handler: ErrorHandler) -> Answer | None:
+        """Return an answer that is to be read, whatever it holds; None if there is nothing.
+
+        PagesExpired where a manifest says that the pages begin again.
         A wait that is short and an error that time may mend are handled here, a few times.
         """
         tries, renewed = 0, False
@@ -89,14 +104,18 @@ class Asker:
                 tries += 1
                 limited = means is Meaning.LIMITED
                 told = (rest_limits.told if limited else rest_limits.retry_after)(answer.headers)
+                if told is None and fitting is not None and fitting.backoff_time is not None:
+                    told = fitting.backoff_time.total_seconds()
                 self._pace.wait(self._pause(tries) if told is None else told)
                 continue
             if means is Meaning.NOTHING:
                 return None
+            if means is Meaning.EXPIRED:
+                raise PagesExpired
             failed = _failure(where, means, answer, fitting)
             if failed is not None:
                 raise failed
-            return answer, rest_answers.document(where, answer)
+            return answer
 
     def _tried(self, ask: Ask, *, last: bool) -> Answer | None:
         """Return the answer; None if the link ended in the middle and this was not the last try."""
@@ -122,6 +141,11 @@ class Asker:
 
     def _pause(self, tries: int) -> float:
         return float(FIRST_RETRY_S * 2 ** (tries - 1) * (1 - random() / 4))  # noqa: S311 - jitter
+
+    def rest(self, seconds: float) -> None:
+        """Wait for what takes its time; ends where somebody asked for it."""
+        self._ended.wait(seconds)
+        self._pace.check()
 
     def check(self) -> None:
         """End where somebody asked for it."""

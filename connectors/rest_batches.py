@@ -16,8 +16,10 @@ from connectors import rest_text, rest_window
 from connectors.rest_asking import Asker
 from connectors.rest_manifest import Incremental, Stream
 from connectors.rest_parts import CursorPagination
-from connectors.rest_reading import Once, Page, Reading, now_of
+from connectors.rest_reading import Once, Reading, now_of
+from connectors.rest_turning import Page
 from connectors.rest_window import Window
+from schemas.errors import ReadAgain
 from schemas.records import Batch, Between, Cursor, KeySweep, Row, RowGroup, WireFormat
 from schemas.streams import Deletes, StreamSpec
 
@@ -55,7 +57,8 @@ class Batches:
         """Yield all records as one batch without a cursor."""
         how = self._stream.incremental_sync
         windows: list[Window | None] = [None]
-        if how is not None and how.step is not None:  # an API that gives no more than a window
+        # an API that gives no more than a window
+        if how is not None and (how.step is not None or how.result_cap is not None):
             now = datetime.now(UTC)
             windows = [*rest_window.windows(self._spec, how, self._start(how), now)]
         pages = self._begun(self._reading.pages(windows[0]))
@@ -92,6 +95,27 @@ class Batches:
             yield batch
             before = batch.upper
 
+    def changes(self, how: Incremental, cursor: Cursor) -> Iterator[Batch]:
+        """Yield one batch: what the API says has changed since the cursor, each record once.
+
+        ReadAgain where it does not know that any more.
+        """
+        lower = rest_window.resumed(self._spec, cursor) or self._start(how)
+        whole = how.model_copy(update={"step": None})
+        asked = next(rest_window.windows(self._spec, whole, lower, datetime.now(UTC)))
+        self._check_known(asked)
+        pages = self._begun(self._reading.changed(asked))
+        now = now_of(self._asker)
+        window = next(rest_window.windows(self._spec, whole, lower, now))
+        batch = self._batch(pages, [window], cursor, window, full=False, feed=True)
+        batch.notes += rest_window.went_back(self._spec, lower, now)
+        yield batch
+
+    def _check_known(self, window: Window) -> None:
+        for one in self._stream.changes:
+            if one.retention is not None and datetime.now(UTC) - window.since > one.retention:
+                raise ReadAgain("the API does not know any more what has changed since then")
+
     def between(self, how: Incremental, between: Between) -> Iterator[Batch]:
         """Yield the records whose time lies between two, as one batch that is no full read."""
         windows = rest_window.windows_between(self._spec, how, between)
@@ -119,9 +143,10 @@ class Batches:
         *,
         full: bool,
         whole: bool = False,
+        feed: bool = False,
     ) -> Batch:
         count = _Count()
-        groups = self._counted(self._groups(pages, windows), count)
+        groups = self._counted(self._groups(pages, windows, Once(feed=feed)), count)
         batch = Batch(
             shape=self._shape,
             wire=WireFormat.ROWS,
@@ -139,13 +164,13 @@ class Batches:
         return batch
 
     def _groups(
-        self, pages: Iterator[Page], windows: Sequence[Window | None]
+        self, pages: Iterator[Page], windows: Sequence[Window | None], once: Once
     ) -> Iterator[RowGroup]:
         """Yield the first window's pages, which are asked for already, then the others'."""
         first, *others = windows
-        once = Once()
         yield from self._reading.groups(first, pages, once)
-        if not others and once.moved and not isinstance(self._stream.paginator, CursorPagination):
+        counted = not isinstance(self._stream.paginator, CursorPagination) and not once.feed
+        if not others and once.moved and counted:
             yield from self._missed(first, once)
         for window in others:
             yield from self._reading.groups(window, self._reading.pages(window), once)

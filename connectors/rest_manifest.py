@@ -8,29 +8,35 @@ import re
 from collections.abc import Mapping
 from datetime import timedelta
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from connectors import rest_text
 from connectors.rest_parts import (
-    HEADER,
-    OWN_HEADERS,
     SECRETS,
     Authenticator,
     ErrorHandler,
     FieldSpec,
     Name,
     NoAuth,
-    NoPagination,
     Option,
-    Paginator,
     Part,
     Place,
     RateLimit,
     Scalar,
     ShortField,
     Text,
+)
+from connectors.rest_requests import (
+    INTERVAL,
+    AsyncRetriever,
+    Changes,
+    Groups,
+    Requester,
+    SchemaLoader,
+    TimeFormat,
+    checked_headers,
 )
 from connectors.rest_values import Type
 from schemas.errors import ConfigError
@@ -60,17 +66,25 @@ class Parameter(Part):
 # ── streams ──────────────────────────────────────────────────────────────────────────────────
 
 
+class ResultCap(Part):
+    """So many records at most the API gives of one query: a window of more is cut in two."""
+
+    records: int = Field(ge=1)
+    total: Place = Field(min_length=1)  # where an answer says how many there are
+
+
 class Incremental(Part):
     """A window of time that the API can be asked for."""
 
     type: Literal["DatetimeBasedCursor"] = "DatetimeBasedCursor"
     cursor_field: Name
     start_datetime: Text  # of the first read
-    start_time_option: Option
+    start_time_option: Option | None = None
     end_time_option: Option | None = None
-    datetime_format: Literal["iso", "epoch", "epoch_ms", "date"] = "iso"
+    datetime_format: TimeFormat = "iso"
     lookback_window: Duration = timedelta(0)  # read again in a merge: rows show up late
     step: Duration | None = None  # one window in the destination at a time; needs an end
+    result_cap: ResultCap | None = None
 
     @model_validator(mode="after")
     def _steps_have_an_end(self) -> Self:
@@ -78,6 +92,8 @@ class Incremental(Part):
             raise ValueError("step needs an end_time_option: a window without an end is all")
         if self.step is not None and self.step < timedelta(minutes=1):
             raise ValueError("step is at least a minute")
+        if self.result_cap is not None and self.end_time_option is None:
+            raise ValueError("result_cap cuts windows, which needs an end_time_option")
         return self
 
 
@@ -90,50 +106,21 @@ class Parent(Part):
     partition_field: Name
 
 
-class Selector(Part):
-    """Where the records are in an answer; () if it is a list of them."""
-
-    field_path: Place = ()
-    one: bool = False  # what is there is one record, not a list
-
-
-class Stream(Part):
+class Stream(Requester):
     """One kind of record."""
 
-    path: Text
-    http_method: Literal["GET", "POST"] = "GET"
-    request_parameters: dict[str, Text | int | bool] = {}
-    request_headers: dict[str, Text] = {}
-    request_body_json: dict[str, Any] = {}
-    record_selector: Selector = Selector()
     primary_key: tuple[Name, ...] = ()
     schema_: dict[Name, ShortField] = Field({}, alias="schema")
+    schema_loader: SchemaLoader | None = None
+    tombstone: Name | None = None  # the column that says that a record is deleted
     raw: bool = True  # the whole record, too, in a column of this name
-    paginator: Paginator = NoPagination()
+    retriever: AsyncRetriever | None = None
     incremental_sync: Incremental | None = None
+    changes: tuple[Changes, ...] = ()
     partition_router: Parent | None = None
+    grouping_router: Groups | None = None
     error_handler: ErrorHandler | None = None  # instead of the manifest's
     pages_max: int = Field(100_000, ge=1)
-
-    @field_validator("path")
-    @classmethod
-    def _inside(cls, value: str) -> str:
-        bare = re.sub(r"\{\{.*?\}\}", "x", value)
-        parts = bare.split("/")
-        if (
-            not value.startswith("/") or value.startswith("//") or {".", ".."} & set(parts)
-            or any(c in bare for c in "?#\\%") or any(ord(c) <= 0x20 for c in bare)  # noqa: PLR2004
-        ):  # fmt: skip
-            raise ValueError(
-                "is a path below url_base: begin with one slash, and put parameters into "
-                "request_parameters"
-            )
-        return value
-
-    @field_validator("request_headers")
-    @classmethod
-    def _headers(cls, value: dict[str, str]) -> dict[str, str]:
-        return _checked_headers(value)
 
     @model_validator(mode="after")
     def _columns_are_there(self) -> Self:
@@ -150,45 +137,50 @@ class Stream(Part):
             cursor = fields.get(self.incremental_sync.cursor_field)
             if cursor is None or cursor.type not in {Type.TIMESTAMP, Type.DATE}:
                 raise ValueError("cursor_field: is no timestamp or date of the schema")
-        if self.request_body_json and self.http_method == "GET":
-            raise ValueError("request_body_json: needs http_method: POST")
+        if self.tombstone is not None and fields and self.tombstone not in fields:
+            raise ValueError(f"tombstone: no field {self.tombstone} in the schema")
         return self
+
+    @model_validator(mode="after")
+    def _parts_fit_each_other(self) -> Self:
+        how = self.incremental_sync
+        if self.changes and how is None:
+            raise ValueError("changes: needs an incremental_sync, whose cursor they move")
+        if how is not None and how.start_time_option is None and not self._asks_by_time(how):
+            raise ValueError("incremental_sync: needs a start_time_option, or changes")
+        for one in self.changes:
+            if one.deleted is not None and self.tombstone is None:
+                raise ValueError("changes: deleted sets the tombstone; name its column")
+        if self.partition_router is not None and self.grouping_router is not None:
+            raise ValueError("a stream has a partition_router or a grouping_router, not both")
+        if self.schema_loader is not None and not self.schema_:
+            raise ValueError("schema_loader: adds to a schema; name at least the key there")
+        if self.retriever is not None and self.paginator.type != "NoPagination":
+            raise ValueError("retriever: its pages are those of the download_requester")
+        return self
+
+    def _asks_by_time(self, how: Incremental) -> bool:
+        return bool(self.changes) and how.end_time_option is None and how.step is None
 
     @cached_property
     def fields(self) -> Mapping[str, FieldSpec]:
         """The schema's fields by the name of their column."""
         return self.schema_
 
-    @property
-    def paging_option(self) -> Option | None:
-        return getattr(self.paginator, "page_token_option", None)
-
     def texts(self) -> list[str]:
-        """Return every text that may have holes."""
-        found = [self.path, *(v for v in self.request_parameters.values() if isinstance(v, str))]
-        found += [*self.request_headers.values(), *_strings(self.request_body_json)]
+        """Return every text of its own request that may have holes."""
+        found = super().texts()
         if self.incremental_sync is not None:
             found.append(self.incremental_sync.start_datetime)
+        if self.schema_loader is not None:
+            found.append(self.schema_loader.path)
         return found
 
-
-def _strings(value: object) -> list[str]:
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list):
-        return [text for one in value for text in _strings(one)]
-    return [value] if isinstance(value, str) else []
-
-
-def _checked_headers(value: dict[str, str]) -> dict[str, str]:
-    for name, text in value.items():
-        if not HEADER.fullmatch(name) or name.lower() in OWN_HEADERS or looks_secret(name):
-            raise ValueError(
-                f"{name} is no header that a manifest may set; secrets are an authenticator's"
-            )
-        if not text.isascii() or any(ord(c) < 0x20 for c in text):  # noqa: PLR2004 - controls
-            raise ValueError(f"{name} holds what no header may")
-    return value
+    @property
+    def parent(self) -> str | None:
+        """The stream whose keys this one is asked by."""
+        router = self.partition_router or self.grouping_router
+        return None if router is None else router.parent_stream
 
 
 class Check(Part):
@@ -221,7 +213,7 @@ class Manifest(Part):
     @field_validator("request_headers")
     @classmethod
     def _headers(cls, value: dict[str, str]) -> dict[str, str]:
-        return _checked_headers(value)
+        return checked_headers(value)
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
@@ -236,24 +228,33 @@ class Manifest(Part):
         general = [self.url_base, *self.request_headers.values()]
         general += [v for v in self.authenticator.model_dump().values() if isinstance(v, str)]
         for text in general:
-            self._check_holes("it", text, set())
+            self._check_holes("it", text, {})
         return self
 
     def _check_stream(self, name: str, stream: Stream) -> None:
-        own: set[str] = set()
-        parent = stream.partition_router
-        if parent is not None:
-            above = self.streams.get(parent.parent_stream)
-            if above is None or above is stream or above.partition_router is not None:
+        known: dict[str, set[str]] = {"schema": {"fields"}}
+        if stream.parent is not None:
+            above = self.streams.get(stream.parent)
+            if above is None or above is stream or above.parent is not None:
                 raise ValueError(f"streams.{name}: its parent is no stream without a parent")
-            own.add(parent.partition_field)
+        if stream.partition_router is not None:
+            known["partition"] = {stream.partition_router.partition_field}
+        where = f"streams.{name}"
         for text in stream.texts():
-            self._check_holes(f"streams.{name}", text, own)
+            self._check_holes(where, text, known)
+        for number, changes in enumerate(stream.changes):
+            for text in changes.texts():
+                names = {**known, "stream_interval": INTERVAL}
+                self._check_holes(f"{where}.changes.{number}", text, names)
+        for text in stream.retriever.texts() if stream.retriever else []:
+            self._check_holes(f"{where}.retriever", text, known, job=True)
 
-    def _check_holes(self, where: str, text: str, partition: set[str]) -> None:
+    def _check_holes(
+        self, where: str, text: str, known: Mapping[str, set[str]], *, job: bool = False
+    ) -> None:
         for space, name in rest_text.holes(text):
-            known = set(self.parameters) if space == "config" else partition
-            if name not in known:
+            names = set(self.parameters) if space == "config" else known.get(space, set())
+            if name not in names and not (job and space == "creation_response"):
                 raise ValueError(f"{where}: no {space}.{name}")
 
     @property

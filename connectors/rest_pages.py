@@ -37,11 +37,11 @@ class Ask:
 
     method: str
     url: str
-    parameters: Mapping[str, str]
+    parameters: Mapping[str, str | tuple[str, ...]]
     headers: Mapping[str, str]
     body: Mapping[str, Any] = field(default_factory=dict)
 
-    def put(self, option: Option, value: str | int) -> "Ask":
+    def put(self, option: Option, value: Any) -> "Ask":  # noqa: ANN401 - JSON, in a body
         """Return the request with a value where the option says."""
         match option.inject_into:
             case "request_parameter":
@@ -57,7 +57,7 @@ class Ask:
         if not self.parameters:
             return self.url
         sign = "&" if "?" in self.url else "?"
-        return f"{self.url}{sign}{urlencode(self.parameters)}"
+        return f"{self.url}{sign}{urlencode(self.parameters, doseq=True)}"
 
     @property
     def content(self) -> bytes:
@@ -65,11 +65,15 @@ class Ask:
         return orjson.dumps(self.body) if self.method == "POST" else b""
 
 
-def _put(body: Mapping[str, Any], steps: Sequence[str], value: str | int) -> dict[str, Any]:
+def _put(body: Any, steps: Sequence[str], value: Any) -> Any:  # noqa: ANN401 - JSON
+    """Return a document with a value at a place; a number steps into a list that is there."""
     step, *rest = steps
-    inner = body.get(step)
-    below = _put(inner if isinstance(inner, dict) else {}, rest, value) if rest else value
-    return {**body, step: below}
+    if isinstance(body, list) and step.isdecimal() and int(step) < len(body):
+        place = int(step)
+        below = _put(body[place], rest, value) if rest else value
+        return [*body[:place], below, *body[place + 1 :]]
+    inside = body if isinstance(body, dict) else {}
+    return {**inside, step: _put(inside.get(step), rest, value) if rest else value}
 
 
 def first(ask: Ask, paginator: Paginator) -> Ask:
@@ -132,7 +136,7 @@ class Pages:
     ) -> Ask | None:
         match self._paginator:
             case CursorPagination() as way:
-                return self._by_cursor(way, document, rows)
+                return self._by_cursor(way, answer, document, rows)
             case OffsetIncrement() | PageIncrement() as way:
                 short = way.stop_on == "short_page" and len(rows) < way.page_size
                 return None if not rows or short else self._by_count(way)
@@ -156,17 +160,16 @@ class Pages:
     def _by_cursor(
         self,
         way: CursorPagination,
+        answer: Answer,
         document: object,
         rows: Sequence[Mapping[str, Any]],
     ) -> Ask | None:
         more = True if way.has_more is None else rest_text.found(document, way.has_more)
-        if _is_nothing(more):
+        short = way.stop_on == "short_page" and len(rows) < (way.page_size or 0)
+        if rest_text.is_nothing(more) or short:
             return None
-        last = rows[-1] if rows else rest_text.MISSING
-        token = rest_text.found(
-            document if way.cursor_from == "response" else last, way.cursor_value
-        )
-        if _is_nothing(token):
+        token = _token_of(way, answer, document, rows)
+        if rest_text.is_nothing(token) or token == way.end_value:
             if way.has_more is not None:
                 raise self._wrong("says that there is more, and not where")
             return None
@@ -179,7 +182,7 @@ class Pages:
 
     def _linked(self, answer: Answer, link: object) -> Ask | None:
         """Follow a link, if there is one, with nothing added to it but our headers."""
-        if _is_nothing(link):
+        if rest_text.is_nothing(link):
             return None
         whole = None
         if isinstance(link, str) and len(link) <= _TOKEN_MAX:
@@ -194,8 +197,16 @@ class Pages:
         return replace(self._ask, url=whole, parameters={})
 
 
-def _is_nothing(value: object) -> bool:
-    return value is rest_text.MISSING or value is None or value is False or value == ""
+def _token_of(
+    way: CursorPagination, answer: Answer, document: object, rows: Sequence[Mapping[str, Any]]
+) -> object:
+    match way.cursor_from:
+        case "header":
+            return answer.headers.get(way.cursor_value[0])
+        case "last_record":
+            return rest_text.found(rows[-1] if rows else rest_text.MISSING, way.cursor_value)
+        case _:
+            return rest_text.found(document, way.cursor_value)
 
 
 def next_of(header: str) -> str | None:

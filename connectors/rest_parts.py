@@ -106,7 +106,8 @@ class Filter(Part):
     http_codes: tuple[int, ...] = ()
     body_path: Place = ()  # a place in the answer, and what must be there
     equals: Scalar | None = None  # unset: anything at all but null, false and ""
-    action: Literal["IGNORE", "RETRY", "FAIL", "RATE_LIMITED", "READ"]
+    action: Literal["IGNORE", "RETRY", "FAIL", "RATE_LIMITED", "READ", "RESET_PAGINATION"]
+    backoff_time: Duration | None = None  # of RATE_LIMITED, where the answer does not say
     failure_type: Literal["config_error", "transient_error", "credentials_error"] = "config_error"
     error_message: str = Field("", max_length=200)  # written by whoever wrote the manifest
 
@@ -114,6 +115,8 @@ class Filter(Part):
     def _looks_at_something(self) -> Self:
         if not self.http_codes and not self.body_path:
             raise ValueError("name http_codes or a body_path")
+        if self.backoff_time is not None and self.action != "RATE_LIMITED":
+            raise ValueError("backoff_time is how long a RATE_LIMITED waits")
         return self
 
 
@@ -188,13 +191,24 @@ class NoPagination(Part):
 
 
 class CursorPagination(_Sized):
-    """The answer holds a token, or it is a field of the last record, that asks for what follows."""
+    """A token asks for what follows: the answer holds it, its header, or the last record."""
 
     type: Literal["CursorPagination"]
-    cursor_value: Place
-    cursor_from: Literal["response", "last_record"] = "response"
+    cursor_value: Place  # the name of a header, if it is from one
+    cursor_from: Literal["response", "last_record", "header"] = "response"
     page_token_option: Option
     has_more: Place | None = None  # false there: this is the last page
+    end_value: str | None = None  # a token that says so, too
+    #: a page of fewer records than were asked for is the last one
+    stop_on: Literal["no_token", "short_page"] = "no_token"
+
+    @model_validator(mode="after")
+    def _short_of_what(self) -> Self:
+        if self.stop_on == "short_page" and self.page_size is None:
+            raise ValueError("stop_on: short_page needs a page_size")
+        if self.cursor_from == "header" and len(self.cursor_value) != 1:
+            raise ValueError("cursor_value is the name of one header")
+        return self
 
 
 class OffsetIncrement(_Sized):

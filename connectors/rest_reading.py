@@ -1,50 +1,41 @@
 """The records of one stream, page after page, as groups of rows. Start at `Reading.groups`."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime
+from functools import partial
+from itertools import islice
 from typing import Any
 
-from connectors import rest_answers, rest_text, rest_window
+from connectors import rest_jobs, rest_schema, rest_text, rest_window
 from connectors.rest_asking import Asker
-from connectors.rest_manifest import Manifest, Parent, Stream
-from connectors.rest_pages import Ask, Pages, first
-from connectors.rest_parts import Scalar
+from connectors.rest_manifest import Incremental, Manifest, Parent, Stream
+from connectors.rest_pages import Ask
+from connectors.rest_requests import Changes, Groups, Requester
 from connectors.rest_rows import Rows, type_of_partition
+from connectors.rest_turning import REMEMBERED, Page, Read, Record, time_in, turned
 from connectors.rest_values import Misfit, Type
 from connectors.rest_window import Window
 from connectors.row_groups import Grouping, sizes
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, ReadAgain
 from schemas.records import Row, RowGroup
 from schemas.streams import Mode, StreamSpec
 
-Record = Mapping[str, Any]
-
-#: Keys of a read that are remembered at least: about 20 MB with those that are on their way out.
-_REMEMBERED = 100_000
-
-
-@dataclass(slots=True)
-class Page:
-    """Some records, the value of the parent's key they belong to, and which page they were.
-
-    Whoever has read the records lets go of them: the next page comes into the same memory.
-    """
-
-    records: Sequence[Record]
-    above: object
-    number: int
+#: So many records may have changed; beyond that it is shorter to read all of them.
+_CHANGED_MAX = 2 * REMEMBERED
 
 
 class Once:
     """Lets a record through that moved to a later page while it was read, the first time only.
 
     Two of one key on the same page are no move: the key is none, and the destination says so.
-    Memory is bounded: what was read long ago is forgotten.
+    Memory is bounded: what was read long ago is forgotten. `feed`: what comes are changes, of
+    which the first of a key counts wherever the others are, so nothing may be forgotten.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, feed: bool = False) -> None:
+        self.feed = feed
         self._page: set[bytes | int] = set()
         self._recent: set[bytes | int] = set()
         self._older: set[bytes | int] = set()
@@ -55,7 +46,9 @@ class Once:
         """Begin another page."""
         self._recent |= self._page
         self._page = set()
-        if len(self._recent) >= _REMEMBERED:
+        if self.feed and len(self._recent) > _CHANGED_MAX:
+            raise ReadAgain(f"more than {_CHANGED_MAX:,} records have changed")
+        if not self.feed and len(self._recent) >= REMEMBERED:
             self._older, self._recent = self._recent, set()
 
     def is_new(self, key: Row) -> bool:
@@ -63,6 +56,8 @@ class Once:
         token = _token(key)
         if token in self._recent or token in self._older:
             self.moved += 1
+            return False
+        if self.feed and token in self._page:
             return False
         self.new += 1
         self._page.add(token)
@@ -80,11 +75,17 @@ class Reading:
     """One read of one stream."""
 
     def __init__(
-        self, asker: Asker, manifest: Manifest, name: str, spec: StreamSpec | None
+        self,
+        asker: Asker,
+        manifest: Manifest,
+        name: str,
+        spec: StreamSpec | None,
+        *,
+        stream: Stream | None = None,
     ) -> None:
         self._asker = asker
         self._manifest = manifest
-        self._stream: Stream = manifest.streams[name]
+        self._stream: Stream = stream or manifest.streams[name]  # with the fields that were loaded
         self._spec = spec
         self.where = f"{manifest.name}.{name}"
         parent = self._stream.partition_router
@@ -143,99 +144,194 @@ class Reading:
 
     def pages(self, window: Window | None) -> Iterator[Page]:
         """Yield the pages of the stream: for a child those of each of the parent's records."""
-        parent = self._stream.partition_router
+        stream, parent, groups = self._stream, self._stream.partition_router, None
         if parent is None:
-            yield from self._pages(self._stream, self.where, {}, window, None)
-            return
-        where = f"{self._manifest.name}.{parent.parent_stream}"
-        above = self._manifest.streams[parent.parent_stream]
-        for page in self._pages(above, where, {}, None, None):
-            for number, record in enumerate(page.records, 1):
-                key = self._key_of(parent, record, where, f"record {number} of page {page.number}")
-                names = {parent.partition_field: key}
-                yield from self._pages(self._stream, self.where, names, window, key)
+            groups = stream.grouping_router
+        if parent is not None:
+            for key in self._keys(parent):
+                read = self._read(stream, self.where, {parent.partition_field: key})
+                yield from self._windowed(replace(read, above=key), window)
+        elif groups is not None:
+            for some in _in_groups(self._keys(groups), groups.group_size):
+                read = self._read(stream, self.where, {})
+                yield from self._windowed(_with_keys(read, groups, some), window)
+        else:
+            yield from self._windowed(self._read(stream, self.where, {}), window)
 
-    def _key_of(self, parent: Parent, record: Record, where: str, place: str) -> object:
-        value = rest_text.found(record, parent.parent_key)
+    def _keys(self, router: Parent | Groups) -> Iterator[object]:
+        """Yield the keys of the parent's records."""
+        where = f"{self._manifest.name}.{router.parent_stream}"
+        above = self._manifest.streams[router.parent_stream]
+        for page in self._all_of(above, self._read(above, where, {})):
+            for number, record in enumerate(page.records, 1):
+                place = f"record {number} of page {page.number}"
+                yield self._key_of(router, record, where, place)
+
+    def _key_of(self, router: Parent | Groups, record: Record, where: str, place: str) -> object:
+        value = rest_text.found(record, router.parent_key)
         try:
             self.rows.check_partition(value)
         except (Misfit, ValueError):
             raise ConfigError(
-                f"{where}: {place} has no {'.'.join(parent.parent_key)} of its type, which "
+                f"{where}: {place} has no {'.'.join(router.parent_key)} of its type, which "
                 f"{self.where} is read by",
                 code="data_refused",
             ) from None
         return value
 
-    def _pages(
-        self, stream: Stream, where: str, partition: Mapping[str, object], window: Window | None,
-        above: object,
-    ) -> Iterator[Page]:  # fmt: skip
-        handler = stream.error_handler or self._manifest.error_handler
-        ask: Ask | None = self._first(stream, where, partition, window)
-        if ask is None:
+    def _windowed(self, read: Read, window: Window | None) -> Iterator[Page]:
+        """Yield the pages of a window, cut in two where the API would not give all of it."""
+        how = self._stream.incremental_sync
+        if window is None or how is None or how.start_time_option is None:
+            yield from self._all_of(self._stream, read)
             return
-        pages = Pages(where, self._asker.origin, ask, stream.paginator, stream.pages_max)
-        selector = stream.record_selector
-        while ask is not None:
-            answered = self._asker.ask(where, ask, handler)
-            if answered is None:
-                return
-            answer, document = answered
-            records = rest_answers.records(where, document, selector.field_path, one=selector.one)
-            number = pages.number
-            if records and stream.primary_key:
-                keys = [_key_of(stream, record) for record in records]
-                pages.seen(keys, "has the same records as a page before")
-            ask = pages.after(answer, document, records)
-            page = Page(records, above, number)
-            del answered, answer, document, records
-            yield page
+        left = [(window.since, window.until)]
+        while left:
+            since, until = left.pop()
+            asked = replace(read, more=partial(_between, how, since, until, read.more))
+            pages = self._all_of(self._stream, asked)
+            first = next(pages, None)
+            if first is None:
+                continue
+            if how.result_cap is not None and _exceeds(how, first, self.where):
+                left += reversed(self._halves(how, since, until))
+                continue
+            yield first
+            yield from pages
 
-    def _first(
-        self, stream: Stream, where: str, partition: Mapping[str, object], window: Window | None
-    ) -> Ask:
-        names = {**self._asker.names, "partition": partition}
-        try:
-            path = rest_text.filled_path(stream.path, names)
-        except ValueError as error:
-            raise ConfigError(f"{where}: path: {error}", code="data_refused") from None
-        headers = {**self._manifest.request_headers, **stream.request_headers}
-        ask = Ask(
-            stream.http_method,
-            self._asker.base + path,
-            {k: _value(v, names) for k, v in stream.request_parameters.items()},
-            {k: rest_text.filled(v, names) for k, v in headers.items()},
-            _body(stream.request_body_json, names),
+    def _halves(
+        self, how: Incremental, since: datetime, until: datetime
+    ) -> list[tuple[datetime, datetime]]:
+        middle = rest_window.middle(since, until, how)
+        if middle is None:
+            raise ConfigError(
+                f"{self.where}: more records have one and the same time than the API gives of a "
+                "query; ask for them in the order of their keys (cursor_from: last_record)",
+                code="api_answer",
+            )
+        return [(since, middle), (middle, until)]
+
+    def _all_of(self, stream: Stream, read: Read) -> Iterator[Page]:
+        if stream.retriever is not None:
+            yield from rest_jobs.records(self._asker, stream, stream.retriever, read)
+        else:
+            yield from turned(self._asker, read)
+
+    def _read(self, requester: Requester, where: str, partition: Mapping[str, object]) -> Read:
+        stream = requester if isinstance(requester, Stream) else self._stream
+        fields = rest_schema.names_of(stream)
+        return Read(
+            where,
+            requester,
+            {**self._asker.names, "partition": partition, "schema": fields},
+            stream.error_handler or self._manifest.error_handler,
+            stream.pages_max,
+            self._manifest.request_headers,
+            partial(_identity, stream) if stream.primary_key else None,
         )
-        how = stream.incremental_sync
-        if window is not None and how is not None:
-            ask = ask.put(how.start_time_option, rest_window.written(window.since, how))
-            if how.end_time_option is not None:
-                ask = ask.put(how.end_time_option, rest_window.written_end(window.until, how))
-        return first(ask, stream.paginator)
+
+    # ── changes ──────────────────────────────────────────────────────────────────────────────
+
+    def changed(self, window: Window) -> Iterator[Page]:
+        """Yield what the API says has changed since a window's begin, as pages of records.
+
+        Where two feeds have the same record the first one's counts: of the end of a record, say,
+        before the others, which may still show it.
+        """
+        for one in self._stream.changes:
+            read = self._read(one, self.where, {})
+            interval = {
+                "start_time": rest_window.written_as(window.since, one.datetime_format),
+                "end_time": rest_window.written_end_as(window.until, one.datetime_format),
+            }
+            read = replace(
+                read, names={**read.names, "stream_interval": interval}, key=repr,
+                more=partial(_put_times, one, interval),
+            )  # fmt: skip
+            for page in turned(self._asker, read):
+                page.records = [
+                    self._record_of(one, entry)
+                    for entry in page.records
+                    if not one.changed_at
+                    or time_in(self.where, entry, one.changed_at) >= window.since
+                ]
+                yield page
+
+    def _record_of(self, how: Changes, entry: Record) -> Record:
+        record = rest_text.found(entry, how.record_path)
+        if not isinstance(record, dict):
+            raise ConfigError(
+                f"{self.where}: an entry has no record at {'.'.join(how.record_path)}; correct "
+                "record_path",
+                code="api_answer",
+            )
+        if how.deleted is None:
+            return record
+        gone = rest_text.found(entry, how.deleted.field) in how.deleted.values
+        return _marked(record, self._stream, gone=gone)
 
 
-def _key_of(stream: Stream, record: Record) -> list[object]:
+def _marked(record: Record, stream: Stream, *, gone: bool) -> Record:
+    """Return a record that says at its tombstone's place whether it is gone."""
+    name = stream.tombstone or ""
+    spec = stream.fields.get(name)
+    step, *rest = (spec.field if spec else None) or (name,)
+    inner: Any = gone
+    for one in reversed(rest):
+        inner = {one: inner}
+    return {**record, step: inner}
+
+
+def _put_times(how: Changes, interval: Mapping[str, str], ask: Ask) -> Ask:
+    for option, name in ((how.start_time_option, "start_time"), (how.end_time_option, "end_time")):
+        if option is not None:
+            ask = ask.put(option, interval[name])
+    return ask
+
+
+def _between(
+    how: Incremental, since: datetime, until: datetime, more: Callable[[Ask], Ask], ask: Ask
+) -> Ask:
+    if how.start_time_option is not None:
+        ask = ask.put(how.start_time_option, rest_window.written(since, how))
+    if how.end_time_option is not None:
+        ask = ask.put(how.end_time_option, rest_window.written_end(until, how))
+    return more(ask)
+
+
+def _exceeds(how: Incremental, page: Page, where: str) -> bool:
+    """Say whether a query has more records than the API gives of one."""
+    cap = how.result_cap
+    total = None if cap is None else rest_text.found(page.document, cap.total)
+    if cap is None or isinstance(total, bool) or not isinstance(total, int):
+        raise ConfigError(
+            f"{where}: an answer does not say at the total of result_cap how many records there "
+            "are; correct it",
+            code="api_answer",
+        )
+    return total > cap.records
+
+
+def _in_groups(keys: Iterator[object], size: int) -> Iterator[list[object]]:
+    while some := list(islice(keys, size)):
+        yield some
+
+
+def _with_keys(read: Read, how: Groups, keys: Sequence[object]) -> Read:
+    """Return a read that asks for some of the parent's keys."""
+    option = how.group_option
+    value: object = ",".join(map(str, keys))
+    if option.inject_into == "body_json":
+        value = [{how.group_item: key} if how.group_item else key for key in keys]
+    return replace(read, more=lambda ask: ask.put(option, value))
+
+
+def _identity(stream: Stream, record: Record) -> list[object]:
     found = []
     for name in stream.primary_key:
         spec = stream.fields.get(name)
         found.append(rest_text.found(record, (spec.field if spec else None) or (name,)))
     return found
-
-
-def _value(value: Scalar, names: rest_text.Names) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return rest_text.filled(value, names) if isinstance(value, str) else str(value)
-
-
-def _body(value: Any, names: rest_text.Names) -> Any:  # noqa: ANN401 - JSON
-    if isinstance(value, dict):
-        return {name: _body(one, names) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_body(one, names) for one in value]
-    return rest_text.filled(value, names) if isinstance(value, str) else value
 
 
 def now_of(asker: Asker) -> datetime:

@@ -8,10 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-#: Values by name; `config` are the resource's parameters, `partition` is of the parent's record.
+#: Values by name: `config` are the resource's parameters, `partition` is of the parent's record,
+#: `stream_interval` the window, `schema` the fields that are read, `creation_response` a job.
 Names = Mapping[str, Mapping[str, object]]
 
-_HOLE = re.compile(r"\{\{\s*(config|partition)\.([A-Za-z_][A-Za-z0-9_]{0,62})\s*\}\}")
+_HOLE = re.compile(
+    r"\{\{\s*(config|partition|stream_interval|schema|creation_response)"
+    r"\.([A-Za-z_][A-Za-z0-9_]{0,62})\s*\}\}"
+)
 _HOST_PART = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 
 
@@ -20,7 +24,8 @@ def holes(text: str) -> set[tuple[str, str]]:
     left = _HOLE.sub("", text)
     if "{{" in left or "}}" in left:
         raise ValueError(
-            "write {{ config.NAME }} for a parameter or {{ partition.NAME }} for a parent's field"
+            "write {{ config.NAME }} for a parameter, {{ partition.NAME }} for a parent's field, "
+            "or a name of stream_interval, schema or creation_response"
         )
     return {(space, name) for space, name in _HOLE.findall(text)}
 
@@ -28,6 +33,14 @@ def holes(text: str) -> set[tuple[str, str]]:
 def filled(text: str, names: Names) -> str:
     """Return the text with its values as they are."""
     return _HOLE.sub(lambda m: _text(names[m[1]][m[2]]), text)
+
+
+def listed(text: str, names: Names) -> list[str] | None:
+    """Return the parts of a value with commas, where a text is one hole and nothing else."""
+    match = _HOLE.fullmatch(text)
+    if match is None:
+        return None
+    return [part for part in _text(names[match[1]][match[2]]).split(",") if part]
 
 
 def filled_path(text: str, names: Names) -> str:
@@ -86,3 +99,8 @@ def found(document: Any, steps: Sequence[str]) -> Any:  # noqa: ANN401 - JSON
         else:
             return MISSING
     return document
+
+
+def is_nothing(value: object) -> bool:
+    """Say whether a value says nothing: it is not there, null, false or an empty text."""
+    return value is MISSING or value is None or value is False or value == ""

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from connectors import rest_text
+from connectors import rest_schema, rest_text
 from connectors.rest_asking import Asker
 from connectors.rest_manifest import Manifest, Stream
 from connectors.rest_reading import Reading
@@ -50,7 +50,8 @@ def attempt(
 
 
 def _read(asker: Asker, manifest: Manifest, name: str, limit: int) -> Trial:
-    reading, declared = Reading(asker, manifest, name, None), manifest.streams[name]
+    declared = rest_schema.loaded(asker, manifest, name)
+    reading = Reading(asker, manifest, name, None, stream=declared)
     records: list[Mapping[str, Any]] = []
     rows: list[Row] = []
     pages = 0

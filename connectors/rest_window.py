@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from connectors.rest_manifest import Incremental
+from connectors.rest_requests import TimeFormat
 from schemas.errors import ConfigError
 from schemas.records import Between, Cursor
 from schemas.streams import Mode, StreamSpec
@@ -147,7 +148,17 @@ def went_back(stream: StreamSpec, lower: datetime, now: datetime) -> tuple[str, 
 
 def written(at: datetime, how: Incremental) -> str:
     """Return a moment as the API takes it."""
-    match how.datetime_format:
+    return written_as(at, how.datetime_format)
+
+
+def written_end(at: datetime, how: Incremental) -> str:
+    """Return the end of a window as the API takes it, never before the moment itself."""
+    return written_end_as(at, how.datetime_format)
+
+
+def written_as(at: datetime, format_: TimeFormat) -> str:
+    """Return a moment in a format."""
+    match format_:
         case "epoch":
             return str(int(at.timestamp()))
         case "epoch_ms":
@@ -158,8 +169,18 @@ def written(at: datetime, how: Incremental) -> str:
             return at.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def written_end(at: datetime, how: Incremental) -> str:
-    """Return the end of a window as the API takes it, never before the moment itself."""
-    grain = _GRAINS[how.datetime_format]
+def written_end_as(at: datetime, format_: TimeFormat) -> str:
+    """Return a moment in a format, never before the moment itself."""
+    return written_as(_rounded_up(at, _GRAINS[format_]), format_)
+
+
+def _rounded_up(at: datetime, grain: timedelta) -> datetime:
     rounded = _EPOCH + (at - _EPOCH) // grain * grain
-    return written(rounded if rounded == at else rounded + grain, how)
+    return rounded if rounded == at else rounded + grain
+
+
+def middle(since: datetime, until: datetime, how: Incremental) -> datetime | None:
+    """Return the middle of a window, as the API can be asked for; None if it has none."""
+    grain = _GRAINS[how.datetime_format]
+    half = _rounded_up(since + (until - since) / 2, grain)
+    return half if since < half < until else None

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
-from connectors import authority, rest_files
+from connectors import authority, rest_files, rest_schema
 from connectors.discovery import discovered
 from connectors.rest_asking import Asker, base_of
 from connectors.rest_batches import Batches
@@ -126,11 +126,13 @@ class RestSource:
         self._manifest = manifest
         self._asker = asker
         self._begun: set[str] = set()
+        self._loaded: dict[str, Stream] = {}
 
     def test(self) -> ServerReport:
         """Read a page of the streams that the manifest names for it."""
         for name in self._manifest.check.stream_names:
-            next(Reading(self._asker, self._manifest, name, None).pages(None), None)
+            reading = Reading(self._asker, self._manifest, name, None, stream=self._whole(name))
+            next(reading.pages(None), None)
         missing = [
             f"stream {name} has no schema; see one with: syncward connector try MANIFEST --stream "
             f"{name}"
@@ -147,18 +149,19 @@ class RestSource:
     def discover(self) -> Sequence[DiscoveredStream]:
         """List the streams of the manifest, as it declares them."""
         return [
-            self._discovered(name, stream)
+            self._discovered(name, self._whole(name))
             for name, stream in self._manifest.streams.items()
             if stream.fields
         ]
 
     def _discovered(self, name: str, stream: Stream) -> DiscoveredStream:
-        shape = Reading(self._asker, self._manifest, name, None).rows.shape
+        shape = Reading(self._asker, self._manifest, name, None, stream=stream).rows.shape
         how = stream.incremental_sync
         key = ", ".join(shape.key)
         suggestion = "{mode: replace}"
         if shape.key and how is not None:
-            suggestion = f"{{mode: merge, key: [{key}], cursor: {how.cursor_field}}}"
+            more = f", deletes: soft, tombstone: {stream.tombstone}" if stream.tombstone else ""
+            suggestion = f"{{mode: merge, key: [{key}], cursor: {how.cursor_field}{more}}}"
         return DiscoveredStream(
             name=f"{self._manifest.name}.{name}",
             columns=discovered(shape.columns),
@@ -183,7 +186,7 @@ class RestSource:
         del wire, ranges  # rows, in one piece
         declared = self._declared(stream)
         how = _incremental(stream, declared)
-        reading = Reading(self._asker, self._manifest, stream.table_name, stream)
+        reading = Reading(self._asker, self._manifest, stream.table_name, stream, stream=declared)
         # what replaces rows that are served comes whole; so does what is read a second time
         again = cursor is None and (sweep or stream.name in self._begun)
         self._begun.add(stream.name)
@@ -199,6 +202,8 @@ class RestSource:
                 yield batches.between(how, between)
             elif how is None:
                 yield batches.everything()
+            elif declared.changes and cursor is not None and stream.mode is not Mode.APPEND:
+                yield batches.changes(how, cursor)
             else:
                 yield batches.since(how, cursor, whole=again)
 
@@ -215,10 +220,11 @@ class RestSource:
                 f"{name}: an API has no list of keys alone; find deletes with full_every or a "
                 "tombstone",
             )
-        declared = self._manifest.streams.get(stream.table_name)
-        if stream.schema_name != self._manifest.name or declared is None:
+        found = self._manifest.streams.get(stream.table_name)
+        if stream.schema_name != self._manifest.name or found is None:
             known = ", ".join(f"{self._manifest.name}.{n}" for n in self._manifest.streams)
             raise ConfigError(f"{name}: the manifest has no such stream; it has {known}")
+        declared = self._whole(stream.table_name)
         _check_hidden(stream, declared)
         if not declared.fields:
             raise ConfigError(
@@ -232,6 +238,12 @@ class RestSource:
         if missing:
             raise ConfigError(f"{name}: no column {', '.join(missing)} in the manifest's schema")
         return declared
+
+    def _whole(self, name: str) -> Stream:
+        """Return a stream with the fields that the API lists itself, asked for once."""
+        if name not in self._loaded:
+            self._loaded[name] = rest_schema.loaded(self._asker, self._manifest, name)
+        return self._loaded[name]
 
     def cancel(self) -> None:
         """End the call or the wait there is; for another thread."""
@@ -281,6 +293,11 @@ def _incremental(stream: StreamSpec, declared: Stream) -> Incremental | None:
     if how is None or how.cursor_field != stream.cursor:
         known = f"the manifest has {how.cursor_field}" if how else "the manifest has none for it"
         raise ConfigError(f"{stream.name}: cursor {stream.cursor} is none; {known}")
+    if stream.mode is Mode.APPEND and how.start_time_option is None:
+        raise ConfigError(
+            f"{stream.name}: what has changed comes as it is now, not as one more record; use "
+            "mode: merge, or history"
+        )
     if stream.mode is Mode.APPEND and declared.fields[stream.cursor].type is Type.DATE:
         raise ConfigError(
             f"{stream.name}: append by a date would miss the rest of the day; use mode: merge"
