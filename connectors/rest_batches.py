@@ -64,7 +64,9 @@ class Batches:
         pages = self._begun(self._reading.pages(windows[0]))
         yield self._batch(pages, windows, None, None, full=True)
 
-    def since(self, how: Incremental, cursor: Cursor | None, *, whole: bool) -> Iterator[Batch]:
+    def since(
+        self, how: Incremental, cursor: Cursor | None, *, whole: bool, keys: bool = False
+    ) -> Iterator[Batch]:
         """Yield a batch for each window from the cursor on; `whole`: one for all of them.
 
         The first page is asked for before any bound is fixed: it brings the other clock.
@@ -78,7 +80,7 @@ class Batches:
         before = cursor
         if whole or len(windows) == 1:
             full = cursor is None
-            batch = self._batch(pages, windows, before, windows[-1], full=full, whole=full)
+            batch = self._batch(pages, windows, before, windows[-1], full=full, keys=keys)
             batch.notes += notes
             yield batch
             return
@@ -103,17 +105,17 @@ class Batches:
         lower = rest_window.resumed(self._spec, cursor) or self._start(how)
         whole = how.model_copy(update={"step": None})
         asked = next(rest_window.windows(self._spec, whole, lower, datetime.now(UTC)))
-        self._check_known(asked)
         pages = self._begun(self._reading.changed(asked))
         now = now_of(self._asker)
+        self._check_known(asked, now)
         window = next(rest_window.windows(self._spec, whole, lower, now))
         batch = self._batch(pages, [window], cursor, window, full=False, feed=True)
         batch.notes += rest_window.went_back(self._spec, lower, now)
         yield batch
 
-    def _check_known(self, window: Window) -> None:
+    def _check_known(self, window: Window, now: datetime) -> None:
         for one in self._stream.changes:
-            if one.retention is not None and datetime.now(UTC) - window.since > one.retention:
+            if one.retention is not None and now - window.since > one.retention:
                 raise ReadAgain("the API does not know any more what has changed since then")
 
     def between(self, how: Incremental, between: Between) -> Iterator[Batch]:
@@ -142,7 +144,7 @@ class Batches:
         last: Window | None,
         *,
         full: bool,
-        whole: bool = False,
+        keys: bool = False,
         feed: bool = False,
     ) -> Batch:
         count = _Count()
@@ -159,7 +161,7 @@ class Batches:
             groups=groups,
         )
         deletes = self._spec.deletion is not Deletes.IGNORE and self._spec.key
-        if whole and deletes and not batch.everything:
+        if keys and deletes and not batch.everything:
             batch.groups, batch.keys = self._with_keys(groups)
         return batch
 

@@ -7,6 +7,7 @@ then refuses, with its field and key.
 import csv
 import io
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 from connectors import rest_json
@@ -48,7 +49,9 @@ def _typed(text: str, type_: Type | None) -> object:
         return _WORDS.get(text.lower(), text)
     if type_ in _READ_AS_JSON:
         try:
-            return rest_json.parse(text.encode())
+            value = rest_json.parse(text.encode())
         except rest_json.NoJson:
             return text
+        whole = type_ is Type.INTEGER and isinstance(value, Decimal) and value == int(value)
+        return int(value) if whole else value
     return text

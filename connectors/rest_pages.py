@@ -165,8 +165,7 @@ class Pages:
         rows: Sequence[Mapping[str, Any]],
     ) -> Ask | None:
         more = True if way.has_more is None else rest_text.found(document, way.has_more)
-        short = way.stop_on == "short_page" and len(rows) < (way.page_size or 0)
-        if rest_text.is_nothing(more) or short:
+        if rest_text.is_nothing(more):
             return None
         token = _token_of(way, answer, document, rows)
         if rest_text.is_nothing(token) or token == way.end_value:

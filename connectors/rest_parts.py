@@ -199,13 +199,9 @@ class CursorPagination(_Sized):
     page_token_option: Option
     has_more: Place | None = None  # false there: this is the last page
     end_value: str | None = None  # a token that says so, too
-    #: a page of fewer records than were asked for is the last one
-    stop_on: Literal["no_token", "short_page"] = "no_token"
 
     @model_validator(mode="after")
-    def _short_of_what(self) -> Self:
-        if self.stop_on == "short_page" and self.page_size is None:
-            raise ValueError("stop_on: short_page needs a page_size")
+    def _one_header(self) -> Self:
         if self.cursor_from == "header" and len(self.cursor_value) != 1:
             raise ValueError("cursor_value is the name of one header")
         return self

@@ -268,15 +268,15 @@ class Reading:
         if how.deleted is None:
             return record
         gone = rest_text.found(entry, how.deleted.field) in how.deleted.values
-        return _marked(record, self._stream, gone=gone)
+        return _marked(record, self._stream) if gone else record
 
 
-def _marked(record: Record, stream: Stream, *, gone: bool) -> Record:
-    """Return a record that says at its tombstone's place whether it is gone."""
+def _marked(record: Record, stream: Stream) -> Record:
+    """Return a record that says at its tombstone's place that it is gone."""
     name = stream.tombstone or ""
     spec = stream.fields.get(name)
     step, *rest = (spec.field if spec else None) or (name,)
-    inner: Any = gone
+    inner: Any = True
     for one in reversed(rest):
         inner = {one: inner}
     return {**record, step: inner}

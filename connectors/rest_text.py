@@ -56,9 +56,15 @@ def filled_path(text: str, names: Names) -> str:
 
 
 def filled_base(text: str, names: Names) -> str:
-    """Return the URL of an API; a value is all of it, or only letters, digits, dots and dashes."""
-    if _HOLE.fullmatch(text.strip()):
-        return filled(text.strip(), names)
+    """Return the URL of an API.
+
+    A value is all of it, or all but a path behind it, or only letters, digits, dots and dashes.
+    """
+    begin = _HOLE.match(text.strip())
+    behind = text.strip()[begin.end() :] if begin else ""
+    if begin and (not behind or (behind.startswith("/") and not _HOLE.search(behind))):
+        whole = filled(begin[0], names)
+        return f"{whole.rstrip('/')}{behind}" if behind else whole
 
     def part(match: re.Match[str]) -> str:
         value = _text(names[match[1]][match[2]])

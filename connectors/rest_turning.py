@@ -126,7 +126,7 @@ def _value(value: Scalar | tuple[str, ...], names: rest_text.Names) -> str | tup
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
-        return tuple(rest_text.filled(one, names) for one in value)
+        return tuple(made for one in value for made in _items(one, names))
     return rest_text.filled(value, names) if isinstance(value, str) else str(value)
 
 

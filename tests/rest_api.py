@@ -28,6 +28,7 @@ class Asked:
     query: dict[str, str]
     headers: dict[str, str]
     body: bytes
+    values: dict[str, list[str]] = field(default_factory=dict)  # of the query, all of them
 
 
 @dataclass
@@ -68,7 +69,7 @@ class Api:
             def do_GET(self) -> None:
                 api._serve(self)
 
-            do_POST = do_GET  # noqa: N815 - the server's name
+            do_POST = do_DELETE = do_GET  # noqa: N815 - the server's names
 
             def log_message(self, *args: object) -> None:
                 del args
@@ -97,11 +98,12 @@ class Api:
 
     def _serve(self, handler: BaseHTTPRequestHandler) -> None:
         parts = urlsplit(handler.path)
-        query = {k: v[-1] for k, v in parse_qs(parts.query, keep_blank_values=True).items()}
+        values = parse_qs(parts.query, keep_blank_values=True)
+        query = {k: v[-1] for k, v in values.items()}
         length = int(handler.headers.get("Content-Length") or 0)
         asked = Asked(
             handler.command, parts.path, query,
-            {k.lower(): v for k, v in handler.headers.items()}, handler.rfile.read(length),
+            {k.lower(): v for k, v in handler.headers.items()}, handler.rfile.read(length), values,
         )  # fmt: skip
         self.asked.append(asked)
         self.before(asked)

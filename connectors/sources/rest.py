@@ -205,7 +205,9 @@ class RestSource:
             elif declared.changes and cursor is not None and stream.mode is not Mode.APPEND:
                 yield batches.changes(how, cursor)
             else:
-                yield batches.since(how, cursor, whole=again)
+                # a part of a first read would be taken for all that changes are of
+                whole = again or (bool(declared.changes) and stream.mode is not Mode.APPEND)
+                yield batches.since(how, cursor, whole=whole, keys=again)
 
     def _declared(self, stream: StreamSpec) -> Stream:
         """Return what the manifest says of a stream; ConfigError for what cannot be done."""
