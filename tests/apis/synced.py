@@ -1,10 +1,10 @@
 """A world whose source is one of the manifests that come with it, against the fake of its API."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +76,7 @@ class Synced:
             "destination", f"SELECT {columns} FROM acme.{table} {where} ORDER BY 1"
         )
 
-    def killed_at(self, when: Any) -> Run:
+    def killed_at(self, when: Callable[[Asked], bool]) -> Run:
         """Run in a process that is killed while the API answers the request `when` picks.
 
         Its lease ends, and the run is executed once more, here.
@@ -117,6 +117,23 @@ class Synced:
         return self.world.run(asked_for.run_id)
 
 
-def as_json(document: object) -> object:
-    """A document as it comes out of a column of jsonb."""
-    return json.loads(json.dumps(document))
+def page_of(number: int, path: str) -> Callable[[Asked], bool]:
+    """Return what says of a request whether it is the one for this page of a path."""
+    seen = 0
+
+    def is_it(asked: Asked) -> bool:
+        nonlocal seen
+        seen += asked.path == path
+        return asked.path == path and seen == number
+
+    return is_it
+
+
+def at(api: Api, when: Callable[[Asked], bool], act: Callable[[], None]) -> None:
+    """Do something while the API answers the request that `when` picks."""
+
+    def before(asked: Asked) -> None:
+        if when(asked):
+            act()
+
+    api.before = before

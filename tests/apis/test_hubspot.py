@@ -11,15 +11,13 @@ from schemas.errors import CredentialsError, Deferral
 from schemas.records import WireFormat
 from schemas.streams import StreamSpec
 from tests.apis.hubspot import TOKEN, HubSpot
-from tests.apis.synced import Synced
-from tests.rest_api import Asked
+from tests.apis.synced import Synced, at, page_of
 from tests.world import LOOSE
 
 MERGE = {
     "mode": "merge", "key": ["id"], "cursor": "updated_at", "settle": "0s", "deletes": "soft",
     "tombstone": "archived",
 }  # fmt: skip
-PAGE = 100
 
 
 @pytest.fixture
@@ -50,30 +48,9 @@ def same(synced: Synced, kind: str = "contacts") -> bool:
     return synced.rows(kind, f"id, {name}, properties->>'hobby'") == there
 
 
-def page_of(number: int, path: str):
-    """Say of a request whether it is the one for this page of a path."""
-    seen = 0
-
-    def is_it(asked: Asked) -> bool:
-        nonlocal seen
-        seen += asked.path == path
-        return asked.path == path and seen == number
-
-    return is_it
-
-
-def at(api, when, act) -> None:
-    """Do something while the API answers the request that `when` picks."""
-
-    def before(asked: Asked) -> None:
-        if when(asked):
-            act()
-
-    api.before = before
-
-
 @pytest.mark.integration
 def test_contacts_companies_and_deals_follow_what_users_do_while_they_are_read(synced, hubspot):
+    hubspot.searches_a_second = 100
     some = contacts(hubspot, 250)
     firm = hubspot.create("companies", name="Acme", domain="acme.example")
     deal = hubspot.create("deals", dealname="Big", amount="1000.50")

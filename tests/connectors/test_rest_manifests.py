@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from connectors import registry, rest_files, rest_manifest, rest_parts, rest_text
+from connectors import registry, rest_files, rest_manifest, rest_parts, rest_requests, rest_text
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError
 from schemas.records import WireFormat
@@ -143,7 +143,7 @@ def test_children_of_github_and_its_limits(github, api, config):
 
 def test_every_manifest_that_comes_with_it_is_right_and_the_example_has_a_stream_of_each_kind():
     known = rest_files.builtin()
-    assert set(known) == {"example", "github"}
+    assert set(known) == {"example", "github", "hubspot", "salesforce", "stripe"}
     for name in known:
         assert rest_files.of_resource(name).name == name
     example = rest_files.of_resource("example")
@@ -160,6 +160,29 @@ def changed(**more: Any) -> dict[str, Any]:
 
 def with_stream(**more: Any) -> dict[str, Any]:
     return changed(streams={"orders": {**SMALL["streams"]["orders"], **more}})
+
+
+def timed(changes: Any = (), **more: Any) -> dict[str, Any]:
+    how = {
+        "cursor_field": "at", "start_datetime": "2020-01-01",
+        "start_time_option": {"field_name": "since"}, **more,
+    }  # fmt: skip
+    fields = {"id": "integer", "at": "timestamp"}
+    return with_stream(schema=fields, incremental_sync=how, changes=list(changes))
+
+
+JOB: dict[str, Any] = {
+    "status_extractor": "state", "status_mapping": {"running": ["r"], "completed": ["c"]},
+    "polling_requester": {"path": "/job"}, "download_requester": {"path": "/rows"},
+}  # fmt: skip
+LOADER: dict[str, Any] = {
+    "path": "/fields", "key_pointer": "name", "type_pointer": "type",
+    "types_mapping": [{"current_type": ["text"], "target_type": "string"}],
+}  # fmt: skip
+GROUPS: dict[str, Any] = {
+    "parent_stream": "orders", "parent_key": "id", "group_size": 10,
+    "group_option": {"field_name": "ids"},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -191,6 +214,28 @@ def with_stream(**more: Any) -> dict[str, Any]:
         (with_stream(incremental_sync={"cursor_field": "id", "start_datetime": "2020-01-01",
                                        "start_time_option": {"field_name": "s"}}), "cursor_field"),
         (with_stream(error_handler={"response_filters": [{"action": "FAIL"}]}), "http_codes"),
+        (with_stream(error_handler={"response_filters": [
+            {"http_codes": [429], "action": "RETRY", "backoff_time": "1h"}]}), "RATE_LIMITED"),
+        (with_stream(changes=[{"path": "/e"}]), "needs an incremental_sync"),
+        (with_stream(request_parameters={"q": "{{ stream_interval.start_time }}"}),
+         "no stream_interval.start_time"),
+        (with_stream(request_parameters={"q": "{{ creation_response.id }}"}),
+         "no creation_response.id"),
+        (with_stream(request_parameters={"q": "{{ schema.names }}"}), "no schema.names"),
+        (with_stream(tombstone="gone"), "no field gone"),
+        (with_stream(schema_loader={"path": "a"}), "path below url_base"),
+        (with_stream(schema={}, primary_key=[], schema_loader=LOADER), "name at least the key"),
+        (with_stream(retriever=JOB, paginator={"type": "LinkHeader"}), "download_requester"),
+        (with_stream(retriever={**JOB, "polling_requester": {"path": "/../x"}}), "below url_base"),
+        (with_stream(partition_router={"parent_stream": "x", "parent_key": "id",
+                                       "partition_field": "p"}, grouping_router=GROUPS), "not both"),
+        (with_stream(grouping_router=GROUPS), "its parent is no stream"),
+        (with_stream(paginator={"type": "CursorPagination", "cursor_from": "header",
+                                "cursor_value": "a.b", "page_token_option": {"field_name": "x"}}),
+         "one header"),
+        (timed(start_time_option=None), "needs a start_time_option, or changes"),
+        (timed(result_cap={"records": 10, "total": "n"}), "needs an end_time_option"),
+        (timed(changes=[{"path": "/e", "deleted": {"field": "t", "values": ["x"]}}]), "tombstone"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_named_by_its_place(document, says):
@@ -335,12 +380,15 @@ def table_of(header: str) -> list[str]:
     for line in lines[start + 2 :]:
         if not line.startswith("|"):
             break
-        rows.append(line.strip("| ").split(" | ")[0].strip("`| "))
+        rows += [name.strip("`| ") for name in line.strip("| ").split(" | ")[0].split("`, `")]
     return rows
 
 
 def keys_of(model: Any) -> list[str]:
-    return [field.alias or name for name, field in model.model_fields.items() if name != "type"]
+    own = set(model.model_fields) - {"type"}
+    if model is rest_requests.Changes:  # its other keys are a stream's
+        own -= set(rest_requests.Requester.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items() if name in own]
 
 
 @pytest.mark.parametrize(
@@ -348,6 +396,11 @@ def keys_of(model: Any) -> list[str]:
     [
         ("| Key |", rest_manifest.Manifest), ("| Stream key |", rest_manifest.Stream),
         ("| Of `incremental_sync` |", rest_manifest.Incremental),
+        ("| Of `record_selector` |", rest_requests.Selector),
+        ("| Of `changes` |", rest_requests.Changes),
+        ("| Of `grouping_router` |", rest_requests.Groups),
+        ("| Of `retriever` |", rest_requests.AsyncRetriever),
+        ("| Of `schema_loader` |", rest_requests.SchemaLoader),
     ],
 )  # fmt: skip
 def test_every_key_of_a_manifest_is_on_the_page(header, model):
