@@ -58,6 +58,10 @@ def parse(content: bytes, where: str) -> Manifest:
         raise ConfigError(f"{where}: is no text in UTF-8") from None
     read = yaml_text.read(text, where, aliases=False)
     try:
-        return Manifest.model_validate(read.raw)
+        manifest = Manifest.model_validate(read.raw)
     except ValidationError as error:
         raise read.mistakes(error, whole="manifest") from None
+    found = manifest.mistakes()
+    if found:
+        raise read.said(found)
+    return manifest

@@ -23,8 +23,7 @@ _FIRST_POLL_S = 0.2
 def records(asker: Asker, stream: Stream, how: AsyncRetriever, read: Read) -> Iterator[Page]:
     """Yield the pages of a job's results; the job is removed when they are all read."""
     made = _document(asker, read, asked(asker, read))
-    names = {**read.names, "creation_response": made if isinstance(made, dict) else {}}
-    read = replace(read, names=_checked(read, how, names))
+    read = replace(read, names={**read.names, "creation_response": _plain(made)})
     _wait(asker, how, read, made)
     requester = how.download_requester
     decode = read.decode
@@ -40,17 +39,10 @@ def _csv(stream: Stream, where: str, answer: Answer) -> list[dict[str, Any]]:
     return rest_csv.records(where, answer, stream.fields)
 
 
-def _checked(read: Read, how: AsyncRetriever, names: rest_text.Names) -> rest_text.Names:
-    """Return the names if the answer has all that is used of it."""
-    made = names["creation_response"]
-    for text in how.texts():
-        for space, name in rest_text.holes(text):
-            if space == "creation_response" and not isinstance(made.get(name), str | int):
-                raise ConfigError(
-                    f"{read.where}: the answer that made a job has no {name}; correct retriever",
-                    code="api_answer",
-                )
-    return names
+def _plain(made: object) -> dict[str, str | int]:
+    """Return the members of the answer that made a job which a request can be asked with."""
+    members = made.items() if isinstance(made, dict) else ()
+    return {n: v for n, v in members if isinstance(v, str | int) and not isinstance(v, bool)}
 
 
 def _wait(asker: Asker, how: AsyncRetriever, read: Read, made: object) -> None:

@@ -5,7 +5,7 @@ write one; rest_files.py reads it.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from functools import cached_property
 from typing import Literal, Self
@@ -44,6 +44,10 @@ from schemas.secret import looks_secret
 from schemas.streams import Duration
 
 RAW = "raw"
+
+#: The keys that lead to a place in a manifest, and what is wrong there.
+Steps = tuple[str, ...]
+Mistake = tuple[Steps, str]
 
 
 class Parameter(Part):
@@ -167,15 +171,6 @@ class Stream(Requester):
         """The schema's fields by the name of their column."""
         return self.schema_
 
-    def texts(self) -> list[str]:
-        """Return every text of its own request that may have holes."""
-        found = super().texts()
-        if self.incremental_sync is not None:
-            found.append(self.incremental_sync.start_datetime)
-        if self.schema_loader is not None:
-            found.append(self.schema_loader.path)
-        return found
-
     @property
     def parent(self) -> str | None:
         """The stream whose keys this one is asked by."""
@@ -215,47 +210,60 @@ class Manifest(Part):
     def _headers(cls, value: dict[str, str]) -> dict[str, str]:
         return checked_headers(value)
 
-    @model_validator(mode="after")
-    def _names_are_known(self) -> Self:
-        for name in self.parameters:
-            if looks_secret(name):
-                raise ValueError(f"parameters: {name} is a secret; it is an authenticator's")
-        for name in self.check.stream_names:
+    def mistakes(self) -> list[Mistake]:
+        """Return what its parts say of each other that cannot be, each with its place."""
+        found: list[Mistake] = [
+            (("parameters", name), "is a secret; it is an authenticator's")
+            for name in self.parameters
+            if looks_secret(name)
+        ]
+        for number, name in enumerate(self.check.stream_names):
             if name not in self.streams:
-                raise ValueError(f"check: no stream {name}")
+                found.append((("check", "stream_names", str(number)), f"no stream {name}"))
         for name, stream in self.streams.items():
-            self._check_stream(name, stream)
-        general = [self.url_base, *self.request_headers.values()]
-        general += [v for v in self.authenticator.model_dump().values() if isinstance(v, str)]
-        for text in general:
-            self._check_holes("it", text, {})
-        return self
+            found += self._mistakes_of(("streams", name), stream)
+        for key in ("url_base", "request_headers", "authenticator"):
+            value = getattr(self, key)
+            document = value.model_dump() if isinstance(value, Part) else value
+            found += self._unknown((key,), document, {})
+        return found
 
-    def _check_stream(self, name: str, stream: Stream) -> None:
+    def _mistakes_of(self, place: Steps, stream: Stream) -> Iterator[Mistake]:
         known: dict[str, set[str]] = {"schema": {"fields"}}
+        router = "partition_router" if stream.partition_router else "grouping_router"
         if stream.parent is not None:
             above = self.streams.get(stream.parent)
             if above is None or above is stream or above.parent is not None:
-                raise ValueError(f"streams.{name}: its parent is no stream without a parent")
+                where = (*place, router, "parent_stream")
+                yield where, "its parent is no stream without a parent"
         if stream.partition_router is not None:
             known["partition"] = {stream.partition_router.partition_field}
-        where = f"streams.{name}"
-        for text in stream.texts():
-            self._check_holes(where, text, known)
-        for number, changes in enumerate(stream.changes):
-            for text in changes.texts():
-                names = {**known, "stream_interval": INTERVAL}
-                self._check_holes(f"{where}.changes.{number}", text, names)
-        for text in stream.retriever.texts() if stream.retriever else []:
-            self._check_holes(f"{where}.retriever", text, known, job=True)
+        for key, value in stream.model_dump(by_alias=True).items():
+            names = {**known, "stream_interval": INTERVAL} if key == "changes" else known
+            job = key == "retriever"
+            if key != "error_handler":
+                yield from self._unknown((*place, key), value, names, job=job)
 
-    def _check_holes(
-        self, where: str, text: str, known: Mapping[str, set[str]], *, job: bool = False
-    ) -> None:
-        for space, name in rest_text.holes(text):
-            names = set(self.parameters) if space == "config" else known.get(space, set())
-            if name not in names and not (job and space == "creation_response"):
-                raise ValueError(f"{where}: no {space}.{name}")
+    def _unknown(
+        self, place: Steps, value: object, known: Mapping[str, set[str]], *, job: bool = False
+    ) -> Iterator[Mistake]:
+        """Name the holes below a place that nothing fills."""
+        if isinstance(value, dict):
+            for key, one in value.items():
+                yield from self._unknown((*place, str(key)), one, known, job=job)
+        elif isinstance(value, list | tuple):
+            for number, one in enumerate(value):
+                yield from self._unknown((*place, str(number)), one, known, job=job)
+        elif isinstance(value, str):
+            try:
+                holes = rest_text.holes(value)
+            except ValueError as error:
+                yield place, str(error)
+                return
+            for space, name in sorted(holes):
+                names = set(self.parameters) if space == "config" else known.get(space, set())
+                if name not in names and not (job and space == "creation_response"):
+                    yield place, f"no {space}.{name}"
 
     @property
     def secrets(self) -> tuple[str, ...]:

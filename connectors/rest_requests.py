@@ -98,13 +98,6 @@ class Requester(Part):
             raise ValueError("request_body_json: needs http_method: POST")
         return self
 
-    def texts(self) -> list[str]:
-        """Return every text that may have holes."""
-        found = [self.path, *self.request_headers.values(), *strings(self.request_body_json)]
-        for value in self.request_parameters.values():
-            found += strings(list(value) if isinstance(value, tuple) else value)
-        return found
-
 
 def inside(value: str) -> str:
     """Return a path if it lies below url_base; ValueError otherwise."""
@@ -131,15 +124,6 @@ def checked_headers(value: dict[str, str]) -> dict[str, str]:
         if not text.isascii() or any(ord(c) < 0x20 for c in text):  # noqa: PLR2004 - controls
             raise ValueError(f"{name} holds what no header may")
     return value
-
-
-def strings(value: object) -> list[str]:
-    """Return every text in a document."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list):
-        return [text for one in value for text in strings(one)]
-    return [value] if isinstance(value, str) else []
 
 
 # ── what has changed ─────────────────────────────────────────────────────────────────────────
@@ -224,11 +208,6 @@ class AsyncRetriever(Part):
     delete_requester: Polling | None = None  # asked, with DELETE, when everything is read
     polling_interval: Duration = timedelta(seconds=5)  # it begins with less
     polling_job_timeout: Duration = timedelta(minutes=30)
-
-    def texts(self) -> list[str]:
-        """Return every text that may have holes."""
-        found = [self.polling_requester.path, *self.download_requester.texts()]
-        return found + ([self.delete_requester.path] if self.delete_requester else [])
 
 
 # ── schemas that the API knows ───────────────────────────────────────────────────────────────

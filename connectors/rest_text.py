@@ -32,7 +32,7 @@ def holes(text: str) -> set[tuple[str, str]]:
 
 def filled(text: str, names: Names) -> str:
     """Return the text with its values as they are."""
-    return _HOLE.sub(lambda m: _text(names[m[1]][m[2]]), text)
+    return _HOLE.sub(lambda m: _text(names[m[1]].get(m[2], "")), text)
 
 
 def listed(text: str, names: Names) -> list[str] | None:
@@ -47,7 +47,7 @@ def filled_path(text: str, names: Names) -> str:
     """Return a path whose values stay inside their segment; ValueError where one would climb."""
 
     def segment(match: re.Match[str]) -> str:
-        value = _text(names[match[1]][match[2]])
+        value = _text(names[match[1]].get(match[2], ""))
         if not value or value in {".", ".."}:
             raise ValueError(f"{match[1]}.{match[2]} is empty or no part of a path")
         return quote(value, safe="")

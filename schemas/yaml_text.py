@@ -41,6 +41,15 @@ class YamlText:
             lines.append(f"{self.where}:{self._line(place)}: {'.'.join(place) or whole}: {text}")
         return ConfigError("\n".join(lines))
 
+    def said(self, mistakes: Sequence[tuple[Sequence[str], str]]) -> ConfigError:
+        """Make one line for each mistake that a document's reader has found, by its place."""
+        return ConfigError(
+            "\n".join(
+                f"{self.where}:{self._line(place)}: {'.'.join(place)}: {text}"
+                for place, text in mistakes
+            )
+        )
+
     def _line(self, place: Sequence[str]) -> int:
         """Follow the place through the nodes as far as it goes."""
         line, node = 1, self.root

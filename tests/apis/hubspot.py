@@ -111,14 +111,9 @@ class HubSpot(Api):
     # ── what it answers ──────────────────────────────────────────────────────────────────────
 
     def _reply(self, asked: Asked) -> Reply:
-        if self.script:
-            return self.script.popleft()
-        if asked.headers.get("authorization") != f"Bearer {self.token}":
-            return _error(401, "INVALID_AUTHENTICATION", "Authentication credentials not found.")
-        if self.expired:
-            return _error(401, "EXPIRED_AUTHENTICATION", "The OAuth token used to make this call expired")  # fmt: skip
-        if self.daily_left <= 0:
-            return _limited("DAILY", "You have reached your daily limit.")
+        refused = self.script.popleft() if self.script else self._refused(asked)
+        if refused is not None:
+            return refused
         self.daily_left -= 1
         parts = asked.path.strip("/").split("/")
         match asked.method, parts:
@@ -139,6 +134,15 @@ class HubSpot(Api):
         }
         return reply
 
+    def _refused(self, asked: Asked) -> Reply | None:
+        if asked.headers.get("authorization") != f"Bearer {self.token}":
+            return _error(401, "INVALID_AUTHENTICATION", "Authentication credentials not found.")
+        if self.expired:
+            return _error(401, "EXPIRED_AUTHENTICATION", "The OAuth token has expired.")
+        if self.daily_left <= 0:
+            return _limited("DAILY", "You have reached your daily limit.")
+        return None
+
     def _list(self, kind: str, asked: Asked) -> Reply:
         limit = int(asked.query.get("limit", 10))
         if not 1 <= limit <= _LIST_MAX:
@@ -150,10 +154,11 @@ class HubSpot(Api):
             r for n, r in sorted(self.records[kind].items())
             if n > after and (r.archived is not None) == archived
         ]  # fmt: skip
-        page = {"results": [r.shown(named) for r in found[:limit]]}
+        page: dict[str, Any] = {"results": [r.shown(named) for r in found[:limit]]}
         if len(found) > limit:
             token = str(found[limit - 1].id)
-            page["paging"] = {"next": {"after": token, "link": f"{self.url}{asked.path}?after={token}"}}  # type: ignore[assignment]  # fmt: skip
+            link = f"{self.url}{asked.path}?after={token}"
+            page["paging"] = {"next": {"after": token, "link": link}}
         return Reply(200, page)
 
     def _search(self, kind: str, asked: Asked) -> Reply:

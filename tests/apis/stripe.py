@@ -67,7 +67,9 @@ class Stripe(Api):
         self.kept[kind].remove(found)
         self._tell(f"{KINDS[kind][2]}.deleted", found)
 
-    def _tell(self, type_: str, made: dict[str, Any], previous: dict[str, Any] | None = None) -> None:  # fmt: skip
+    def _tell(
+        self, type_: str, made: dict[str, Any], previous: dict[str, Any] | None = None
+    ) -> None:
         self._next += 1
         data: dict[str, Any] = {"object": deepcopy(made)}
         if previous is not None:

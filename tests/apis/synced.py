@@ -29,7 +29,8 @@ class Synced:
 
     def apply(self, streams: dict[str, dict[str, Any]]) -> None:
         world, directory = self.world, self.world.directory
-        for name, value in {**self.secrets, "lake": world.pair.secret("destination")["password"]}.items():  # fmt: skip
+        lake = world.pair.secret("destination")["password"]
+        for name, value in {**self.secrets, "lake": lake}.items():
             (directory / f"{name}.secret").write_text(value)
         document = {
             "account": "acme",
@@ -110,7 +111,6 @@ class Synced:
         self.api.before = before
         assert child.returncode == -signal.SIGKILL, told
         self.world.expire_leases()
-        self.world.control.act("UPDATE workers SET seen_at = now() - interval '1 hour' WHERE worker_id <> 'w1'")  # fmt: skip
         ticks.reap_tick(self.world.scheduler)
         self.world.control.act("UPDATE active_runs SET not_before = now()")
         self.world.step()

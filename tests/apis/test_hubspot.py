@@ -1,4 +1,4 @@
-"""The manifest `hubspot` against a fake of HubSpot's CRM: real runs, edits between pages, kill -9."""
+"""The manifest `hubspot` against a fake of the CRM: real runs, edits between pages, kill -9."""
 
 from contextlib import closing
 from datetime import timedelta

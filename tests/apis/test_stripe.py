@@ -1,4 +1,4 @@
-"""The manifest `stripe` against a fake of its lists and events: real runs, edits, deletes, kill -9."""
+"""The manifest `stripe` against a fake of lists and events: real runs, edits, deletes, kill -9."""
 
 from contextlib import closing
 from datetime import timedelta

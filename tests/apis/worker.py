@@ -1,4 +1,4 @@
-"""`python -m tests.apis.worker JOB`: a worker's process that executes one job, and may be killed."""
+"""`python -m tests.apis.worker JOB`: a worker's process for one job, which may be killed."""
 
 import sys
 

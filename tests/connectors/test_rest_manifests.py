@@ -192,7 +192,7 @@ GROUPS: dict[str, Any] = {
         (changed(check={"stream_names": ["x"]}), "no stream x"),
         (changed(url_base="https://{{ config.shop }}/"), "no config.shop"),
         (changed(url_base="https://{{ env.HOME }}/"), "config.NAME"),
-        (changed(parameters={"api_token": {}}), "api_token is a secret"),
+        (changed(parameters={"api_token": {}}), "api_token: is a secret"),
         (changed(request_headers={"Authorization": "Bearer x"}), "Authorization is no header"),
         (changed(request_headers={"X-Api-Key": "x"}), "X-Api-Key is no header"),
         (changed(request_headers={"X-A": "a\nb"}), "X-A holds"),
@@ -227,8 +227,8 @@ GROUPS: dict[str, Any] = {
         (with_stream(schema={}, primary_key=[], schema_loader=LOADER), "name at least the key"),
         (with_stream(retriever=JOB, paginator={"type": "LinkHeader"}), "download_requester"),
         (with_stream(retriever={**JOB, "polling_requester": {"path": "/../x"}}), "below url_base"),
-        (with_stream(partition_router={"parent_stream": "x", "parent_key": "id",
-                                       "partition_field": "p"}, grouping_router=GROUPS), "not both"),
+        (with_stream(grouping_router=GROUPS, partition_router={
+            "parent_stream": "x", "parent_key": "id", "partition_field": "p"}), "not both"),
         (with_stream(grouping_router=GROUPS), "its parent is no stream"),
         (with_stream(paginator={"type": "CursorPagination", "cursor_from": "header",
                                 "cursor_value": "a.b", "page_token_option": {"field_name": "x"}}),
@@ -245,6 +245,19 @@ def test_a_mistake_is_named_by_its_place(document, says):
     assert "hunter2" not in str(caught.value)
 
 
+CROSSED = b"""version: "1"
+name: shop
+url_base: https://api.example.com
+check: {stream_names: [orders]}
+streams:
+  orders:
+    path: /orders
+    request_parameters: {q: "{{ config.other }}"}
+  lines: {path: /lines,
+    partition_router: {parent_stream: x, parent_key: id, partition_field: o}}
+"""
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -254,6 +267,8 @@ def test_a_mistake_is_named_by_its_place(document, says):
         (b"a: 2020-13-45", "not YAML"), (b"[" * 5_000, "not YAML"),
         (b"version: '1'\nname: shop\nbogus: 1", "shop.yaml:3: bogus: unknown key"),
         (b"check:\n  stream_names:\n  - ok\n  - 'no name'", "shop.yaml:4: check.stream_names.1"),
+        (CROSSED, "shop.yaml:8: streams.orders.request_parameters.q: no config.other"),
+        (CROSSED, "shop.yaml:10: streams.lines.partition_router.parent_stream: its parent is no"),
     ],
 )  # fmt: skip
 def test_a_file_that_is_no_manifest_is_said_to_be(text, says):
