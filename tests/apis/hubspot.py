@@ -216,7 +216,12 @@ class HubSpot(Api):
             to = [{"toObjectId": n, "associationTypes": [label]} for n in numbers]
             results.append({"from": {"id": one["id"]}, "to": to})
         now = iso(self.time())
-        body = {"status": "COMPLETE", "results": results, "startedAt": now, "completedAt": now}
+        body: dict[str, Any] = {
+            "status": "COMPLETE",
+            "results": results,
+            "startedAt": now,
+            "completedAt": now,
+        }
         if errors:
             body |= {"numErrors": len(errors), "errors": errors}
         return Reply(207 if errors else 200, body)

@@ -85,6 +85,8 @@ class Synced:
         asked_for = self.world.enqueue()
         (job,) = self.world.dispatch()
         settings = self.world.cli.settings
+        assert settings.database_url is not None
+        assert settings.redis_url is not None
         environment = {
             **os.environ,  # noqa: TID251 - a process of a test's own
             "SYNCWARD_PROFILE": "development",

@@ -181,6 +181,7 @@ def test_a_storm_of_limits_defers_the_run(stripe):
     stripe.script.extend(limited() for _ in range(50))
     with pytest.raises(Deferral) as caught:
         read(stripe)
+    assert caught.value.retry_after is not None
     assert timedelta(seconds=10) < caught.value.retry_after < timedelta(minutes=1)
 
 

@@ -272,7 +272,8 @@ READERS = {
     ("connectors/pg_refusals.py", "_copied_column"): "only a column's name that we know",
     ("connectors/pg_refusals.py", "next_care"): "looked at, never shown",
     ("connectors/mariadb_link.py", "_explain"): "only the number",
-    ("connectors/rest_reading.py", "_first"): "the ValueError is our own, of rest_text",
+    ("connectors/rest_manifest.py", "_unknown"): "the ValueError is our own, of rest_text",
+    ("connectors/rest_turning.py", "path_of"): "the ValueError is our own, of rest_text",
     ("workers/causes.py", "_text"): "goes masked to the run's sealed log",
 }
 _WORDS = {"args", "message_primary", "message_detail", "message_hint", "context", "__notes__"}
