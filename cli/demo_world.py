@@ -59,7 +59,7 @@ class World:
         return world
 
     def _create_logins(self) -> None:
-        """Make `reader` and `writer` with what docs/connectors.md asks for, and no more."""
+        """Make `reader` and `writer` with what docs/postgres.md asks for, and no more."""
         for login in ("reader", "writer"):
             password = secrets.token_urlsafe(18)
             path = self._root / f"{login}.pw"

@@ -1,7 +1,7 @@
 """Files of rows: JSON lines by the standard of the house, Parquet through pyarrow.
 
 Both directions, because a merge reads what earlier runs wrote. What a reader of the files sees per
-kind is in docs/connectors.md.
+kind is in docs/files.md.
 """
 
 import hashlib

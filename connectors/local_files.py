@@ -37,7 +37,7 @@ def root_of(policy: LinkPolicy, path: str) -> Path:
     if policy.files_root is None:
         raise ConfigError(
             f"{path}: files are not allowed here; ask whoever runs this installation to set "
-            "SYNCWARD_FILES_ROOT on the workers (docs/connectors.md)",
+            "SYNCWARD_FILES_ROOT on the workers (docs/sqlite.md)",
             code="files_refused",
         )
     return Path(os.path.realpath(policy.files_root))

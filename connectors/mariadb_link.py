@@ -258,7 +258,7 @@ _CONFIG: dict[int, tuple[str, str]] = {
     1143: ("permission", "login {user} may not read a column; GRANT SELECT on it to {user}"),
     1146: ("missing_object", "a table is gone; see: syncward resource discover"),
     1193: ("unsupported", "it lacks a setting of MariaDB 10.6"),
-    1227: ("permission", "login {user} lacks a privilege; docs/connectors.md shows the GRANTs"),
+    1227: ("permission", "login {user} lacks a privilege; docs/mariadb.md shows the GRANTs"),
     1251: ("login_method", "it wants a login that is refused here; use mysql_native_password"),
     1356: ("refused_there", "a view there uses what is gone, or what its definer may not read"),
     1370: ("permission", "login {user} may not run a routine that a view uses"),

@@ -192,7 +192,7 @@ STATES: dict[str, tuple[str, Answer]] = {
     "42501": (
         "insufficient privilege",
         _config(
-            "permission", "permission denied{object}; GRANT it to {user}, see docs/connectors.md"
+            "permission", "permission denied{object}; GRANT it to {user}, see docs/postgres.md"
         ),
     ),
     "42601": ("syntax error", _UNSUPPORTED),

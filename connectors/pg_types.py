@@ -2,7 +2,7 @@
 
 The source describes its columns (`travels`), the destination decides what they are there
 (`settled`). Binary is exact and fast, but holds numbers of types that mean something else on
-another server; text is read by the other server's own rules. docs/connectors.md has the table.
+another server; text is read by the other server's own rules. docs/postgres.md has the table.
 """
 
 import re

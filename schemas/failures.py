@@ -59,7 +59,7 @@ FAILURES: dict[str, Failure] = {
     "wrong_keyring": _person("use the keyring of this installation; `keys status` names its roots"),
     "login_method": _person("let the login use scram-sha-256 on the server"),
     "superuser_source": _person("give a login that can only read"),
-    "permission": _person("run the GRANT that docs/connectors.md shows"),
+    "permission": _person("run the GRANT that docs/postgres.md or docs/mariadb.md shows"),
     # ── reaching the other system ────────────────────────────────────────────────────────────
     "connection_lost": _time("nothing, unless it stays: look at the network and the server's log"),
     "egress_refused": _person(

@@ -1,7 +1,7 @@
 """What a guard found, what a person approved of it, and whether the one covers the other.
 
 A finding holds counts and names only, so it may be stored in clear; the keys of a preview are data,
-and go into the run's sealed document. docs/connectors.md lists the guards, docs/states.md says how
+and go into the run's sealed document. docs/streams.md lists the guards, docs/states.md says how
 a run goes on after one.
 """
 

@@ -75,7 +75,7 @@ class Deletes(StrEnum):
 
 
 class Guards(BaseModel):
-    """When a stream's run stops and asks a person (docs/connectors.md); `false` turns one off."""
+    """When a stream's run stops and asks a person (docs/streams.md); `false` turns one off."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 

@@ -134,7 +134,7 @@ def control(cluster: Cluster, admin: psycopg.Connection, template: Control) -> I
 
 @pytest.fixture(scope="session")
 def logins(admin: psycopg.Connection) -> dict[str, str]:
-    """The least logins of docs/connectors.md; one password each, made here."""
+    """The least logins of docs/postgres.md; one password each, made here."""
     passwords = {name: secrets.token_urlsafe(12) for name in ("reader", "writer")}
     for name, password in passwords.items():
         admin.execute(

@@ -156,27 +156,28 @@ def test_every_connector_is_documented_in_its_roles():
     documented = {row[0].strip("`"): row[1:] for row in table(page("connectors.md"), "| Connector")}
     sources, destinations = registry.sources(), registry.destinations()
     assert set(documented) == sources | destinations
-    for name, (source, destination, secrets) in documented.items():
+    for name, (source, destination, secrets, _) in documented.items():
         assert (source == "yes", destination == "yes") == (name in sources, name in destinations)
         assert secrets == ", ".join(f"`{field}`" for field in registry.secret_fields(name))
 
 
 @pytest.mark.parametrize("name", sorted(registry.sources() | registry.destinations()))
 def test_every_setting_of_a_connector_is_documented(name):
-    section = page("connectors.md").split(f"\n## {name}\n")[1].split("\n## ")[0]
-    documented = {row[0].strip("`") for row in table(section, "| Setting")}
+    pages = {row[0].strip("`"): row[4] for row in table(page("connectors.md"), "| Connector")}
+    text = page(pages[name].partition("](")[2].rstrip(")"))
+    documented = {row[0].strip("`") for row in table(text, "| Setting")}
     role = "sources" if name in registry.sources() else "destinations"
     config = importlib.import_module(f"connectors.{role}.{name}").CONFIG
     assert documented == set(config.model_fields)
 
 
 def test_every_setting_of_a_stream_is_documented():
-    documented = [row[0].strip("`") for row in table(page("connectors.md"), "| Stream setting")]
+    documented = [row[0].strip("`") for row in table(page("streams.md"), "| Stream setting")]
     assert documented == list(StreamSpec.model_fields)
 
 
 def test_every_guard_is_documented_with_its_default():
-    documented = {row[0]: row[1] for row in table(page("connectors.md"), "| Guard ")}
+    documented = {row[0]: row[1] for row in table(page("streams.md"), "| Guard ")}
     shown = {True: "true"}
     assert documented == {
         f"`{name}`": f"`{shown.get(value, value)}`"
@@ -344,8 +345,18 @@ def test_every_make_target_of_the_readme_exists():
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_between_pages_lead_somewhere(path):
-    for target in re.findall(r"\]\((?!https?://)([^)#]+)", path.read_text(encoding="utf-8")):
-        assert (path.parent / target).exists(), target
+    for target in re.findall(r"\]\((?!https?://)([^)]+)", path.read_text(encoding="utf-8")):
+        name, _, heading = target.partition("#")
+        led_to = path.parent / name if name else path
+        assert led_to.exists(), target
+        if heading and led_to.suffix == ".md":
+            assert heading in headings(led_to.read_text(encoding="utf-8")), target
+
+
+def headings(text: str) -> set[str]:
+    """Return the names that links to a page's headings have."""
+    titles = re.findall(r"(?m)^#+ (.*)", text)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def test_every_dependency_has_its_line():

@@ -65,7 +65,7 @@ def open_source(
         conn.close()
         raise ConfigError(
             f"{checked.where}: login {checked.user} is a superuser, and a read-only session does "
-            "not hold one; give a login that can only read (docs/connectors.md)",
+            "not hold one; give a login that can only read (docs/postgres.md)",
             code="superuser_source",
         )
     with translated(checked, "source"):

@@ -1,4 +1,4 @@
-"""What a stream's target must hold after each run, worked out in Python from docs/connectors.md.
+"""What a stream's target must hold after each run, worked out in Python from docs/streams.md.
 
 Start at `Model.run`. Nothing here looks at the program: a difference is a mistake there, or here,
 or a sentence that the page lacks. Rows are told apart by their text, exact for every type here.
