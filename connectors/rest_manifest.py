@@ -7,7 +7,6 @@ write one; rest_files.py reads it.
 import re
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
-from functools import cached_property
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -166,7 +165,7 @@ class Stream(Requester):
     def _asks_by_time(self, how: Incremental) -> bool:
         return bool(self.changes) and how.end_time_option is None and how.step is None
 
-    @cached_property
+    @property
     def fields(self) -> Mapping[str, FieldSpec]:
         """The schema's fields by the name of their column."""
         return self.schema_

@@ -58,6 +58,7 @@ class Selector(Part):
     one: bool = False  # what is there is one record, not a list
     record_filter: RecordFilter | None = None
     record_expander: Expander | None = None
+    remove_fields: tuple[str, ...] = ()  # of each record, before anything looks at it
 
 
 # ── requests ─────────────────────────────────────────────────────────────────────────────────

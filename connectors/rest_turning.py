@@ -151,10 +151,14 @@ def _selected(read: Read, records: list[dict[str, Any]]) -> Sequence[Record]:
     selector = read.requester.record_selector
     if selector.record_filter is not None:
         records = [record for record in records if fits(record, selector.record_filter)]
+    found: Sequence[Record] = records
     if selector.record_expander is not None:
         one = selector.record_expander
-        return [item for record in records for item in _expanded(read.where, record, one)]
-    return records
+        found = [item for record in records for item in _expanded(read.where, record, one)]
+    if selector.remove_fields:
+        gone = set(selector.remove_fields)
+        found = [{n: v for n, v in record.items() if n not in gone} for record in found]
+    return found
 
 
 def fits(record: Record, wanted: RecordFilter) -> bool:

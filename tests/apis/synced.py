@@ -132,10 +132,13 @@ def page_of(number: int, path: str) -> Callable[[Asked], bool]:
 
 
 def at(api: Api, when: Callable[[Asked], bool], act: Callable[[], None]) -> None:
-    """Do something while the API answers the request that `when` picks."""
+    """Do something, once, while the API answers the first request that `when` picks."""
+    done = False
 
     def before(asked: Asked) -> None:
-        if when(asked):
+        nonlocal done
+        if not done and when(asked):
+            done = True
             act()
 
     api.before = before

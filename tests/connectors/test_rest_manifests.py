@@ -1,4 +1,4 @@
-"""Manifests: those that come with it against fakes of their APIs, mistakes, and the commands."""
+"""Manifests: mistakes in them, the commands, and the page about writing one."""
 
 import json
 from contextlib import closing
@@ -14,7 +14,7 @@ from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError
 from schemas.records import WireFormat
 from schemas.streams import StreamSpec
-from tests.rest_api import Api, Asked, Reply
+from tests.rest_api import Api
 from tests.world import LOOSE
 
 TOKEN = "tok-canary-1234"  # noqa: S105 - a secret to look for
@@ -42,103 +42,9 @@ def read(config, stream, since=None, **spec):
     return found[-1][0], [row for _, rows in found for row in rows]
 
 
-# ── those that come with it ──────────────────────────────────────────────────────────────────
-
-
-class GitHub:
-    """What GitHub documents: pages by Link header, `since`, limits, a version in a header."""
-
-    def __init__(self, api: Api) -> None:
-        self.api = api
-        self.issues = [self.issue(n) for n in range(1, 251)]
-        api.before = self._before
-        api.routes["/repos/acme/shop/issues"] = self._issues
-        api.routes["/repos/acme/shop/releases"] = lambda asked: self._paged(
-            asked, [{"id": n, "tag_name": f"v{n}", "draft": False} for n in (1, 2)]
-        )
-        api.routes["/repos/acme/shop/releases/1/assets"] = lambda asked: self._paged(
-            asked, [{"id": 11, "name": "a.zip", "size": 2**40, "download_count": 3}]
-        )
-        self.left = 5_000
-
-    @staticmethod
-    def issue(number: int, **more: Any) -> dict[str, Any]:
-        at = f"2026-01-01T{number // 60:02}:{number % 60:02}:00Z"
-        return {
-            "id": 1_000 + number, "number": number, "title": f"t{number}", "body": None,
-            "state": "open", "user": {"login": "ada"}, "labels": [{"name": "bug"}], "comments": 0,
-            "created_at": at, "updated_at": at, "closed_at": None, **more,
-        }  # fmt: skip
-
-    def _before(self, asked: Asked) -> None:
-        assert asked.headers["x-github-api-version"] == "2022-11-28"
-        assert asked.headers["accept"] == "application/vnd.github+json"
-        assert asked.headers["authorization"] == f"Bearer {TOKEN}"
-
-    def _issues(self, asked: Asked) -> Reply:
-        assert (asked.query["sort"], asked.query["direction"]) == ("updated", "asc")
-        since = asked.query.get("since", "")
-        rows = sorted(self.issues, key=lambda row: str(row["updated_at"]))
-        return self._paged(asked, [row for row in rows if str(row["updated_at"]) >= since])
-
-    def _paged(self, asked: Asked, rows: list[dict[str, Any]]) -> Reply:
-        size, number = int(asked.query["per_page"]), int(asked.query.get("page", 1))
-        self.left -= 1
-        headers = {"X-RateLimit-Remaining": str(self.left), "X-RateLimit-Reset": "1767323045"}
-        if number * size < len(rows):
-            query = "&".join(f"{k}={v}" for k, v in {**asked.query, "page": number + 1}.items())
-            url = f"{self.api.url}{asked.path}?{query}"
-            headers["Link"] = f'<{url}>; rel="next", <{url}>; rel="last"'
-        return Reply(200, rows[(number - 1) * size : number * size], headers)
-
-
-@pytest.fixture
-def github(api):
-    return GitHub(api)
-
-
-@pytest.fixture
-def config(api):
-    parameters = {"base_url": api.url, "owner": "acme", "repository": "shop"}
-    return {"manifest": "github", "parameters": parameters}
-
+# ── those that come with it: tests/apis ──────────────────────────────────────────────────────
 
 MERGE = {"mode": "merge", "key": ("id",), "cursor": "updated_at", "settle": "0s"}
-
-
-def test_issues_of_github_are_read_and_then_what_changed(github, api, config):
-    api.clock = lambda: datetime(2026, 1, 2, tzinfo=UTC)
-    batch, rows = read(config, "github.issues", **MERGE)
-    assert sorted(row[1] for row in rows) == list(range(1, 251))
-    assert rows[0][5] == "ada"
-    assert len(api.asked) == 3
-    github.issues[3] = github.issue(4, state="closed", updated_at="2026-01-02T01:00:00Z")
-    api.clock = lambda: datetime(2026, 1, 3, tzinfo=UTC)
-    _, rows = read(config, "github.issues", batch.upper, **MERGE)
-    assert [(row[1], row[4]) for row in rows] == [(4, "closed")]
-
-
-def test_an_edit_while_github_is_read_hides_no_other_issue(github, api, config):
-    def edit(asked: Asked) -> None:
-        if asked.query.get("page") == "2" and len(api.asked) == 2:
-            github.issues[0]["updated_at"] = "2026-01-01T23:00:00Z"
-
-    api.before = edit
-    _, rows = read(config, "github.issues", **MERGE)
-    assert sorted(row[1] for row in rows) == list(range(1, 251))
-
-
-def test_children_of_github_and_its_limits(github, api, config):
-    _, rows = read(config, "github.release_assets", mode="replace")
-    assert [row[:4] for row in rows] == [(11, "a.zip", 2**40, 3)]
-    assert rows[0][5] == 1
-    github.left = 1
-    assert api.paths()[-1].endswith("/releases/2/assets")
-    with closing(registry.open_source("rest", config, {"token": TOKEN}, LOOSE)) as source:
-        report = source.test()
-        names = [stream.name for stream in source.discover()]
-    assert report.login == "BearerAuthenticator"
-    assert names[0] == "github.issues"
 
 
 def test_every_manifest_that_comes_with_it_is_right_and_the_example_has_a_stream_of_each_kind():
