@@ -94,6 +94,8 @@ class GitHub(Api):
             case ["repos", "acme", "shop", "releases", number, "assets"]:
                 if int(number) in {one["id"] for one in self.kept["releases"]}:
                     rows = self.assets.get(int(number), [])
+            case _:
+                pass
         return _error(404, "Not Found") if rows is None else self._paged(asked, rows)
 
     def _by_time(self, asked: Asked, kind: str) -> list[dict[str, Any]]:
