@@ -1,14 +1,22 @@
 """JSON as an API sends it: parsed without losing a digit, written again for a column of jsonb."""
 
 import json
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 import orjson
 
 #: Digits and size of the largest fraction; beyond, a few bytes would be written as a long text.
 _DIGITS_MAX, _EXPONENT_MAX = 1_000, 1_000
+#: A fraction that is certainly within both.
+_SHORT = 100
 _INT8 = 2**63
+
+
+#: A document as it stands in a larger one.
+Text = msgspec.Raw
 
 
 class NoJson(ValueError):  # noqa: N818 - says what it is
@@ -18,12 +26,18 @@ class NoJson(ValueError):  # noqa: N818 - says what it is
 def parse(body: bytes) -> Any:  # noqa: ANN401 - JSON
     """Return the document, with fractions as decimals; NoJson says nothing of what it holds."""
     try:
+        return _QUICK.decode(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        pass  # what it refuses may still be JSON: another encoding, half a character
+    try:
         return json.loads(body, parse_float=_decimal, parse_constant=_constant)
     except (ValueError, RecursionError):
         raise NoJson from None
 
 
 def _decimal(text: str) -> Decimal:
+    if len(text) <= _SHORT and "e" not in text and "E" not in text:
+        return Decimal(text)
     if len(text) > _DIGITS_MAX:
         raise NoJson
     number = Decimal(text)
@@ -31,6 +45,34 @@ def _decimal(text: str) -> Decimal:
     if not isinstance(exponent, int) or abs(exponent) > _EXPONENT_MAX:
         raise NoJson
     return number
+
+
+_QUICK = msgspec.json.Decoder(float_hook=_decimal)
+_MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_ITEMS = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+def texts(body: bytes, path: Sequence[str], count: int) -> Sequence[Text] | None:
+    """Return the items of the array at a path, as they stand in a document that was parsed.
+
+    None if they cannot be told apart there, or are not so many.
+    """
+    found: bytes | Text = body
+    try:
+        for step in path:
+            found = _MEMBERS.decode(found)[step]
+        items = _ITEMS.decode(found)
+    except (msgspec.MsgspecError, ValueError, KeyError, RecursionError):
+        return None
+    return items if len(items) == count else None
+
+
+def as_it_stands(text: Text, document: object) -> str:
+    """Return the text of a document for a jsonb, without writing it again; NoJson as `write`."""
+    found = bytes(text)
+    if b"\\u" in found:  # what jsonb does not take is written so
+        return write(document)
+    return found.decode()
 
 
 def _constant(_text: str) -> None:

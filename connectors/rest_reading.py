@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from functools import partial
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any
 
 from connectors import rest_jobs, rest_schema, rest_text, rest_window
@@ -110,16 +110,17 @@ class Reading:
                 group = grouping.add(row)
                 if group is not None:
                     yield group
-            page.records = ()
+            page.records, page.texts = (), None
             self._asker.check()
         yield from grouping.rest()
 
     def _rows_of(self, page: Page, window: Window | None) -> Iterator[Row]:
         appends = self._spec is not None and self._spec.mode is Mode.APPEND
         exact = window if window is not None and (appends or window.exact) else None
-        for number, record in enumerate(page.records, 1):
+        texts = page.texts or repeat(None)
+        for number, (record, text) in enumerate(zip(page.records, texts, strict=False), 1):
             place = f"record {number} of page {page.number}"
-            row = self.rows.row(record, page.above, place)
+            row = self.rows.row(record, page.above, place, text)
             if exact is None or self._belongs(row, exact, place):
                 yield row
 
@@ -227,7 +228,8 @@ class Reading:
             stream.error_handler or self._manifest.error_handler,
             stream.pages_max,
             self._manifest.request_headers,
-            partial(_identity, stream) if stream.primary_key else None,
+            _identity_of(stream),
+            texts=requester is self._stream and self.rows.wants_text,
         )
 
     # ── changes ──────────────────────────────────────────────────────────────────────────────
@@ -326,12 +328,18 @@ def _with_keys(read: Read, how: Groups, keys: Sequence[object]) -> Read:
     return replace(read, more=lambda ask: ask.put(option, value))
 
 
-def _identity(stream: Stream, record: Record) -> list[object]:
-    found = []
+def _identity_of(stream: Stream) -> Callable[[Record], object] | None:
+    """Return what tells a record from others: the values of its key as they came."""
+    places = []
     for name in stream.primary_key:
         spec = stream.fields.get(name)
-        found.append(rest_text.found(record, (spec.field if spec else None) or (name,)))
-    return found
+        places.append((spec.field if spec else None) or (name,))
+    if len(places) == 1 and len(places[0]) == 1:  # nearly always
+        (name,) = places[0]
+        return lambda record: record.get(name, rest_text.MISSING)
+    if not places:
+        return None
+    return lambda record: [rest_text.found(record, place) for place in places]
 
 
 def now_of(asker: Asker) -> datetime:

@@ -66,8 +66,23 @@ class Rows:
         """The shape of all batches; an API proves no key."""
         return StreamShape(self.columns, self._named_key)
 
-    def row(self, record: Mapping[str, Any], above: object, place: str) -> Row:
-        """Return a record as a row; `above` is the value of the parent's key."""
+    @property
+    def wants_text(self) -> bool:
+        """Whether a row holds its record as it stands in the answer."""
+        return self._raw
+
+    def row(
+        self,
+        record: Mapping[str, Any],
+        above: object,
+        place: str,
+        text: rest_json.Text | None = None,
+    ) -> Row:
+        """Return a record as a row; `above` is the value of the parent's key.
+
+        `text` is the record as it stands in the answer, where that is known: it need not be
+        written again.
+        """
         values: list[Value] = []
         add, get = values.append, record.get
         for name, steps, convert, needed in self._fields:
@@ -85,7 +100,11 @@ class Rows:
             values.append(self._partition(above))
         if self._raw:
             try:
-                values.append(rest_json.write(record))
+                values.append(
+                    rest_json.write(record)
+                    if text is None
+                    else rest_json.as_it_stands(text, record)
+                )
             except rest_json.NoJson:
                 raise self._misfit(record, RAW, place) from None
         if self._drift is Drift.FREEZE:
@@ -94,7 +113,7 @@ class Rows:
 
     def key(self, row: Row) -> Row:
         """Return the key of a row; () if the stream has none."""
-        return tuple(row[i] for i in self._key)
+        return tuple([row[i] for i in self._key])
 
     def check_partition(self, value: object) -> None:
         """Check a parent's key; Misfit if it is none of its type."""

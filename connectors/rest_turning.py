@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from connectors import rest_answers, rest_text
+from connectors import rest_answers, rest_json, rest_text
 from connectors.http_link import Answer
 from connectors.rest_asking import Asker, PagesExpired
 from connectors.rest_pages import Ask, Pages, first
@@ -29,6 +29,7 @@ _RESETS_MAX = 3
 class Page:
     """Some records, the value of the parent's key they belong to, and which page they were.
 
+    `texts` are the same records as they stand in the answer, where they were asked for and found.
     Whoever has read the records lets go of them: the next page comes into the same memory.
     """
 
@@ -36,6 +37,7 @@ class Page:
     above: object
     number: int
     document: object = None  # what else the answer says
+    texts: Sequence[rest_json.Text] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ class Read:
     key: Callable[[Record], object] | None  # what no two pages have alike; None: anything may
     decode: Callable[[str, Answer], Any] = rest_answers.document
     above: object = None
+    texts: bool = False  # records are wanted as they stand, too
     #: adds what only the reader knows: a window, keys
     more: Callable[[Ask], Ask] = lambda ask: ask
 
@@ -92,8 +95,9 @@ def _through(asker: Asker, read: Read) -> Iterator[Page]:
             keys = [key(record) for record in records]
             pages.seen(keys, "has the same records as a page before")
         ask = pages.after(answer, document, records)
-        page = Page(_selected(read, records), read.above, number, document)
-        del answer, document, records
+        texts = _as_they_stand(read, answer, len(records))
+        page = Page(_selected(read, records), read.above, number, document, texts)
+        del texts, answer, document, records
         yield page
         page.document = None
 
@@ -145,6 +149,15 @@ def _items(value: Any, names: rest_text.Names) -> list[Any]:  # noqa: ANN401 - J
 
 
 # ── the records ──────────────────────────────────────────────────────────────────────────────
+
+
+def _as_they_stand(read: Read, answer: Answer, count: int) -> Sequence[rest_json.Text] | None:
+    """Return the text of each record, where the records are those of the answer and no others."""
+    how = read.requester.record_selector
+    changed = how.one or how.record_filter is not None or how.record_expander is not None
+    if changed or not read.texts or read.decode is not rest_answers.document:
+        return None
+    return rest_json.texts(answer.body, how.field_path, count)
 
 
 def _selected(read: Read, records: list[dict[str, Any]]) -> Sequence[Record]:

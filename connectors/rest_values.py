@@ -18,8 +18,8 @@ Convert = Callable[[object], Value]
 _INT8 = 2**63
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
-#: How most APIs write a time.
-_COMMON = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(?:\.\d{3}|\.\d{6})?Z")
+#: How most APIs write a time: 2026-01-31T23:59:59Z, with milliseconds or microseconds.
+_COMMON_LENGTHS = {20, 24, 27}
 _TIME = re.compile(
     r"(\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}(?::\d{2})?)(?:[.,](\d{1,12}))?"
     r"( ?(?:[Zz]|[+-]\d{2}:?\d{2}))?"
@@ -80,6 +80,8 @@ def converter(type_: Type, format_: Format = Format.ISO) -> Convert:
 def _string(value: object) -> str:
     if not isinstance(value, str) or "\x00" in value:
         raise Misfit
+    if value.isascii():
+        return value
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -123,8 +125,8 @@ def _iso_utc(value: object) -> datetime:
 
 def _time(value: object, *, naive: bool) -> datetime:
     """Read ISO 8601; digits after the microsecond are cut off, `raw` has them."""
-    if isinstance(value, str) and _COMMON.fullmatch(value):
-        return datetime.fromisoformat(value).replace(tzinfo=UTC)
+    if isinstance(value, str) and _is_common(value):
+        return datetime.fromisoformat(value)
     match = _TIME.fullmatch(value) if isinstance(value, str) else None
     if match is None or (match[3] is None and not naive):
         raise Misfit
@@ -134,6 +136,18 @@ def _time(value: object, *, naive: bool) -> datetime:
     if zone in {"Z", "z", "+00:00"}:
         return datetime.fromisoformat(f"{seconds}{fraction}+00:00").replace(tzinfo=UTC)
     return datetime.fromisoformat(f"{seconds}{fraction}{zone}").astimezone(UTC)
+
+
+def _is_common(text: str) -> bool:
+    """Say whether a time is written so that the standard library reads nothing else into it."""
+    return (
+        len(text) in _COMMON_LENGTHS
+        and text[-1] == "Z"
+        and text[4] == text[7] == "-"
+        and text[10] == "T"
+        and text[13] == text[16] == ":"
+        and (len(text) == 20 or text[19] == ".")  # noqa: PLR2004 - without a fraction
+    )
 
 
 def _epoch(value: object) -> datetime:

@@ -296,7 +296,7 @@ def test_a_number_that_would_be_a_long_text_is_no_json(case, number):
 def test_the_whole_record_is_kept_with_the_digits_it_came_with(case):
     case.api.script.append(Reply(200, b'[{"id": 1, "price": 1.10, "n": {"x": null}}]'))
     ((_, raw),) = case.rows(case.stream(raw=True))
-    assert raw == '{"id":1,"price":1.10,"n":{"x":null}}'
+    assert raw == '{"id": 1, "price": 1.10, "n": {"x": null}}'
 
 
 @given(
