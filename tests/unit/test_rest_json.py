@@ -2,6 +2,7 @@
 
 import json
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -31,7 +32,7 @@ DOCUMENTS = st.recursive(
 )
 
 
-def slowly(body: bytes) -> object:
+def slowly(body: bytes) -> Any:
     return json.loads(body, parse_float=Decimal)
 
 
