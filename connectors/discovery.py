@@ -1,8 +1,8 @@
 """What `resource discover` says of a table, whatever system it is in."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from schemas.records import Column, DiscoveredColumn
+from schemas.records import Column, DiscoveredColumn, DiscoveredStream
 
 _CHANGE_WORDS = ("updated", "modified", "changed")
 
@@ -25,3 +25,21 @@ def change_times(columns: Iterable[Column | DiscoveredColumn]) -> tuple[str, ...
         and any(word in c.name.lower() for word in _CHANGE_WORDS)
     )
     return tuple(name for _, name in times)
+
+
+def described(
+    name: str, columns: Sequence[Column], key: tuple[str, ...], *, number: str | None, rows: int
+) -> DiscoveredStream:
+    """Describe a table of a system that numbers its rows; a merge goes by a time, not by that."""
+    times = change_times(columns)
+    suggestion = "{mode: replace}"
+    if key and times:
+        suggestion = f"{{mode: merge, key: [{', '.join(key)}], cursor: {times[0]}}}"
+    return DiscoveredStream(
+        name=name,
+        columns=discovered(columns),
+        key=key,
+        cursors=times + ((number,) if number else ()),
+        rows_estimated=rows,
+        suggestion=suggestion,
+    )

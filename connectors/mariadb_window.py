@@ -16,6 +16,7 @@ from uuid import UUID
 
 from connectors.mariadb import Asking, Table, TableColumn, quoted
 from connectors.portable import Kind, kind_of
+from connectors.row_reads import Window, no_cursor_to_backfill, no_value, not_below
 from schemas.errors import ConfigError
 from schemas.records import Between, Cursor, FarCursor
 from schemas.streams import Mode, StreamSpec
@@ -69,19 +70,6 @@ class Look:
     exact: bool
     notes: tuple[str, ...]
     top: str | None = None  # the highest number whose predecessors are all decided
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """A condition with its values, the cursor before and after the rows, and notes."""
-
-    where: str
-    values: tuple[str, ...]
-    lower: Cursor | None
-    upper: Cursor | None
-    full: bool
-    notes: tuple[str, ...] = ()
-    beyond: FarCursor | None = None
 
 
 def look(session: Asking, stream: StreamSpec, table: Table) -> Look:
@@ -215,20 +203,13 @@ def window_between(stream: StreamSpec, table: Table, between: Between) -> Window
     text = field is not None and field.declared.data_type in _ORDERED_TEXTS
     known = field is not None and not field.column.as_text and kind in _TIMES | _ORDERED
     if field is None or not (known or text):
-        raise ConfigError(
-            f"{stream.name}: a backfill needs a cursor that is a column of numbers, texts or "
-            "times; read everything again with: syncward run enqueue CONNECTION --full-refresh "
-            f"--stream {stream.name}"
-        )
+        raise no_cursor_to_backfill(stream)
     as_kind = Kind.TEXT if text or kind is None else kind
     lower = _read(stream, field, as_kind, "--from", between.lower)
     upper = _read(stream, field, as_kind, "--to", between.upper)
     in_order = lower != upper if text else lower < upper  # of texts only the server knows
     if not in_order:
-        raise ConfigError(
-            f"{stream.name}: --from is not below --to; rows from the first on are read, up to and "
-            "without the second"
-        )
+        raise not_below(stream)
     column, value = f"t.{quoted(field.column.name)}", _AS.get(as_kind, "%s")
     ends = (_shown(lower), _shown(upper))
     where = f"({column} >= {value} AND {column} < {value})"
@@ -243,10 +224,7 @@ def _read(stream: StreamSpec, field: TableColumn, kind: Kind, option: str, value
     except (ValueError, OverflowError, InvalidOperation):
         found = None
     if found is None:
-        raise ConfigError(
-            f"{stream.name}: {option} is no {field.column.type}, the type of its cursor column "
-            f"{stream.cursor}; write a time as 2026-01-31 or 2026-01-31 12:00:00"
-        )
+        raise no_value(stream, option, field.column.type)
     return found
 
 

@@ -6,10 +6,10 @@ an append ends a little before now.
 """
 
 import sqlite3
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from connectors.portable import Kind, travels_as
+from connectors.row_reads import Window, no_cursor_to_backfill, no_value, not_below
 from connectors.sqlite import Table, quoted
 from schemas.errors import ConfigError
 from schemas.records import Between, Cursor, FarCursor
@@ -22,22 +22,9 @@ _TIMES = {Kind.DATE, Kind.TIMESTAMP, Kind.TIMESTAMPTZ}
 _ORDERED = {Kind.INT, Kind.TEXT}
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
-    """A condition with its parameters, the cursor before and after the rows, and notes."""
-
-    where: str
-    parameters: tuple[str | int, ...]
-    lower: Cursor | None
-    upper: Cursor | None
-    full: bool
-    notes: tuple[str, ...] = ()
-    beyond: FarCursor | None = None
-
-
-def window(conn: sqlite3.Connection, stream: StreamSpec, table: Table, cursor: Cursor | None) -> (
-    Window
-):  # fmt: skip
+def window(
+    conn: sqlite3.Connection, stream: StreamSpec, table: Table, cursor: Cursor | None
+) -> Window:
     """Make the window of a stream; inside the read transaction."""
     if stream.cursor is None:
         return Window("1", (), None, None, full=True)
@@ -66,19 +53,12 @@ def window_between(stream: StreamSpec, table: Table, between: Between) -> Window
     column = None if stream.cursor is None else table.column(stream.cursor)
     kind = None if column is None else travels_as(column)
     if column is None or kind not in _TIMES | _ORDERED or column.as_text:
-        raise ConfigError(
-            f"{stream.name}: a backfill needs a cursor that is a column of numbers, texts or "
-            "times; read everything again with: syncward run enqueue CONNECTION --full-refresh "
-            f"--stream {stream.name}"
-        )
+        raise no_cursor_to_backfill(stream)
     lower = _read(stream, column.type, kind, "--from", between.lower)
     upper = _read(stream, column.type, kind, "--to", between.upper)
     ordered = lower < upper if isinstance(lower, type(upper)) else False  # type: ignore[operator]
     if not ordered:
-        raise ConfigError(
-            f"{stream.name}: --from is not below --to; rows from the first on are read, up to and "
-            "without the second"
-        )
+        raise not_below(stream)
     name = f"t.{quoted(column.name)}"
     if kind in _TIMES:
         at = f"strftime('%Y-%m-%d %H:%M:%f', {name})"
@@ -103,10 +83,7 @@ def _read(stream: StreamSpec, type_: str, kind: Kind | None, option: str, value:
         at = datetime.fromisoformat(value)
         return _text(at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC))
     except (ValueError, OverflowError):
-        raise ConfigError(
-            f"{stream.name}: {option} is no {type_}, the type of its cursor column "
-            f"{stream.cursor}; write a time as 2026-01-31 or 2026-01-31 12:00:00"
-        ) from None
+        raise no_value(stream, option, type_) from None
 
 
 def _stored(stream: StreamSpec, value: str) -> Cursor:

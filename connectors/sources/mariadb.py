@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from connectors.discovery import change_times, discovered
+from connectors.discovery import described
 from connectors.mariadb import (
     SECRET_FIELDS,
     MariadbConfig,
@@ -13,8 +13,8 @@ from connectors.mariadb import (
     describe,
     names,
 )
-from connectors.mariadb_window import Window, is_dead, look, window, window_between
-from connectors.row_groups import Grouping, sizes
+from connectors.mariadb_window import is_dead, look, window, window_between
+from connectors.row_reads import Reading, Window, batch_of, check_key, keys_of, refuse, wants_keys
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError, TransientError
 from schemas.records import (
@@ -24,17 +24,16 @@ from schemas.records import (
     DiscoveredStream,
     KeySweep,
     Ranges,
-    RowGroup,
     ServerReport,
-    StreamShape,
     WireFormat,
 )
-from schemas.streams import Deletes, StreamSpec
+from schemas.streams import StreamSpec
 
 if TYPE_CHECKING:
     from connectors.mariadb_link import Session
 
 CONFIG = MariadbConfig
+_NO_SNAPSHOT = "inexact: the table's engine knows no snapshots; InnoDB does"
 __all__ = ["CONFIG", "SECRET_FIELDS", "check_link", "open_source"]
 
 
@@ -94,7 +93,15 @@ class MariadbSource:
         for name in names(self._session, self._config.database):
             table = describe(self._session, self._config.database, name)
             if table is not None:  # else it was dropped just now
-                found.append(_discovered(table))
+                found.append(
+                    described(
+                        f"{table.schema}.{table.name}",
+                        table.columns,
+                        table.key,
+                        number=table.automatic,
+                        rows=table.rows,
+                    )
+                )
         return found
 
     @contextmanager
@@ -122,19 +129,20 @@ class MariadbSource:
             if found is None:
                 raise RuntimeError("a read has a window")
             batch = self._batch(stream, table, found)
-            wanted = stream.deletion is not Deletes.IGNORE and stream.key
-            if wanted and not batch.everything and (sweep or (found.full and cursor is not None)):
+            if wants_keys(stream, batch, cursor, sweep=sweep):
                 batch.keys = self._keys(stream, table)
             yield iter((batch,))
         finally:
             self._session.undo()
 
     def _described(self, stream: StreamSpec) -> Table:
-        if stream.columns is not None or stream.mask or stream.where is not None:
-            raise ConfigError(
-                f"{stream.name}: columns, mask and where are settings of streams from Postgres; "
-                "read a view that leaves out what must not leave the server"
-            )
+        refuse(
+            stream,
+            "columns",
+            "mask",
+            "where",
+            instead="read a view that leaves out what must not leave the server",
+        )
         database = self._config.database
         known = stream.schema_name == database
         table = describe(self._session, database, stream.table_name) if known else None
@@ -143,9 +151,7 @@ class MariadbSource:
                 f"{self._config.where}: no table {stream.name} that {self._config.user} may read; "
                 f"names begin with {database}., and syncward resource discover lists what there is"
             )
-        missing = [name for name in stream.key if table.field(name) is None]
-        if missing:
-            raise ConfigError(f"{stream.name}: no key column {', '.join(missing)}")
+        check_key(stream, table.columns)
         strange = [f for f in table.fields if f.convert is None]
         if strange:
             what = ", ".join(f"{f.column.name} ({f.declared.column_type})" for f in strange)
@@ -158,35 +164,46 @@ class MariadbSource:
 
     def _batch(self, stream: StreamSpec, table: Table, found: Window) -> Batch:
         key = stream.key or table.key
-        rows = _Reader(self, stream, table, found.where, found.values)
-        notes = found.notes
-        if not table.snapshot:
-            notes = (*notes, "inexact: the table's engine knows no snapshots; InnoDB does")
-        return Batch(
-            shape=StreamShape(columns=table.columns, key=key, key_is_unique=table.is_key(key)),
-            wire=WireFormat.ROWS,
-            chunks=iter(()),
-            groups=rows.groups(),
-            rows=lambda: rows.seen,
-            lower=found.lower,
-            upper=found.upper,
-            full=found.full,
-            notes=notes,
-            beyond=found.beyond,
-        )
+        reading = self._reading(stream, table, found.where, found.values)
+        notes = () if table.snapshot else (_NO_SNAPSHOT,)
+        return batch_of(found, reading, key=key, proven=table.is_key(key), notes=notes)
 
     def _keys(self, stream: StreamSpec, table: Table) -> KeySweep:
         """Bring the keys of all rows that are not marked as deleted, in the same transaction."""
         where = f"NOT {is_dead(stream, table)}" if stream.tombstone else "1"
-        keys = table.only(stream.key)
-        return KeySweep(keys.columns, iter(()), _Reader(self, stream, keys, where, ()).groups())
+        return keys_of(self._reading(stream, table.only(stream.key), where, ()))
 
-    def rows(self, query: str, values: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    def _reading(
+        self, stream: StreamSpec, table: Table, where: str, values: tuple[str | int, ...]
+    ) -> Reading:
+        columns = ", ".join(field.select for field in table.fields)
+        query = f"/* syncward */ SELECT {columns} FROM {table.sql} t WHERE {where}"  # noqa: S608 - quoted names
+        converters = [f.convert for f in table.fields if f.convert is not None]
+        return Reading(
+            stream,
+            table.columns,
+            converters,
+            lambda: self._rows(stream, query, values),
+            declared=[f.declared.column_type for f in table.fields],
+        )
+
+    def _rows(
+        self, stream: StreamSpec, query: str, values: Sequence[str | int]
+    ) -> Iterator[tuple[Any, ...]]:
         """Yield rows one by one; what was cancelled between two of them ends here, too."""
-        for row in self._session.stream(query, *values):
-            if self._cancelled:
-                break
-            yield row
+        rows, number = self._session.stream(query, *values), 0
+        try:
+            for row in rows:
+                if self._cancelled:
+                    break
+                number += 1
+                yield row
+        except UnicodeDecodeError:
+            raise ConfigError(
+                f"{stream.name}: row {number + 1} of the read holds a text that is not in its "
+                "column's character set; correct it there",
+                code="data_refused",
+            ) from None
         if self._cancelled:
             raise TransientError(
                 f"{self._config.where}: the read was cancelled", code="cancelled_there"
@@ -205,83 +222,3 @@ class MariadbSource:
     def close(self) -> None:
         """Close the session; the server rolls back what was open."""
         self._session.close()
-
-
-class _Reader:
-    """One SELECT, whose every value is made from the server's own text."""
-
-    def __init__(
-        self,
-        source: MariadbSource,
-        stream: StreamSpec,
-        table: Table,
-        where: str,
-        values: tuple[str, ...],
-    ) -> None:
-        columns = ", ".join(field.select for field in table.fields)
-        self._query = f"/* syncward */ SELECT {columns} FROM {table.sql} t WHERE {where}"  # noqa: S608 - quoted names
-        self._values = values
-        self._source = source
-        self._stream = stream
-        self._table = table
-        self.seen = 0
-
-    def groups(self) -> Iterator[RowGroup]:
-        """Yield the rows in bounded groups."""
-        converters = tuple(f.convert for f in self._table.fields if f.convert is not None)
-        grouping = Grouping(sizes(self._table.columns))
-        try:
-            for values in self._source.rows(self._query, self._values):
-                self.seen += 1
-                try:
-                    row = tuple(
-                        None if value is None else convert(value)
-                        for convert, value in zip(converters, values, strict=True)
-                    )
-                except ValueError:  # a Misfit, or a day that does not exist
-                    raise self._misfit(values) from None
-                group = grouping.add(row)
-                if group is not None:
-                    yield group
-        except UnicodeDecodeError:
-            raise ConfigError(
-                f"{self._stream.name}: row {self.seen + 1} of the read holds a text that is not "
-                "in its column's character set; correct it there",
-                code="data_refused",
-            ) from None
-        yield from grouping.rest()
-
-    def _misfit(self, values: Sequence[Any]) -> ConfigError:
-        """Name table and column, and the row by its place; never the value."""
-        for field, value in zip(self._table.fields, values, strict=True):
-            try:
-                if value is not None and field.convert is not None:
-                    field.convert(value)
-            except ValueError:
-                return ConfigError(
-                    f"{self._stream.name}: column {field.column.name} "
-                    f"({field.declared.column_type}) of row {self.seen} of the read holds what is "
-                    f"no {field.column.type}; correct it there, or read a view that casts it",
-                    code="data_refused",
-                )
-        raise RuntimeError("the value that did not fit fits now")
-
-
-def _discovered(table: Table) -> DiscoveredStream:
-    cursors = _cursors(table)
-    suggestion = "{mode: replace}"
-    if table.key and cursors and cursors[0] != table.automatic:
-        suggestion = f"{{mode: merge, key: [{', '.join(table.key)}], cursor: {cursors[0]}}}"
-    return DiscoveredStream(
-        name=f"{table.schema}.{table.name}",
-        columns=discovered(table.columns),
-        key=table.key,
-        cursors=cursors,
-        rows_estimated=table.rows,
-        suggestion=suggestion,
-    )
-
-
-def _cursors(table: Table) -> tuple[str, ...]:
-    """Return the columns that say when a row changed, then the row's number."""
-    return change_times(table.columns) + ((table.automatic,) if table.automatic else ())

@@ -15,6 +15,7 @@ from connectors.rest_manifest import RAW, Incremental, Manifest, Stream
 from connectors.rest_parts import Scalar
 from connectors.rest_reading import Reading
 from connectors.rest_values import Type
+from connectors.row_reads import refuse
 from schemas.aid import UNAIDED, Aid
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError
@@ -212,16 +213,10 @@ class RestSource:
     def _declared(self, stream: StreamSpec) -> Stream:
         """Return what the manifest says of a stream; ConfigError for what cannot be done."""
         name = stream.name
-        if stream.where is not None:
-            raise ConfigError(
-                f"{name}: where is a setting of streams from Postgres; ask the API for less in "
-                "the manifest's request_parameters"
-            )
-        if stream.key_sweep is not None:
-            raise ConfigError(
-                f"{name}: an API has no list of keys alone; find deletes with full_every or a "
-                "tombstone",
-            )
+        less = "ask the API for less in the manifest's request_parameters"
+        refuse(stream, "where", instead=less)
+        alone = "an API has no list of keys alone: find deletes with full_every or a tombstone"
+        refuse(stream, "key_sweep", instead=alone)
         found = self._manifest.streams.get(stream.table_name)
         if stream.schema_name != self._manifest.name or found is None:
             known = ", ".join(f"{self._manifest.name}.{n}" for n in self._manifest.streams)

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from connectors.discovery import change_times, discovered
+from connectors.discovery import described
 from connectors.local_files import existing_file
-from connectors.row_groups import Grouping, sizes
+from connectors.row_reads import Reading, Window, batch_of, check_key, keys_of, refuse, wants_keys
 from connectors.sqlite import (
     SCHEMA,
     SqliteConfig,
@@ -18,7 +18,7 @@ from connectors.sqlite import (
     quoted,
     translated,
 )
-from connectors.sqlite_window import Window, is_dead, window, window_between
+from connectors.sqlite_window import is_dead, window, window_between
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError, TransientError
 from schemas.records import (
@@ -28,13 +28,10 @@ from schemas.records import (
     DiscoveredStream,
     KeySweep,
     Ranges,
-    Row,
-    RowGroup,
     ServerReport,
-    StreamShape,
     WireFormat,
 )
-from schemas.streams import Deletes, StreamSpec
+from schemas.streams import StreamSpec
 
 CONFIG = SqliteConfig
 SECRET_FIELDS = ()
@@ -100,14 +97,8 @@ class SqliteSource:
             (rows,) = self._conn.execute(
                 f"SELECT coalesce(max(t.{table.rowid}), 0) FROM {quoted(name)} t"  # noqa: S608 - quoted names
             ).fetchone()
-        cursors = _cursors(table)
-        return DiscoveredStream(
-            name=f"{SCHEMA}.{name}",
-            columns=discovered(table.columns),
-            key=table.key,
-            cursors=cursors,
-            rows_estimated=max(rows, 0),
-            suggestion=_suggestion(table, cursors),
+        return described(
+            f"{SCHEMA}.{name}", table.columns, table.key, number=table.alias, rows=max(rows, 0)
         )
 
     @contextmanager
@@ -132,12 +123,7 @@ class SqliteSource:
                 else:
                     found = window(self._conn, stream, table, cursor)
                 batch = self._batch(stream, table, found)
-                wanted = stream.deletion is not Deletes.IGNORE and stream.key
-                if (
-                    wanted
-                    and not batch.everything
-                    and (sweep or (found.full and cursor is not None))
-                ):
+                if wants_keys(stream, batch, cursor, sweep=sweep):
                     batch.keys = self._keys(stream, table)
                 yield iter((batch,))
             finally:
@@ -145,11 +131,13 @@ class SqliteSource:
                     self._conn.execute("ROLLBACK")
 
     def _described(self, stream: StreamSpec) -> Table:
-        if stream.columns is not None or stream.mask or stream.where is not None:
-            raise ConfigError(
-                f"{stream.name}: columns, mask and where are settings of streams from Postgres; "
-                "read a view that leaves out what must not leave the file"
-            )
+        refuse(
+            stream,
+            "columns",
+            "mask",
+            "where",
+            instead="read a view that leaves out what must not leave the file",
+        )
         known = stream.schema_name == SCHEMA
         table = describe(self._conn, stream.table_name) if known else None
         if table is None:
@@ -157,38 +145,36 @@ class SqliteSource:
                 f"{self._config.path}: no table {stream.name}; names begin with main., and "
                 "syncward resource discover lists what there is"
             )
-        missing = [name for name in stream.key if table.column(name) is None]
-        if missing:
-            raise ConfigError(f"{stream.name}: no key column {', '.join(missing)}")
+        check_key(stream, table.columns)
         return table
 
     def _batch(self, stream: StreamSpec, table: Table, found: Window) -> Batch:
         key = stream.key or table.key
-        reader = _Reader(self, stream, table, found.where, found.parameters)
-        return Batch(
-            shape=StreamShape(columns=table.columns, key=key, key_is_unique=table.is_key(key)),
-            wire=WireFormat.ROWS,
-            chunks=iter(()),
-            groups=reader.groups(),
-            rows=lambda: reader.seen,
-            lower=found.lower,
-            upper=found.upper,
-            full=found.full,
-            notes=found.notes,
-            beyond=found.beyond,
-        )
+        reading = self._reading(stream, table, found.where, found.values)
+        return batch_of(found, reading, key=key, proven=table.is_key(key))
 
     def _keys(self, stream: StreamSpec, table: Table) -> KeySweep:
         """Bring the keys of all rows that are not marked as deleted, in the same transaction."""
         where = f"NOT {is_dead(stream, table)}" if stream.tombstone else "1"
-        keys = table.only(stream.key)
-        reader = _Reader(self, stream, keys, where, ())
-        return KeySweep(keys.columns, iter(()), reader.groups())
+        return keys_of(self._reading(stream, table.only(stream.key), where, ()))
 
-    def rows(self, query: str, parameters: Sequence[str | int]) -> Iterator[tuple[Any, ...]]:
+    def _reading(
+        self, stream: StreamSpec, table: Table, where: str, values: tuple[str | int, ...]
+    ) -> Reading:
+        query = _select(table, where)
+        return Reading(
+            stream,
+            table.columns,
+            table.converters,
+            lambda: self._rows(query, values),
+            place=_place,
+            first=1,
+        )
+
+    def _rows(self, query: str, values: Sequence[str | int]) -> Iterator[tuple[Any, ...]]:
         """Yield rows one by one; what was cancelled between two of them ends here, too."""
         with translated(self._config.path):
-            for row in self._conn.execute(query, parameters):
+            for row in self._conn.execute(query, values):
                 if self._cancelled:
                     raise TransientError(
                         f"{self._config.path}: the read was cancelled", code="cancelled_there"
@@ -209,70 +195,13 @@ class SqliteSource:
         self._conn.close()
 
 
-class _Reader:
-    """One SELECT, whose every value is checked against its column's declared type."""
-
-    def __init__(
-        self,
-        source: SqliteSource,
-        stream: StreamSpec,
-        table: Table,
-        where: str,
-        parameters: tuple[str | int, ...],
-    ) -> None:
-        columns = [f"t.{quoted(column.name)}" for column in table.columns]
-        place = f"t.{table.rowid}" if table.rowid else "NULL"
-        self._query = (
-            f"SELECT {', '.join([place, *columns])} FROM {quoted(table.name)} t "  # noqa: S608 - quoted names
-            f"WHERE {where}"
-        )
-        self._parameters = parameters
-        self._source = source
-        self._stream = stream
-        self._table = table
-        self.seen = 0
-
-    def groups(self) -> Iterator[RowGroup]:
-        """Yield the rows in bounded groups."""
-        converters, grouping = self._table.converters, Grouping(sizes(self._table.columns))
-        for place, *values in self._source.rows(self._query, self._parameters):
-            self.seen += 1
-            try:
-                row: Row = tuple(
-                    None if value is None else convert(value)
-                    for convert, value in zip(converters, values, strict=True)
-                )
-            except ValueError:  # a Misfit, or a day or an hour that does not exist
-                raise self._misfit(place, values) from None
-            group = grouping.add(row)
-            if group is not None:
-                yield group
-        yield from grouping.rest()
-
-    def _misfit(self, place: int | None, values: Sequence[object]) -> ConfigError:
-        """Name table, column and row; never the value."""
-        where = f"row {self.seen} of the read" if place is None else f"the row with rowid {place}"
-        for column, convert, value in zip(
-            self._table.columns, self._table.converters, values, strict=True
-        ):
-            try:
-                if value is not None:
-                    convert(value)
-            except ValueError:
-                return ConfigError(
-                    f"{self._stream.name}: column {column.name} of {where} holds what is no "
-                    f"{column.type}; correct it there, or read a view that does",
-                    code="data_refused",
-                )
-        raise RuntimeError("the value that did not fit fits now")
+def _select(table: Table, where: str) -> str:
+    """Select a row's place, then its columns."""
+    columns = [f"t.{quoted(column.name)}" for column in table.columns]
+    place = f"t.{table.rowid}" if table.rowid else "NULL"
+    return f"SELECT {', '.join([place, *columns])} FROM {quoted(table.name)} t WHERE {where}"  # noqa: S608 - quoted names
 
 
-def _cursors(table: Table) -> tuple[str, ...]:
-    """Return the columns that say when a row changed, then the row's number."""
-    return change_times(table.columns) + ((table.alias,) if table.alias else ())
-
-
-def _suggestion(table: Table, cursors: tuple[str, ...]) -> str:
-    if table.key and cursors and cursors[0] != table.alias:
-        return f"{{mode: merge, key: [{', '.join(table.key)}], cursor: {cursors[0]}}}"
-    return "{mode: replace}"
+def _place(values: tuple[Any, ...], number: int) -> str:
+    place = values[0]
+    return f"row {number} of the read" if place is None else f"the row with rowid {place}"
