@@ -70,6 +70,7 @@ ACTIONS: Mapping[AuditAction, Mapping_] = {
     _A.CREDENTIAL_UNSEALED: _entity(READ),
     _A.CREDENTIAL_USED: _call(OTHER),
     _A.CREDENTIAL_REFUSED: _call(READ, MEDIUM),
+    _A.CREDENTIAL_EXPIRED: _entity(DISABLE, MEDIUM),
     _A.CREDENTIAL_RESEALED: _entity(UPDATE),
     _A.KEYS_CREATED: _entity(CREATE),
     _A.KEYS_REWRAPPED: _entity(UPDATE),

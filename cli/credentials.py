@@ -8,19 +8,17 @@ import click
 from sqlalchemy import Connection
 
 from cli.context import Cli, interactive
+from crypto import credentials
 from crypto import keyring as keyrings
 from crypto.canary import make_canary
-from crypto.envelope import Context
-from crypto.fingerprint import fingerprint
-from crypto.keyring import Keyring, WrapContext
-from crypto.seal import new_dek, seal
+from crypto.keyring import Keyring
 from schemas.accounts import Account
 from schemas.errors import ConfigError
 from schemas.redaction import REDACTOR
-from schemas.secret import SHORTEST_KNOWN, Secret
+from schemas.sealed_secret import SealedSecret
+from schemas.secret import Secret
 from storage import keystore, resources
 from storage.keystore import RootOffer
-from storage.resources import SealedSecret
 
 
 def open_keyring(cli: Cli) -> Keyring:
@@ -69,27 +67,12 @@ def seal_credential(
     secret: Secret,
 ) -> SealedSecret:
     """Seal one credential under a data key of its own, wrapped for workers only."""
-    dek_id, dek = new_dek()
-    context = Context(
-        account_id=account_id,
-        kind="resource",
+    return credentials.seal_with(
+        credentials.new_key(keyring, account_id),
         resource_id=resource_id,
         field=field,
         version=version,
-    )
-    plaintext = secret.reveal().encode()
-    wrapped = keyring.wrap(
-        "credentials", dek, WrapContext(account_id=account_id, purpose="credentials", dek_id=dek_id)
-    )
-    return SealedSecret(
-        field=field,
-        version=version,
-        envelope=seal(dek, dek_id, plaintext, context),
-        fingerprint=fingerprint(plaintext),
-        dek_id=dek_id,
-        root_id=wrapped.root_id,
-        wrapped=wrapped.blob,
-        short=len(secret.reveal()) < SHORTEST_KNOWN,
+        secret=secret,
     )
 
 
@@ -113,8 +96,9 @@ def store(
     field: str,
     version: int,
     secret: Secret,
+    revives: bool = True,
 ) -> None:
-    """Seal one credential and store it as a version of its field."""
+    """Seal one credential and store it as a version of its field; see resources.store_secret."""
     with cli.keystore.beside(tx) as keys:
         keystore.follow(keys, keyring.prefer)
         sealed = seal_credential(
@@ -126,5 +110,6 @@ def store(
             secret=secret,
         )
         resources.store_secret(
-            tx, keys, account, resource_id, sealed, offer=offer(keyring), principal=cli.principal
-        )
+            tx, keys, account, resource_id, sealed, offer=offer(keyring), principal=cli.principal,
+            revives=revives,
+        )  # fmt: skip

@@ -212,6 +212,7 @@ def rotate(cli: Cli, name: str, secret_file: tuple[str, ...], secret_stdin: str 
     """Store new credentials as a new version; the next run uses them."""
     keyring = credentials.open_keyring(cli)
     with cli.inside(name) as (tx, account, short):
+        resources.lock(tx, short)
         found = resources.get(tx, short)
         given = _sources(found.kind, secret_file, secret_stdin, found.config)
         if not given:

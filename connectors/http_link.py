@@ -130,6 +130,10 @@ class Link:
         self._trusted = trusted
         self._pools: dict[str, httpcore.ConnectionPool] = {}
 
+    def apart(self, bounds: Bounds) -> "Link":
+        """Return another link with the same rules and bounds of its own; `cut` ends one of them."""
+        return Link(self._policy, bounds=bounds, trusted=self._trusted, lookup=self._sockets.lookup)
+
     def _pool(self, scheme: str) -> httpcore.ConnectionPool:
         """Return the connections of a scheme; the authorities are read where there is TLS."""
         if scheme not in self._pools:

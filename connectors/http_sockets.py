@@ -33,7 +33,7 @@ class Sockets(httpcore.NetworkBackend):
 
     def __init__(self, policy: LinkPolicy, lookup: Lookup) -> None:
         self._policy = policy
-        self._lookup = lookup
+        self.lookup = lookup
         self._pins: dict[tuple[str, int], Pinned] = {}
         self._open: set[socket.socket] = set()
         self._lock = Lock()
@@ -70,7 +70,7 @@ class Sockets(httpcore.NetworkBackend):
     def pinned(self, host: str, port: int) -> Pinned:
         """Return the checked addresses of a host; EgressRefused if one is forbidden."""
         if (host, port) not in self._pins:
-            self._pins[host, port] = resolve(host, port, self._policy, lookup=self._lookup)
+            self._pins[host, port] = resolve(host, port, self._policy, lookup=self.lookup)
         return self._pins[host, port]
 
     def _connected(self, address: str, port: int, timeout: float | None) -> httpcore.NetworkStream:

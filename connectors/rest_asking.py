@@ -67,7 +67,7 @@ class Asker:
         self._pace = Pace(manifest.name, manifest.rate_limit, self._ended)
         bounds = Bounds(body_max=manifest.answer_max << 20)
         self._link = Link(policy, bounds=bounds, trusted=trusted)
-        self._login: Login = login_of(manifest, secrets, self.names, self._link)
+        self._login: Login = login_of(manifest, secrets, self.names, self._link, aid)
         self._link.reach(self.base)  # what is forbidden is said when the resource is opened
         #: the other system's clock at its last answer, and how that link was secured
         self.clock: datetime | None = None
@@ -155,6 +155,16 @@ class Asker:
         """End the call or the wait there is; for another thread."""
         self._ended.set()
         self._link.cut()
+
+    def cut(self) -> None:
+        """Do the same, and end a login that is being renewed: it had its time to end."""
+        self.cancel()
+        self._login.cut()
+
+    @property
+    def problem(self) -> str | None:
+        """What a person should know of the login, though it works."""
+        return self._login.problem
 
     def close(self) -> None:
         """Close connections and forget the token."""

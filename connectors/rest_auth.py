@@ -1,33 +1,25 @@
 """How a call says who it is. Start at `login_of`.
 
-A login is asked for its headers before each call, and whether it can do better after a 401. An
-authorization code with refresh will be one more class with its own storage behind `renew`.
+A login is asked for its headers before each call, and whether it can do better after a 401. One
+that lives on a refresh token is in rest_oauth.py.
 """
 
 import re
-from base64 import b64encode
 from collections.abc import Mapping
 from time import monotonic
-from typing import Any, Protocol
-from urllib.parse import quote, urlencode
+from typing import Protocol
 
-from connectors import rest_json, rest_text
-from connectors.http_link import Answer, Link, origin_of
+from connectors import rest_text
+from connectors.http_link import Link
 from connectors.rest_manifest import Manifest
+from connectors.rest_oauth import Refreshed
 from connectors.rest_parts import ApiKey, Basic, Bearer, OAuth
-from schemas.errors import ConfigError, CredentialsError, SyncwardError, TransientError
+from connectors.rest_tokens import TokenEndpoint, basic
+from schemas.aid import Aid
+from schemas.errors import ConfigError, CredentialsError
 from schemas.redaction import REDACTOR
 
-#: What a header may hold of a token.
-_TOKEN = re.compile(r"[\x21-\x7e]{1,16384}")
 _VISIBLE = re.compile(r"[\x20-\x7e]{1,16384}")
-#: Seconds before its end at which a token is not used any more; of one that does not say, its life.
-_MARGIN_S, _UNSAID_S = 30, 300
-_LONGEST_S = 24 * 3_600
-_OK, _UNAVAILABLE = 200, 500
-_TOO_MANY = 429
-#: What OAuth 2 calls a login that is refused.
-_REFUSED = {"invalid_client", "invalid_grant", "unauthorized_client", "access_denied"}
 
 
 class Login(Protocol):
@@ -38,11 +30,20 @@ class Login(Protocol):
         """Make new headers after a refusal; False if they would be the same."""
         ...
 
+    @property
+    def problem(self) -> str | None:
+        """What a person should know, though the login works."""
+        ...
+
+    def cut(self) -> None:
+        """End a call of its own, if one is under way; for another thread."""
+        ...
+
     def close(self) -> None: ...
 
 
 def login_of(
-    manifest: Manifest, secrets: Mapping[str, str], names: rest_text.Names, link: Link
+    manifest: Manifest, secrets: Mapping[str, str], names: rest_text.Names, link: Link, aid: Aid
 ) -> Login:
     """Return the login that a manifest names; ConfigError if a secret is missing or no secret."""
     given = {field: _secret(manifest, secrets, field) for field in manifest.secrets}
@@ -51,9 +52,11 @@ def login_of(
             return _Fixed({"Authorization": f"{one.scheme} {given['token']}"})
         case Basic() as one:
             user = rest_text.filled(one.username, names)
-            return _Fixed({"Authorization": _basic(user, given["password"])})
+            return _Fixed({"Authorization": basic(user, given["password"])})
         case ApiKey() as one:
             return _Fixed({one.header: given["api_key"]})
+        case OAuth() as one if one.renews:
+            return Refreshed(one, secrets, names, link, aid=aid)
         case OAuth() as one:
             return _ClientCredentials(one, given["client_secret"], names, link)
         case _:
@@ -75,11 +78,6 @@ def _secret(manifest: Manifest, secrets: Mapping[str, str], field: str) -> str:
     return value
 
 
-def _basic(user: str, password: str) -> str:
-    value = b64encode(f"{user}:{password}".encode()).decode()
-    return f"Basic {value}"
-
-
 class _Fixed:
     """Headers that never change."""
 
@@ -92,6 +90,12 @@ class _Fixed:
     def renew(self) -> bool:
         return False
 
+    @property
+    def problem(self) -> str | None:
+        return None
+
+    def cut(self) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -99,19 +103,14 @@ class _ClientCredentials:
     """A token from a token endpoint, asked for again before it ends or when it is refused."""
 
     def __init__(self, config: OAuth, secret: str, names: rest_text.Names, link: Link) -> None:
-        self._config = config
-        self._client = rest_text.filled(config.client_id, names)
-        self._endpoint = rest_text.filled_base(config.token_refresh_endpoint, names)
+        self._form: dict[str, str] = {"grant_type": config.grant_type}
+        if config.scopes:
+            self._form["scope"] = " ".join(config.scopes)
         self._secret = secret
-        self._link = link
         self._token = ""
         self._until = 0.0
         self._held = REDACTOR.holder()
-        link.reach(self._endpoint)
-
-    @property
-    def _where(self) -> str:
-        return f"token endpoint {origin_of(self._endpoint).shown}"
+        self._endpoint = TokenEndpoint(config, names, link, know=self._held.know)
 
     def headers(self) -> Mapping[str, str]:
         if not self._token or monotonic() >= self._until:
@@ -125,68 +124,15 @@ class _ClientCredentials:
         return self._token != before
 
     def _ask(self) -> None:
-        form: dict[str, str] = {"grant_type": self._config.grant_type}
-        headers = {
-            "Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json",
-        }  # fmt: skip
-        if self._config.scopes:
-            form["scope"] = " ".join(self._config.scopes)
-        if self._config.client_login == "body":
-            form |= {"client_id": self._client, "client_secret": self._secret}
-        else:
-            headers["Authorization"] = _basic(
-                quote(self._client, safe=""), quote(self._secret, safe="")
-            )
-        answer = self._link.call(
-            "POST", self._endpoint, headers=headers, content=urlencode(form).encode()
-        )
-        self._take(self._document(answer))
+        found = self._endpoint.ask(self._form, self._secret)
+        self._token, self._until = found.access, monotonic() + found.life
 
-    def _document(self, answer: Answer) -> Mapping[str, Any]:
-        """Return the answer's members; what is no token is an error that quotes nothing of it."""
-        if answer.status >= _UNAVAILABLE or answer.status == _TOO_MANY:
-            raise TransientError(
-                f"{self._where}: answers with status {answer.status}; tried again",
-                code="api_unavailable",
-            )
-        try:
-            document = rest_json.parse(answer.body)
-        except rest_json.NoJson:
-            document = None
-        refused = document.get("error") if isinstance(document, dict) else None
-        if answer.status in {401, 403} or refused in _REFUSED:
-            raise CredentialsError(
-                f"{self._where}: refuses this client; store its client_secret again, and look at "
-                "client_id and scopes"
-            )
-        if answer.status != _OK or not isinstance(document, dict) or refused is not None:
-            raise self._no_token(f"answers with status {answer.status} and no token")
-        return document
+    @property
+    def problem(self) -> str | None:
+        return None
 
-    def _take(self, document: Mapping[str, Any]) -> None:
-        token, kind = document.get("access_token"), document.get("token_type", "bearer")
-        if not isinstance(token, str) or not _TOKEN.fullmatch(token):
-            raise self._no_token("answers without an access_token that a header could hold")
-        if not isinstance(kind, str) or kind.lower() != "bearer":
-            raise self._no_token("gives a token that is no bearer token")
-        self._token = self._held.know(token)
-        self._until = monotonic() + _life(document.get("expires_in"))
-
-    def _no_token(self, what: str) -> SyncwardError:
-        return ConfigError(
-            f"{self._where}: {what}; correct token_refresh_endpoint, or ask whoever runs it",
-            code="api_answer",
-        )
+    def cut(self) -> None: ...
 
     def close(self) -> None:
         """Forget the token."""
         self._held.__exit__(None, None, None)
-
-
-def _life(said: object) -> float:
-    """Return for how many seconds a token is used; what cannot be is taken for not said."""
-    if isinstance(said, str) and said.isdecimal():
-        said = int(said[:9])
-    if isinstance(said, bool) or not isinstance(said, int) or said <= 0:
-        return _UNSAID_S
-    return max(min(said, _LONGEST_S) - _MARGIN_S, 1)

@@ -19,6 +19,7 @@ from connectors.rest_parts import (
     FieldSpec,
     Name,
     NoAuth,
+    OAuth,
     Option,
     Part,
     Place,
@@ -267,7 +268,10 @@ class Manifest(Part):
     @property
     def secrets(self) -> tuple[str, ...]:
         """The secrets that a resource must have."""
-        return SECRETS[self.authenticator.type]
+        who = self.authenticator
+        if isinstance(who, OAuth) and who.client_login == "none":
+            return ()
+        return SECRETS[who.type]
 
     def checked(self, given: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """Return all parameters with their defaults; ConfigError names each that is wrong."""

@@ -75,16 +75,50 @@ class ApiKey(Part):
 
 
 class OAuth(Part):
-    """A token of a token endpoint, with the secret `client_secret`."""
+    """A token of a token endpoint, with the secret `client_secret`.
+
+    With `refresh_token` an operator stores the first one; with `authorization_code` a person
+    authorises at the API (`resource authorize`), which gives it.
+    """
 
     type: Literal["OAuthAuthenticator"]
-    grant_type: Literal["client_credentials"] = "client_credentials"
+    grant_type: Literal["client_credentials", "refresh_token", "authorization_code"] = (
+        "client_credentials"
+    )
     token_refresh_endpoint: Text
+    authorization_endpoint: Text | None = None
+    #: what the authorisation is asked for beside what the standard says (`access_type: offline`)
+    authorization_parameters: dict[str, Text] = {}
     client_id: Text
     scopes: tuple[str, ...] = ()
-    #: where the client's login goes: into the body, or into a Basic header
-    client_login: Literal["body", "header"] = "body"
+    #: where the client's login goes: into the body, or into a Basic header; none: it has no secret
+    client_login: Literal["body", "header", "none"] = "body"
 
+    @model_validator(mode="after")
+    def _fits_its_grant(self) -> Self:
+        by_code = self.grant_type == "authorization_code"
+        if by_code != (self.authorization_endpoint is not None):
+            raise ValueError("authorization_endpoint is for authorization_code, which needs it")
+        if self.authorization_parameters and not by_code:
+            raise ValueError("authorization_parameters: only with grant_type authorization_code")
+        if self.client_login == "none" and self.grant_type == "client_credentials":
+            raise ValueError("client_login: client_credentials are a secret")
+        own = sorted(set(self.authorization_parameters) & OF_THE_FLOW)
+        if own:
+            raise ValueError(f"authorization_parameters: {', '.join(own)} is set by the connector")
+        return self
+
+    @property
+    def renews(self) -> bool:
+        """Whether it lives on a refresh token, which workers store anew."""
+        return self.grant_type != "client_credentials"
+
+
+#: Parameters of the authorisation that nobody else sets.
+OF_THE_FLOW = frozenset(
+    {"response_type", "client_id", "redirect_uri", "state", "scope", "code_challenge"}
+    | {"code_challenge_method"}
+)
 
 Authenticator = Annotated[NoAuth | Bearer | Basic | ApiKey | OAuth, Field(discriminator="type")]
 #: The secrets that each kind of login needs.

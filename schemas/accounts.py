@@ -46,6 +46,7 @@ class Resource:
     runs_max: int
     created_at: datetime
     updated_at: datetime
+    needs_reauth_since: datetime | None = None  # its login is not renewed any more
 
 
 def _never(value: object) -> object:

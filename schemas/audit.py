@@ -34,6 +34,7 @@ class AuditAction(StrEnum):
     CREDENTIAL_UNSEALED = "credential.unsealed"
     CREDENTIAL_USED = "credential.used"
     CREDENTIAL_REFUSED = "credential.refused"
+    CREDENTIAL_EXPIRED = "credential.expired"
     CREDENTIAL_RESEALED = "credential.resealed"
     KEYS_CREATED = "keys.created"
     KEYS_REWRAPPED = "keys.rewrapped"

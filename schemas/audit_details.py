@@ -274,6 +274,7 @@ DETAILS: dict[AuditAction, type[Detail]] = {
     _A.CREDENTIAL_SEALED: Stored,
     _A.CREDENTIAL_UNSEALED: Unsealed,
     _A.CREDENTIAL_USED: CredentialOf,
+    _A.CREDENTIAL_EXPIRED: Unsealed,
     _A.CREDENTIAL_REFUSED: CredentialOf,
     _A.CREDENTIAL_RESEALED: Stored,
     _A.KEYS_CREATED: KeyMade,

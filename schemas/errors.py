@@ -3,6 +3,7 @@
 SyncwardError
 ├── ConfigError          a person must act; the run fails now
 │   └── CredentialsError the other system refused the login; the connection is paused
+│       └── ReauthNeeded it does not renew it any more; all connections of the login are paused
 ├── TransientError       time will fix it; the run is queued again
 │   ├── AuditUnavailable the audit log cannot take the event; nothing was done
 │   └── Deferral         it said when to come back; no attempt is counted
@@ -46,6 +47,12 @@ class CredentialsError(ConfigError):
     """The other system refused the credentials: retrying could lock the login."""
 
     code = "credentials"
+
+
+class ReauthNeeded(CredentialsError):  # noqa: N818 - an event more than an error
+    """The other system does not renew this login any more: a person must authorise it again."""
+
+    code = "needs_reauth"
 
 
 class TransientError(SyncwardError):

@@ -47,6 +47,9 @@ def _approver(help_: str) -> Failure:
 FAILURES: dict[str, Failure] = {
     # ── credentials and keys ─────────────────────────────────────────────────────────────────
     "credentials": _person("`resource rotate`, then `connection resume`", pauses=True),
+    "needs_reauth": _person(
+        "`resource authorize`: paused connections go on by themselves then", pauses=True
+    ),
     "no_credentials": _person("`resource rotate`: none were ever stored"),
     "unsealable": _person(
         "give the worker the keyring that sealed them, or `resource rotate`; then "
@@ -165,7 +168,15 @@ PAUSING = frozenset(code for code, failure in FAILURES.items() if failure.pauses
 
 #: The credentials did not open, or the other system did not take them: `credential.used` says so.
 CREDENTIAL_FAILURES = frozenset(
-    {"credentials", "unsealable", "root_unknown", "kms_unavailable", "kms_denied", "login_method"}
+    {
+        "credentials",
+        "needs_reauth",
+        "unsealable",
+        "root_unknown",
+        "kms_unavailable",
+        "kms_denied",
+        "login_method",
+    }
 )
 
 #: What a guard found: a person must approve it.

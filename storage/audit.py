@@ -23,6 +23,7 @@ GUARDED_TABLES = {
     "accounts": "id",
     "resources": "id",
     "credentials": "resource_id",
+    "dead_logins": "resource_id",
     "connections": "id",
     "schedules": "connection_id",
     "active_runs": "run_id",

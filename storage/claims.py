@@ -18,7 +18,7 @@ from schemas.jobs import Job
 from schemas.limits import ERROR_TEXT_MAX
 from schemas.records import Purge, StreamResult
 from schemas.runs import Claim, Outcome, OutcomeKind, RunKind, RunOptions, RunState, Trigger
-from storage import audit, logs, tenancy
+from storage import audit, logs, renewals, tenancy
 from storage.endings import end, free_account, run_event
 from storage.logs import SealedLine
 from storage.outputs import SealedOutput
@@ -383,11 +383,25 @@ def finish(
         token=held.token,
         error_code=outcome.error_code,
         error=outcome.error,
-        pause_reason=outcome.error_code if outcome.error_code in PAUSING else None,
+        pause_reason=_pausing(tx, held, outcome),
         also=beside,
     )
     if row is None:
         raise LeaseLost(f"run {held.run_id}: another worker owns it")
+
+
+def _pausing(tx: Connection, held: Claim, outcome: Outcome) -> str | None:
+    """Return why the connection is paused now, if it is.
+
+    A login that was authorised again since the attempt met a dead one pauses nothing: whoever
+    authorises waits for the schedule's lock, which we hold.
+    """
+    code = outcome.error_code
+    if code not in PAUSING or (
+        code == renewals.NEEDS_REAUTH and not renewals.is_dead(tx, held.subject_id)
+    ):
+        return None
+    return code
 
 
 def _beside(

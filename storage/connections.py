@@ -297,11 +297,14 @@ def update(
 
 
 def pause(tx: Tx, account: Account, connection: Connection, principal: Principal) -> bool:
-    """Stop scheduling and dispatching; False if it was paused already. A running run goes on."""
+    """Stop scheduling and dispatching; False if it was paused already. A running run goes on.
+
+    One that waits for a login does not go on with it any more.
+    """
     moved = tx.execute(
         text(
             "UPDATE schedules SET state = 'paused', state_reason = 'operator' "
-            "WHERE connection_id = :id AND state = 'active'"
+            "WHERE connection_id = :id AND (state = 'active' OR state_reason = 'needs_reauth')"
         ),
         {"id": connection.connection_id},
     ).rowcount

@@ -209,6 +209,11 @@ def mark_unused(keys: Connection, dek_ids: Sequence[UUID]) -> None:
     keys.execute(text("SELECT keystore.mark_unused(:ids)"), {"ids": list(dek_ids)})
 
 
+def supersede(keys: Connection, dek_ids: Sequence[UUID]) -> None:
+    """Note that what these sealed is gone; they go when no backup needs them."""
+    keys.execute(text("SELECT keystore.supersede_keys(:ids)"), {"ids": list(dek_ids)})
+
+
 def forgettable(keys: Connection, *, backups: timedelta, batch: int) -> Sequence[UUID]:
     """Return replaced keys that no backup needs; the control database says if one is in use."""
     rows = keys.execute(

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 from uuid import UUID
@@ -13,29 +12,16 @@ from sqlalchemy.exc import IntegrityError
 from schemas.accounts import Account, Resource
 from schemas.audit import AuditAction, AuditEvent, FieldChange, Principal, TargetKind
 from schemas.errors import Conflict, NotFound
-from storage import audit, commitments, keystore
+from schemas.sealed_secret import SealedSecret
+from storage import audit, commitments, keystore, renewals
 from storage.keystore import RootOffer, StoredKey
-
-
-@dataclass(frozen=True, slots=True)
-class SealedSecret:
-    """One secret as it is stored: envelope, its wrapped data key, and a salted fingerprint."""
-
-    field: str
-    version: int
-    envelope: bytes
-    fingerprint: bytes
-    dek_id: UUID
-    root_id: UUID
-    wrapped: bytes
-    short: bool = False  # too short to be looked for in texts
-
 
 _SELECT = """
 SELECT r.*, coalesce(q.runs_max, 0) AS runs_max, coalesce((
   SELECT jsonb_object_agg(v.field, v.version) FROM (
     SELECT c.field, max(c.version) AS version FROM credentials c
-    WHERE c.resource_id = r.id GROUP BY c.field) v), '{}') AS secret_versions
+    WHERE c.resource_id = r.id GROUP BY c.field) v), '{}') AS secret_versions,
+  (SELECT d.since FROM dead_logins d WHERE d.resource_id = r.id) AS needs_reauth_since
 FROM resources r LEFT JOIN resource_queues q ON q.resource_id = r.id
 """
 
@@ -64,7 +50,16 @@ def _resource(row: Row[Any]) -> Resource:
         runs_max=row.runs_max,
         created_at=row.created_at,
         updated_at=row.updated_at,
+        needs_reauth_since=row.needs_reauth_since,
     )
+
+
+def lock(tx: Connection, name: str) -> None:
+    """Wait until no worker renews the login of a resource; whoever stores a secret does it first.
+
+    What its newest versions are is asked after this.
+    """
+    tx.execute(text("SELECT FROM resources WHERE name = :name FOR NO KEY UPDATE"), {"name": name})
 
 
 def create(
@@ -166,8 +161,13 @@ def store_secret(
     *,
     offer: RootOffer,
     principal: Principal,
+    revives: bool = True,
 ) -> None:
-    """Store a new version of a sealed credential, and its wrapped key in the keystore first."""
+    """Store a new version of a sealed credential, and its wrapped key in the keystore first.
+
+    If the other system refused what was stored before (`needs_reauth`), the connections that were
+    paused for it go on; not with one that a worker has yet to make a login of (`revives` False).
+    """
     key = StoredKey(secret.dek_id, account.account_id, secret.root_id, secret.wrapped)
     keystore.keep(tx, keys, key, offer, principal)
     tx.execute(
@@ -198,6 +198,8 @@ def store_secret(
             digest=sha256(secret.envelope).hexdigest(),
         ),
     )
+    if revives:
+        renewals.revive(tx, account.account_id, resource_id, principal)
 
 
 def fingerprints(tx: Connection, resource_id: UUID) -> dict[str, bytes]:

@@ -126,6 +126,16 @@ credentials = Table(
 )  # fmt: skip
 Index("credentials_by_key", func.substr(credentials.c.envelope, 5, 16))
 
+dead_logins = Table(
+    "dead_logins", metadata,
+    Column("resource_id", Uuid, primary_key=True),
+    _req("account_id", Uuid),
+    _req("run_id", Uuid),
+    _req("versions", JSONB),
+    _at("since", default=True),
+    _of_account("resource_id", "resources"),
+)  # fmt: skip
+
 connections = Table(
     "connections", metadata,
     _id(),

@@ -99,7 +99,7 @@ def take(
         return streams
     resources = _resources(rows)
     opened = [resource for resource in resources.values() if resource.sealed]
-    audit.append(tx, *(_unsealed(resource, held, principal) for resource in opened))
+    audit.append(tx, *(unsealed_event(resource, held, principal) for resource in opened))
     if connection:
         return _connection(rows[0], resources, streams)
     return _resource(resources[held.subject_id])
@@ -164,24 +164,63 @@ def _field(row: Row[Any]) -> SealedField:
     )
 
 
+_NEWEST = text(
+    "SELECT field, version, envelope, dek_id, root_id, wrapped, CAST(:account AS uuid) "
+    "AS account_id FROM sealed_credentials(:run, :token) WHERE resource_id = :resource"
+)
+
+
+def newest(
+    tx: Connection, held: Claim, resource: SealedResource, store: Keystore
+) -> SealedResource:
+    """Return the resource with its credentials as they are now; LeaseLost without a live lease.
+
+    Whoever opens what is newer than `resource` records it before (`unsealed_event`).
+    """
+    rows = tx.execute(
+        _NEWEST,
+        {
+            "account": resource.account_id,
+            "run": held.run_id,
+            "token": held.token,
+            "resource": resource.resource_id,
+        },
+    ).all()
+    if not rows and resource.sealed:
+        raise LeaseLost(f"run {held.run_id}: another worker owns it")
+    found = replace(resource, sealed=tuple(_field(row) for row in rows))
+    missing = _without_keys([found])
+    return _filled(found, _keys_apart(missing, store)) if missing else found
+
+
 def with_keys(work: Work, store: Keystore) -> Work:
     """Return the work with the wrapped keys that are in a separate keystore.
 
     A key that is in neither place stays empty: it was shredded, and opens nothing.
     """
     ends = [end for end in (work.source, work.destination) if end is not None]
-    missing = [s.key.dek_id for end in ends for s in end.sealed if not s.key.wrapped]
+    missing = _without_keys(ends)
     if not missing or not store.separate:
         return work
+    found = _keys_apart(missing, store)
+    destination = work.destination and _filled(work.destination, found)
+    return replace(work, source=_filled(work.source, found), destination=destination)
+
+
+def _without_keys(ends: Sequence[SealedResource]) -> list[UUID]:
+    return [s.key.dek_id for end in ends for s in end.sealed if not s.key.wrapped]
+
+
+def _keys_apart(missing: Sequence[UUID], store: Keystore) -> Mapping[UUID, StoredKey]:
+    if not store.separate:
+        return {}
     with store.transaction() as keys:
-        found = keystore.credential_keys(keys, missing)
+        return keystore.credential_keys(keys, missing)
 
-    def filled(end: SealedResource) -> SealedResource:
-        sealed = (replace(s, key=found.get(s.key.dek_id, s.key)) for s in end.sealed)
-        return replace(end, sealed=tuple(sealed))
 
-    destination = work.destination and filled(work.destination)
-    return replace(work, source=filled(work.source), destination=destination)
+def _filled(end: SealedResource, found: Mapping[UUID, StoredKey]) -> SealedResource:
+    sealed = (replace(s, key=found.get(s.key.dek_id, s.key)) for s in end.sealed)
+    return replace(end, sealed=tuple(sealed))
 
 
 def _why_nothing(tx: Connection, held: Claim) -> SyncwardError:
@@ -198,7 +237,8 @@ def _why_nothing(tx: Connection, held: Claim) -> SyncwardError:
     )
 
 
-def _unsealed(resource: SealedResource, held: Claim, principal: Principal) -> AuditEvent:
+def unsealed_event(resource: SealedResource, held: Claim, principal: Principal) -> AuditEvent:
+    """Return the event that all credentials of a resource are about to be opened."""
     return AuditEvent(
         AuditAction.CREDENTIAL_UNSEALED,
         TargetKind.RESOURCE,

@@ -1,7 +1,7 @@
 """An API of our own on loopback: tables of records, every way of paging, limits, logins, faults.
 
     /PAGING/TABLE?…      PAGING is cursor, offset, page, next, link, or all (one page)
-    /token               a token endpoint
+    /token               a token endpoint, if an Issuer is put there
     /PAGING/TABLE/ID/SUB?… the records of SUB whose `parent` is ID
 
 `updated_since` and `updated_until` select by `updated_at`. What a test puts into `script` is
@@ -9,14 +9,16 @@ answered first, in that order.
 """
 
 import json
+from base64 import urlsafe_b64encode
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -47,6 +49,64 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Say nothing of clients that hang up: tests make them."""
+
+
+class Issuer:
+    """The token endpoint of an Api: it rotates, expires, revokes; `answers` goes first."""
+
+    def __init__(self, api: "Api", *, rotates: bool = True) -> None:
+        self.api, self.rotates = api, rotates
+        self.client = ("app", "client-canary-5678")
+        self.refresh = "refresh-canary-0"
+        self.life: object = 3600
+        self.codes: dict[str, tuple[str, str]] = {}  # code -> challenge, redirect_uri
+        self.granted: list[str] = []  # grant types, one for each token that was given
+        self.refused: list[str] = []
+        self.answers: deque[Reply | Route] = deque()
+        self._lock = Lock()
+        api.routes["/token"] = self._answer
+        api.logins = set()
+
+    def _answer(self, asked: Asked) -> Reply:
+        with self._lock:
+            if self.answers:
+                first = self.answers.popleft()
+                return first if isinstance(first, Reply) else first(asked)
+            return self.proper(asked)
+
+    def proper(self, asked: Asked) -> Reply:
+        form = {k: v[-1] for k, v in parse_qs(asked.body.decode()).items()}
+        if (form.get("client_id"), form.get("client_secret")) != self.client:
+            return Reply(401, {"error": "invalid_client"})
+        grant = form.get("grant_type", "")
+        if not self._granted(grant, form):
+            self.refused.append(grant)
+            return Reply(400, {"error": "invalid_grant", "error_description": "canary-words"})
+        self.granted.append(grant)
+        return self.token()
+
+    def _granted(self, grant: str, form: dict[str, str]) -> bool:
+        if grant == "refresh_token":
+            return form.get("refresh_token") == self.refresh
+        challenge, redirect = self.codes.pop(form.get("code", ""), ("", ""))
+        digest = sha256(form.get("code_verifier", "").encode()).digest()
+        made = urlsafe_b64encode(digest).rstrip(b"=").decode()
+        return (made, form.get("redirect_uri")) == (challenge, redirect)
+
+    def token(self) -> Reply:
+        """Give a token; the one of before is none any more."""
+        number = len(self.granted)
+        access = f"access-canary-{number}"
+        self.api.logins = {f"Bearer {access}"}
+        document = {"access_token": access, "token_type": "Bearer", "expires_in": self.life}
+        if self.rotates or "authorization_code" in self.granted[-1:]:
+            self.refresh = f"refresh-canary-{number}"
+            document["refresh_token"] = self.refresh
+        return Reply(200, document)
+
+    def revoke(self) -> None:
+        """Forget every token."""
+        self.refresh, self.api.logins = "nobody has this", set()
 
 
 class Api:

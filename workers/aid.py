@@ -3,9 +3,9 @@
 from schemas.aid import Aid
 from storage.work import SealedResource
 from workers.attempt import Attempt
+from workers.renewal import StoredRenewal, Unseal
 
 
-def of_run(attempt: Attempt, resource: SealedResource) -> Aid:
+def of_run(attempt: Attempt, resource: SealedResource, unseal: Unseal) -> Aid:
     """Return the aid for one resource of one attempt."""
-    del attempt, resource  # a worker does not renew secrets yet: the default refuses
-    return Aid()
+    return Aid(secrets=StoredRenewal(attempt, resource, unseal))

@@ -72,7 +72,12 @@ class _Opening(Generic[End]):
 
 def _begin_source(resource: SealedResource, attempt: Attempt) -> _Opening[Source]:
     """Begin to connect to a source, which may ask for aid."""
-    return _begin(partial(registry.open_source, aid=of_run(attempt, resource)), resource, attempt)
+
+    def unseal(newest: SealedResource) -> dict[str, str]:
+        return unsealed(newest, attempt.deps.keyring, attempt.control.secrets)
+
+    aid = of_run(attempt, resource, unseal)
+    return _begin(partial(registry.open_source, aid=aid), resource, attempt)
 
 
 def _begin(

@@ -46,6 +46,9 @@ CLAIMS = Counter(
     "syncward_claims", "Jobs taken from the queue, by what the claim said.", ["result"]
 )
 DECRYPTS = Counter("syncward_decrypts", "Data keys used to open something.", ["purpose", "outcome"])
+RENEWALS = Counter(
+    "syncward_login_renewals", "Logins that a run wanted renewed, by what came of it.", ["outcome"]
+)
 KEYS_PENDING = Gauge(
     "syncward_keys_pending", "Data keys that a rotation has yet to reach, by what is due.", ["kind"]
 )
@@ -78,6 +81,8 @@ for _result in ("claimed", "stale", "unknown"):
 for _outcome in ("opened", "refused"):
     DECRYPTS.labels("credentials", _outcome)
     DECRYPTS.labels("pseudonyms", _outcome)
+for _outcome in ("exchanged", "found", "dead", "refused", "failed", "waited", "not_stored"):
+    RENEWALS.labels(_outcome)
 for _what in ("rewrap", "reseal"):
     KEYS_PENDING.labels(_what)
 for _purpose in ("credentials", "records"):

@@ -12,6 +12,7 @@ from connectors.discovery import discovered
 from connectors.rest_asking import Asker, base_of
 from connectors.rest_batches import Batches
 from connectors.rest_manifest import RAW, Incremental, Manifest, Stream
+from connectors.rest_oauth import RENEWED
 from connectors.rest_parts import Scalar
 from connectors.rest_reading import Reading
 from connectors.rest_values import Type
@@ -32,7 +33,7 @@ from schemas.secret import looks_secret
 from schemas.streams import Mode, StreamSpec
 
 #: Which of them a resource needs is said by its manifest's authenticator.
-SECRET_FIELDS = ("token", "password", "api_key", "client_secret")
+SECRET_FIELDS = ("token", "password", "api_key", "client_secret", *RENEWED)
 #: A manifest may need none of them.
 SECRETS_OPTIONAL = True
 #: It may ask the process that runs it (schemas/aid.py).
@@ -94,7 +95,9 @@ __all__ = ["CONFIG", "SECRET_FIELDS", "check_link", "open_source"]
 def wanted_secrets(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the secrets of a manifest that comes with the connector, else all there may be."""
     named = str(config.get("manifest", ""))
-    return SECRET_FIELDS if "/" in named else rest_files.of_resource(named).secrets
+    if "/" not in named:
+        return rest_files.of_resource(named).secrets
+    return tuple(field for field in SECRET_FIELDS if field not in RENEWED)
 
 
 def check_link(config: RestConfig, policy: LinkPolicy) -> None:
@@ -134,7 +137,8 @@ class RestSource:
         for name in self._manifest.check.stream_names:
             reading = Reading(self._asker, self._manifest, name, None, stream=self._whole(name))
             next(reading.pages(None), None)
-        missing = [
+        missing = [self._asker.problem] if self._asker.problem else []
+        missing += [
             f"stream {name} has no schema; see one with: syncward connector try MANIFEST --stream "
             f"{name}"
             for name, stream in self._manifest.streams.items()
@@ -247,8 +251,8 @@ class RestSource:
         self._asker.cancel()
 
     def cut(self) -> None:
-        """Do the same: cancelling cuts the link already."""
-        self._asker.cancel()
+        """End the call, and a login that is being renewed, which cancelling leaves time to end."""
+        self._asker.cut()
 
     def close(self) -> None:
         """Close the connections."""

@@ -223,6 +223,12 @@ CREATE OR REPLACE FUNCTION keystore.mark_unused(key_ids uuid[]) RETURNS bigint
       WHERE id = ANY (key_ids) AND state = 'decrypt_only' AND unused_since IS NULL RETURNING 1)
     SELECT count(*) FROM changed $$;
 
+-- What they sealed is gone, because something newer is there: nothing is to be sealed again.
+CREATE OR REPLACE FUNCTION keystore.supersede_keys(key_ids uuid[]) RETURNS void
+  LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
+    UPDATE keystore.dek SET state = 'decrypt_only', unused_since = coalesce(unused_since, now())
+    WHERE id = ANY (key_ids) AND purpose = 'credentials' $$;
+
 -- Keys that no backup needs, as far as the keystore can tell: whether a restored control database uses
 -- one again, its caller must ask there.
 CREATE OR REPLACE FUNCTION keystore.forgettable(unused_before timestamptz, batch integer)
@@ -293,7 +299,7 @@ GRANT EXECUTE ON FUNCTION keystore.add_root(uuid, text, text, bytea), keystore.n
 GRANT EXECUTE ON FUNCTION keystore.credential_keys(uuid[]), keystore.pseudonym_key(uuid),
   keystore.stale_credential_keys(uuid[], uuid[], integer),
   keystore.keys_to_replace(uuid[], integer), keystore.mark_unused(uuid[]),
-  keystore.forgettable(timestamptz, integer), keystore.used_again(uuid[]),
+  keystore.supersede_keys(uuid[]), keystore.forgettable(timestamptz, integer), keystore.used_again(uuid[]),
   keystore.forget_keys(uuid[], date) TO syncward_worker;
 GRANT EXECUTE ON FUNCTION keystore.records_keys(uuid[]),
   keystore.stale_records_keys(uuid[], uuid[], integer), keystore.replace_keys(uuid),
