@@ -123,7 +123,12 @@ def list_(cli: Cli) -> None:
 
 
 def _where(resource: Resource) -> str:
-    config = resource.config
+    if resource.needs_reauth_since is not None:  # first, as it is cut where the line is too long
+        return f"needs reauth: {_address(resource.config)}"
+    return _address(resource.config)
+
+
+def _address(config: Mapping[str, Any]) -> str:
     for name in ("path", "manifest"):
         if name in config:
             return str(config[name])
@@ -136,8 +141,14 @@ def show(cli: Cli, name: str) -> None:
     """Show one resource: clear settings, and which secrets are stored in which version."""
     with cli.inside(name) as (tx, _, short):
         found = resources.get(tx, short)
-    lines = [f"{key:<12}{plain(value)}" for key, value in found.config.items() if value is not None]
-    lines += [f"{field:<12}sealed, version {n}" for field, n in found.secret_versions.items()]
+    shown = {key: value for key, value in found.config.items() if value is not None}
+    lines = [f"{key:<13} {plain(value)}" for key, value in shown.items()]
+    lines += [f"{field:<13} sealed, version {n}" for field, n in found.secret_versions.items()]
+    if found.needs_reauth_since is not None:
+        lines.append(
+            f"its login was refused {ago(found.needs_reauth_since)}; its connections wait for: "
+            f"syncward resource authorize {found.name}"
+        )
     cli.answer(found, lambda: "\n".join([f"{found.name} ({found.kind})", *lines]))
 
 

@@ -53,7 +53,7 @@ class TokenEndpoint:
     ) -> None:
         self._config = config
         self._client = rest_text.filled(config.client_id, names)
-        self._url = rest_text.filled_base(config.token_refresh_endpoint, names)
+        self._url = filled_endpoint("token_refresh_endpoint", config.token_refresh_endpoint, names)
         self._link = link
         self._know = know
         link.reach(self._url)
@@ -124,6 +124,14 @@ class TokenEndpoint:
             f"{self.where}: {what}; correct token_refresh_endpoint, or ask whoever runs it",
             code="api_answer",
         )
+
+
+def filled_endpoint(name: str, text: str, names: rest_text.Names) -> str:
+    """Return the URL of an endpoint; ConfigError if a parameter would lead elsewhere."""
+    try:
+        return rest_text.filled_base(text, names)
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from None
 
 
 def basic(user: str, password: str) -> str:

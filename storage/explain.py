@@ -32,7 +32,10 @@ def explain(tx: Connection, run_id: UUID, *, runs_max: int) -> Explanation:
 #: A live run with what `held_back_by` looks at.
 LIVE = (
     "SELECT a.*, clock_timestamp() AS at, q.paused AS account_paused, q.weight, "
-    "q.runs_max AS account_max, s.state AS schedule_state, s.state_reason FROM active_runs a "
+    "q.runs_max AS account_max, s.state AS schedule_state, s.state_reason, "
+    "(SELECT string_agg(r.name, ', ' ORDER BY r.name) FROM dead_logins d "
+    "JOIN resources r ON r.id = d.resource_id "
+    "WHERE d.resource_id IN (a.source_id, a.destination_id)) AS dead_logins FROM active_runs a "
     "JOIN account_queues q ON q.account_id = a.account_id "
     "LEFT JOIN schedules s ON s.connection_id = a.subject_id"
 )
@@ -107,6 +110,12 @@ def _paused(live: Row[Any], state: InstanceState) -> tuple[Rule, str] | None:
         return Rule.INSTANCE_PAUSED, f"drained ({state.reason}); go on with: syncward drain --end"
     if live.account_paused:
         return Rule.ACCOUNT_PAUSED, "the account is paused; syncward account resume"
+    if live.schedule_state == "paused" and live.dead_logins is not None:
+        text_ = (
+            f"the connection waits for the login of {live.dead_logins}; syncward resource "
+            f"authorize {live.dead_logins}"
+        )
+        return Rule.CONNECTION_PAUSED, text_
     if live.schedule_state == "paused":
         text_ = f"the connection is paused ({live.state_reason}); syncward connection resume"
         return Rule.CONNECTION_PAUSED, text_
