@@ -147,7 +147,7 @@ def show(cli: Cli, name: str) -> None:
     if found.needs_reauth_since is not None:
         lines.append(
             f"its login was refused {ago(found.needs_reauth_since)}; its connections wait for: "
-            f"syncward resource authorize {found.name}"
+            f"syncward resource rotate {found.name}"
         )
     cli.answer(found, lambda: "\n".join([f"{found.name} ({found.kind})", *lines]))
 

@@ -1,7 +1,7 @@
 """A login that lives on a refresh token, or begins with what a person has authorised.
 
 Secrets of the resource, which workers store anew: `access_token` with its end, `refresh_token`, and
-`authorization`: the code that `resource authorize` has brought, until a worker has exchanged it.
+`authorization`: the code that `resource rotate` has brought, until a worker has exchanged it.
 """
 
 import json
@@ -118,7 +118,7 @@ class Refreshed:
         if refresh is None:
             raise ReauthNeeded(
                 f"{self._endpoint.where}: there is no login that could be renewed; authorise it: "
-                "syncward resource authorize NAME"
+                "syncward resource rotate NAME"
             )
         form = {"grant_type": "refresh_token", "refresh_token": refresh}
         return self._fields(self._endpoint.ask(form, client))
@@ -131,7 +131,7 @@ class Refreshed:
 
 
 def _of_code(pending: str) -> dict[str, str]:
-    """Return the form of what `resource authorize` has sealed."""
+    """Return the form of what `resource rotate` has sealed."""
     try:
         kept = json.loads(pending)
         return {
@@ -143,5 +143,5 @@ def _of_code(pending: str) -> dict[str, str]:
     except (ValueError, KeyError, TypeError):
         raise CredentialsError(
             "authorization: is nothing that could be exchanged; authorise again: syncward resource "
-            "authorize NAME"
+            "rotate NAME"
         ) from None

@@ -37,8 +37,13 @@ def shop(world, api):
 def test_fifty_runs_in_five_processes_on_one_expired_rotating_token_refresh_it_once(world, api):
     shop = OAuthWorld(world, api, 50)
     shop.apply()
+
+    def slowly(asked):  # so that the others have come by then
+        time.sleep(0.3)
+        return shop.issuer.proper(asked)
+
     asked, jobs = shop.jobs()
-    shop.issuer.answers.append(lambda asked: (time.sleep(0.3), shop.issuer.proper(asked))[1])
+    shop.issuer.answers.append(slowly)
     children = [forked(world, lambda n=n: work(world, jobs[n::5])) for n in range(5)]
     assert [ended(pid) for pid in children] == [0] * 5
     assert {(run.state, run.error) for run in map(world.run, asked)} == {("succeeded", None)}
@@ -109,10 +114,10 @@ def test_a_dead_login_pauses_all_its_connections_with_one_event_and_comes_back_b
     _, out, _ = shell("resource", "list")
     assert "needs reauth" in out
     _, out, _ = shell("resource", "show", "shop")
-    assert "syncward resource authorize shop" in out
+    assert "syncward resource rotate shop" in out
     waits = shop.enqueue("c0")
     _, out, _ = shell("run", "explain", str(waits))
-    assert "syncward resource authorize shop" in out
+    assert "syncward resource rotate shop" in out
 
     with shop.world.cli.inside() as (tx, account, _):  # a stop by hand in between stays
         assert connections.pause(tx, account, connections.get(tx, "c1"), OPERATOR)
@@ -330,6 +335,6 @@ def test_a_worker_stores_only_for_a_resource_of_a_run_whose_lease_it_holds(shop)
         "SELECT runs_with(gen_random_uuid(), gen_random_uuid(), gen_random_uuid())",
         "DELETE FROM dead_logins",
     ):
-        with pytest.raises(ProgrammingError, match="permission denied"):
-            with shop.world.deps.engine.begin() as tx:
-                tx.execute(text(statement))
+        refused = pytest.raises(ProgrammingError, match="permission denied")
+        with refused, shop.world.deps.engine.begin() as tx:
+            tx.execute(text(statement))

@@ -74,6 +74,7 @@ def test_an_unaudited_change_is_refused_at_commit(control, table):
         "resources": "INSERT INTO resources (id, account_id, name, kind, config) "
         "SELECT gen_random_uuid(), id, 'r', 'postgres', '{}' FROM accounts",
         "credentials": "DELETE FROM credentials",
+        "dead_logins": "DELETE FROM dead_logins",
         "connections": "DELETE FROM connections",
         "schedules": "UPDATE schedules SET state = 'paused'",
         "active_runs": "UPDATE active_runs SET state = 'dispatched', dispatch_deadline = now()",
@@ -100,6 +101,9 @@ def _fill(control) -> None:
     control.act(
         "INSERT INTO credentials (resource_id, field, version, account_id, envelope, fingerprint) "
         "SELECT id, 'password', 1, account_id, 'SY', '' FROM resources"
+    )
+    control.act(
+        "INSERT INTO dead_logins SELECT id, account_id, gen_random_uuid(), '{}' FROM resources"
     )
     control.act(
         "INSERT INTO connections (id, account_id, name, source_id, destination_id, target_schema) "

@@ -274,6 +274,7 @@ READERS = {
     ("connectors/mariadb_link.py", "_explain"): "only the number",
     ("connectors/rest_manifest.py", "_unknown"): "the ValueError is our own, of rest_text",
     ("connectors/rest_turning.py", "path_of"): "the ValueError is our own, of rest_text",
+    ("connectors/rest_tokens.py", "filled_endpoint"): "the ValueError is our own, of rest_text",
     ("workers/causes.py", "_text"): "goes masked to the run's sealed log",
 }
 _WORDS = {"args", "message_primary", "message_detail", "message_hint", "context", "__notes__"}
