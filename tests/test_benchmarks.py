@@ -1,11 +1,12 @@
 """What the benchmarks conclude: a missed promise is said, and a copy that is not exact is found."""
 
 import json
+from dataclasses import replace
 
 import psycopg
 import pytest
 
-from benchmarks import page
+from benchmarks import page, rest, rest_page, rest_written
 from benchmarks.lab import Usage
 from benchmarks.races import CASES, Found
 from benchmarks.report import Case, document
@@ -27,7 +28,7 @@ def test_the_document_holds_every_case_with_its_promise():
     assert (case["ratio"], case["limit"], case["met"]) == (2.0, 1.15, False)
 
 
-@pytest.mark.parametrize("name", ["sling", "dlt", "tls"])
+@pytest.mark.parametrize("name", ["sling", "dlt", "tls", "singer_tap", "singer_target"])
 def test_every_package_beside_us_is_pinned_with_its_hash(name):
     lines = (LOCKS / f"{name}.lock").read_text(encoding="utf-8").splitlines()
     pins = [line for line in lines if line and not line.startswith(" ")]
@@ -59,6 +60,33 @@ def test_the_page_says_what_was_missed_and_what_was_left_out(tmp_path, monkeypat
     assert "| first load | 1.1 s | 1.0 s | +10 % | +25 % |" in text
     assert "Left out: dlt: dlt.lock could not be installed (no network)." in text
     assert (tmp_path / "benchmarks.svg").read_text(encoding="utf-8").count("<rect") == 3
+
+
+# ── an API ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_race_over_an_api_loads_every_record_as_it_is(tmp_path):
+    found = rest.race(1_500, 1, (), tmp_path)
+    (written,) = found.written
+    assert (written.contestant, written.exact) == ("syncward", True)
+    assert [case.case for case in found.cases()] == ["landing"]
+    made = document(found.cases()) | {
+        "rows": 1_500, "rounds": 1, "page_size": rest.PAGE_SIZE, "load_before": 0.1,
+        "seconds": {"syncward": [1.0]}, "cpu_seconds": {"syncward": [0.5]},
+        "memory_mb": {"syncward": 90}, "left_out": {"dlt": "dlt: not to be had"},
+    }  # fmt: skip
+    missed = Case("vs_dlt", 1.0, 1.5, "s per 1,500 records", 0.5)
+    lossy = replace(
+        written,
+        contestant="dlt",
+        rows_missing=3,
+        columns=(rest_written.Column("id", None, 1_500), *written.columns[1:]),
+    )
+    text = rest_page.page(made, [missed], [written, lossy])
+    assert "| `vs_dlt`, s per 1,500 records | 1.00 | 1.50 | 0.67 | 0.50 | **missed** |" in text
+    assert "| `id` bigint | exact | not there |" in text
+    assert "Records that are missing: dlt (`rest_api`) 3." in text
+    assert not lossy.exact
 
 
 # ── what was written ─────────────────────────────────────────────────────────────────────────
