@@ -116,9 +116,9 @@ class ApiLab(Lab):
 
     def close(self) -> None:
         """Stop all that was started."""
-        if self._server.stdin:
-            self._server.stdin.close()
-        self._server.wait()
+        with self._server:  # its input ends
+            if self._server.stdin:
+                self._server.stdin.close()
         super().close()
 
 

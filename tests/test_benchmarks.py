@@ -65,6 +65,7 @@ def test_the_page_says_what_was_missed_and_what_was_left_out(tmp_path, monkeypat
 # ── an API ───────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.full
 def test_the_race_over_an_api_loads_every_record_as_it_is(tmp_path):
     found = rest.race(1_500, 1, (), tmp_path)
     (written,) = found.written
