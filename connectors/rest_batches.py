@@ -4,8 +4,6 @@ A window that is loaded counts, whatever becomes of the next one. Only a read th
 nothing (replace, a full refresh) comes as one.
 """
 
-import pickle
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,8 +17,9 @@ from connectors.rest_parts import CursorPagination
 from connectors.rest_reading import Once, Reading, now_of
 from connectors.rest_turning import Page
 from connectors.rest_window import Window
+from connectors.swept_keys import noted
 from schemas.errors import ReadAgain
-from schemas.records import Batch, Between, Cursor, KeySweep, Row, RowGroup, WireFormat
+from schemas.records import Batch, Between, Cursor, KeySweep, RowGroup, WireFormat
 from schemas.streams import Deletes, StreamSpec
 
 #: How often a stream whose records move is read once more in one run.
@@ -196,30 +195,7 @@ class Batches:
 
     def _with_keys(self, groups: Iterator[RowGroup]) -> tuple[Iterator[RowGroup], KeySweep]:
         """Note the key of each row beside the read: what is not among them is gone there."""
-        columns = tuple(c for c in self._shape.columns if c.name in self._spec.key)
-        names = [c.name for c in self._shape.columns]
-        places = [names.index(c.name) for c in columns]
-        dead = None if self._spec.tombstone is None else names.index(self._spec.tombstone)
-        spool = self._opened.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
-
-        def read() -> Iterator[RowGroup]:
-            for group in groups:
-                alive: list[Row] = [
-                    tuple(row[i] for i in places)
-                    for row in group.rows
-                    if dead is None or row[dead] is None or row[dead] is False
-                ]
-                pickle.dump(alive, spool)
-                yield group
-
-        def keys() -> Iterator[RowGroup]:
-            end = spool.tell()
-            spool.seek(0)
-            while spool.tell() < end:
-                rows = pickle.load(spool)  # noqa: S301 - written above
-                yield RowGroup(rows, 16 * len(rows) * len(places))
-
-        return read(), KeySweep(columns, iter(()), keys())
+        return noted(groups, self._shape.columns, self._spec, self._opened)
 
 
 def _looked_into(pages: Iterator[Page]) -> tuple[Iterator[Page], bool]:

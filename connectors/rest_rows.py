@@ -5,10 +5,12 @@ A value that does not fit ends the read with its stream, field and key, and is n
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from connectors import rest_json, rest_text
-from connectors.rest_manifest import RAW, Stream
+from connectors.rest_manifest import RAW, Parent, Stream
+from connectors.rest_parts import FieldSpec
 from connectors.rest_values import Convert, Format, Misfit, Type, column, converter
 from schemas.errors import ConfigError
 from schemas.records import Column, Row, StreamShape, Value
@@ -20,18 +22,42 @@ _PLAIN_NAME = re.compile(r"[0-9A-Za-z_.$@-]{1,63}")
 _NEW_FIELDS_MAX = 20
 
 
+class Declared(Protocol):
+    """What is declared of a stream's records: by a manifest, or by a connector of others."""
+
+    @property
+    def fields(self) -> Mapping[str, FieldSpec]: ...
+    @property
+    def primary_key(self) -> tuple[str, ...]: ...
+    @property
+    def raw(self) -> bool: ...
+    @property
+    def partition_router(self) -> Parent | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """Who sends records, and where their schema is put right."""
+
+    sender: str = "the API"
+    mend: str = "the schema in the manifest"
+    add: str = "add them to the manifest"
+
+
 class Rows:
     """Makes rows of one stream's records."""
 
     def __init__(
         self,
         where: str,
-        stream: Stream,
+        stream: Declared,
         partition: Type,
         *,
         spec: StreamSpec | None = None,
+        words: Words = Words(),  # noqa: B008 - frozen
     ) -> None:
         self._where = where
+        self._words = words
         key = stream.primary_key if spec is None else spec.key or stream.primary_key
         self._named_key = key if stream.fields else ()
         self._stream = stream
@@ -127,8 +153,8 @@ class Rows:
             new = record.keys() - self._known
             if new and self._drift is Drift.FREEZE:
                 raise ConfigError(
-                    f"{self._where}: the API sends fields that the schema does not have: "
-                    f"{_names(new)}; add them to the manifest, or choose another `drift`",
+                    f"{self._where}: {self._words.sender} sends fields that the schema does not "
+                    f"have: {_names(new)}; {self._words.add}, or choose another `drift`",
                     code="schema_drift",
                 )
             if len(self.new) < _NEW_FIELDS_MAX:
@@ -154,7 +180,7 @@ class Rows:
         what = f"is no {spec.type}" if spec else "holds what no jsonb can"
         return ConfigError(
             f"{self._where}: {name} of {self._shown(record, place, but=name)} {what}; correct it "
-            "there, or the schema in the manifest",
+            f"there, or {self._words.mend}",
             code="data_refused",
         )
 

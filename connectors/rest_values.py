@@ -41,6 +41,7 @@ class Type(StrEnum):
     DATE = "date"
     OBJECT = "object"
     ARRAY = "array"
+    ANY = "any"
 
 
 class Format(StrEnum):
@@ -61,6 +62,7 @@ _SQL = {
     Type.DATE: "date",
     Type.OBJECT: "jsonb",
     Type.ARRAY: "jsonb",
+    Type.ANY: "jsonb",
 }
 
 
@@ -186,6 +188,7 @@ _CONVERTERS: dict[Type, Convert] = {
     Type.DATE: _date,
     Type.OBJECT: _object,
     Type.ARRAY: _array,
+    Type.ANY: rest_json.write,
 }
 _TIMESTAMPS: dict[Format, Convert] = {
     Format.ISO: _iso,

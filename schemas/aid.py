@@ -42,11 +42,17 @@ class KeptNowhere:
         )
 
 
+def _unheard(text: str) -> None:
+    """Outside of a worker nobody keeps what others say."""
+
+
 @dataclass(frozen=True, slots=True)
 class Aid:
     """All that a connector may ask for. The defaults are for use outside of a worker."""
 
     secrets: Renewal = field(default_factory=KeptNowhere)
+    #: keeps a line that another's program has said in the run's sealed log, masked; from any thread
+    say: Callable[[str], None] = _unheard
 
 
 #: What there is outside of a worker.

@@ -12,6 +12,7 @@ from typing import Self
 from urllib.parse import parse_qs, unquote, urlsplit
 from uuid import UUID
 
+from schemas.children import ChildPolicy
 from schemas.urls import host_lists, split
 
 Address = IPv4Address | IPv6Address
@@ -62,6 +63,8 @@ class LinkPolicy:
     superuser_refused: bool = True
     #: the directory below which connectors may open files; None: nowhere
     files_root: Path | None = None
+    #: what of other people's connectors may be started
+    children: ChildPolicy = ChildPolicy()
 
     def for_account(self, account_id: UUID) -> Self:
         """Return what holds for the resources of one account, whose files lie apart."""

@@ -11,7 +11,7 @@ from threading import Lock
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from schemas.secret import SHORTEST_KNOWN
+from schemas.secret import SHORTEST_KNOWN, texts_in
 from schemas.secret_forms import KnownSecret, Text
 from schemas.secret_patterns import has_words, names_a_secret, spans_by_key, spans_by_shape
 
@@ -161,10 +161,14 @@ class Holder:
         self._secrets: list[str] | None = []
 
     def know(self, secret: str) -> str:
-        """Mask this value until the holder ends; one that has ended takes nothing any more."""
+        """Mask this value until the holder ends; one that has ended takes nothing any more.
+
+        If it is a JSON object, each text in it is masked by itself, too.
+        """
         with self._lock:
             if self._secrets is not None:
-                self._secrets.append(self._redactor.know(secret))
+                parts = [secret, *texts_in(secret)]
+                self._secrets += [self._redactor.know(part) for part in parts]
         return secret
 
     def __enter__(self) -> Self:

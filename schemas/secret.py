@@ -1,5 +1,6 @@
 """Secrets: a string that refuses to be shown, compared by accident, or pickled."""
 
+import json
 from typing import NoReturn
 
 #: Shorter secrets cannot be looked for in texts: they would be found everywhere.
@@ -38,3 +39,23 @@ def looks_secret(name: str) -> bool:
     """Say whether a parameter of this name belongs into the secret field instead."""
     folded = name.lower().replace("-", "_")
     return any(part in folded for part in SECRET_NAMES)
+
+
+def texts_in(secret: str) -> list[str]:
+    """Return every text inside a secret that is a JSON object: each of them is one, too."""
+    if not secret.lstrip().startswith("{"):
+        return []
+    try:
+        waiting: list[object] = [json.loads(secret)]
+    except (ValueError, RecursionError):
+        return []
+    found: list[str] = []
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str):
+            found.append(one)
+        elif isinstance(one, dict):
+            waiting += one.values()
+        elif isinstance(one, list):
+            waiting += one
+    return found

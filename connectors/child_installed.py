@@ -1,0 +1,220 @@
+"""Connectors that an operator has installed: where they are, and that nobody has changed them.
+
+Each has a directory of its own below SYNCWARD_CONNECTORS_DIR, `tap-github==1.2.3`, with a virtual
+environment and, written last, a manifest with the hash of every file. Start at `installed`.
+"""
+
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from schemas.children import ChildPolicy
+from schemas.errors import ConfigError
+
+Kind = Literal["singer", "airbyte"]
+
+MANIFEST, VENV = "manifest.json", "venv"
+_REQUIREMENT = re.compile(
+    r"(?P<package>[a-z0-9](?:[a-z0-9._-]{0,98}[a-z0-9])?)==(?P<version>[0-9][0-9A-Za-z.!+_-]{0,48})"
+)
+_SCRIPT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_PIECE = 2**20
+_MANIFEST_MAX = 64 * 2**20
+
+
+class Manifest(BaseModel):
+    """What is in a connector's directory, as `connector install` left it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    format: Literal[1] = 1
+    kind: Kind
+    package: str
+    version: str
+    executables: tuple[str, ...]  # that its package brings; the first is the one to start
+    installed_at: str
+    files: dict[str, str]  # path below the environment -> SHA-256, or -> where a link leads
+
+    @property
+    def digest(self) -> str:
+        """One hash for all of it, in the audit log."""
+        text = json.dumps(self.model_dump(mode="json", exclude={"installed_at"}), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """One connector that may be started."""
+
+    shown: str
+    command: tuple[str, ...]
+    bin: Path
+
+
+def requirement(text: str) -> tuple[str, str]:
+    """Read `tap-github==1.2.3`; ValueError says how to write one."""
+    found = _REQUIREMENT.fullmatch(text)
+    if found is None:
+        raise ValueError("write a package and its exact version, e.g. tap-github==1.2.3")
+    return found["package"], found["version"]
+
+
+def executable_name(text: str) -> str:
+    """Check the name of an executable; ValueError says how to write one."""
+    if not _SCRIPT.fullmatch(text):
+        raise ValueError("write the name of a command that the package brings, without a path")
+    return text
+
+
+def installed(policy: ChildPolicy, kind: Kind, connector: str, executable: str) -> Installed:
+    """Return a connector that is as it was installed; ConfigError says what is in the way."""
+    root = _allowed(policy, connector)
+    directory = root / connector
+    manifest = read_manifest(directory)
+    if manifest is None:
+        raise ConfigError(
+            f"{connector}: is not installed on this worker; on each worker's host: "
+            f"syncward connector install {connector}",
+            code="connector_missing",
+        )
+    if manifest.kind != kind:
+        raise ConfigError(
+            f"{connector}: is a connector of kind {manifest.kind}; correct the resource's kind",
+            code="connector_missing",
+        )
+    name = executable or manifest.executables[0]
+    if name not in manifest.executables:
+        raise ConfigError(
+            f"{connector}: brings no command of that name; it has "
+            f"{', '.join(manifest.executables)}: correct the resource's `executable`",
+            code="connector_missing",
+        )
+    if policy.writable_refused and os.access(directory, os.W_OK):
+        raise ConfigError(
+            f"{connector}: the worker's login may write to its directory, so what it starts could "
+            "change itself; let another login own SYNCWARD_CONNECTORS_DIR (docs/child-connectors.md)",
+            code="connector_changed",
+        )
+    _verify(directory, manifest, connector)
+    path = directory / VENV / "bin"
+    return Installed(connector, _command(path, name), path)
+
+
+def _allowed(policy: ChildPolicy, connector: str) -> Path:
+    if policy.directory is None:
+        raise ConfigError(
+            f"{connector}: other people's connectors are not allowed here; ask whoever runs this "
+            "installation to set SYNCWARD_CONNECTORS_DIR on the workers (docs/child-connectors.md)",
+            code="connector_off",
+        )
+    if not policy.unguarded:
+        raise ConfigError(
+            f"{connector}: would reach the network past the egress guard, and this worker starts "
+            "nothing that does; SYNCWARD_CONNECTORS_UNGUARDED=true allows it "
+            "(docs/child-connectors.md)",
+            code="connector_off",
+        )
+    if not hasattr(os, "pidfd_open") or not hasattr(os, "memfd_create"):
+        raise ConfigError(
+            f"{connector}: other people's connectors need a worker on Linux", code="connector_off"
+        )
+    return policy.directory.absolute()
+
+
+def read_manifest(directory: Path) -> Manifest | None:
+    """Return the manifest of a directory; None if nothing was installed there to its end."""
+    try:
+        with (directory / MANIFEST).open("rb") as file:
+            return Manifest.model_validate_json(file.read(_MANIFEST_MAX))
+    except (OSError, ValidationError):
+        return None
+
+
+def _command(path: Path, name: str) -> tuple[str, ...]:
+    """Return how it is started: a script by the environment's own interpreter, isolated."""
+    script = path / name
+    with script.open("rb") as file:
+        is_script = file.read(2) == b"#!"
+    return (str(path / "python"), "-I", "-B", str(script)) if is_script else (str(script),)
+
+
+# ── unchanged ────────────────────────────────────────────────────────────────────────────────
+
+#: What a file was like when its hash was right: its time of change cannot be set back.
+_Look = tuple[int, int, int, int]
+_seen: dict[Path, tuple[str, dict[str, _Look]]] = {}
+_lock = Lock()
+
+
+def _verify(directory: Path, manifest: Manifest, connector: str) -> None:
+    """Compare every file with its hash; one that is as it was at the last look is not read."""
+    digest = manifest.digest
+    with _lock:
+        before, looks = _seen.get(directory, ("", {}))
+    known: Mapping[str, _Look] = looks if before == digest else {}
+    root = directory / VENV
+    now: dict[str, _Look] = {}
+    try:
+        for name, entry in files_below(root):
+            wanted = manifest.files.get(name)
+            status = entry.lstat()
+            look = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+            now[name] = look
+            if wanted is None or (known.get(name) != look and hash_of(entry) != wanted):
+                raise _changed(connector, name)
+    except OSError as error:
+        raise ConfigError(
+            f"{connector}: its files cannot be read by the worker's login; let it read "
+            "SYNCWARD_CONNECTORS_DIR",
+            code="connector_changed",
+        ) from error
+    missing = manifest.files.keys() - now.keys()
+    if missing:
+        raise _changed(connector, min(missing))
+    with _lock:
+        _seen[directory] = digest, now
+
+
+def _changed(connector: str, name: str) -> ConfigError:
+    shown = name if name.isprintable() and len(name) <= 200 else "a file with an odd name"  # noqa: PLR2004 - fits a line
+    return ConfigError(
+        f"{connector}: {shown} is not as it was installed; find out who changed it, then: "
+        f"syncward connector install --again {connector}",
+        code="connector_changed",
+    )
+
+
+def files_below(root: Path) -> Iterator[tuple[str, Path]]:
+    """Yield every file and link below a directory, in order, with its relative name."""
+    waiting = [""]
+    while waiting:
+        below = waiting.pop()
+        for entry in sorted(os.scandir(root / below), key=lambda one: one.name):
+            name = f"{below}{entry.name}"
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(f"{name}/")
+            else:
+                yield name, Path(entry.path)
+
+
+def hash_of(path: Path) -> str:
+    """Return a file's SHA-256, or where a link leads; other things have no hash."""
+    mode = path.lstat().st_mode
+    if stat.S_ISLNK(mode):
+        return f"-> {path.readlink()}"
+    if not stat.S_ISREG(mode):
+        return "no file"
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,25 @@
+"""What the operator allows of other people's connectors: policy as plain data.
+
+`Settings.link_policy()` makes one, connectors/child_process.py enforces it; docs/child-connectors.md
+explains it.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class ChildPolicy:
+    """What is left out is strict: nothing is started."""
+
+    #: where `connector install` puts them; None: nowhere
+    directory: Path | None = None
+    #: they may run, although no egress guard stands between them and the network
+    unguarded: bool = False
+    #: who may run what must not be able to change it
+    writable_refused: bool = True
+    memory: int = 2**30  # bytes, of a connector with all its processes
+    cpu: timedelta = timedelta(hours=1)  # of each process
+    silence: timedelta = timedelta(minutes=10)
+    user: str | None = None  # another login of this host; needs a worker that may switch to it
