@@ -1,4 +1,4 @@
-"""The window of a backfill: a child cannot be asked for it, so all is read and the rest left out."""
+"""The window of a backfill: no child can be asked for one, so all is read and the rest left out."""
 
 from collections.abc import Callable
 from datetime import UTC, date, datetime

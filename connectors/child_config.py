@@ -1,4 +1,4 @@
-"""What a child is configured with: clear settings of the resource, and over them its secret ones."""
+"""What a child is configured with: a resource's clear settings, and over them its secret ones."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from schemas.errors import CredentialsError
 from schemas.secret import SHORTEST_KNOWN, looks_secret, texts_in
 
 #: A JSON object: the settings that nobody may read.
-SECRET = "config"
+SECRET = "config"  # noqa: S105 - a name
 _SETTINGS_MAX = 2**18
 _DEPTH_MAX = 20
 
@@ -66,7 +66,7 @@ def _secret_name(value: object, depth: int) -> str | None:
         return None
     for name, one in value.items():
         if looks_secret(name) and isinstance(one, str) and one:
-            return name
+            return str(name)
         found = _secret_name(one, depth + 1)
         if found is not None:
             return found

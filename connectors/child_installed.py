@@ -101,7 +101,8 @@ def installed(policy: ChildPolicy, kind: Kind, connector: str, executable: str) 
     if policy.writable_refused and os.access(directory, os.W_OK):
         raise ConfigError(
             f"{connector}: the worker's login may write to its directory, so what it starts could "
-            "change itself; let another login own SYNCWARD_CONNECTORS_DIR (docs/child-connectors.md)",
+            "change itself; let another login own SYNCWARD_CONNECTORS_DIR "
+            "(docs/child-connectors.md)",
             code="connector_changed",
         )
     _verify(directory, manifest, connector)

@@ -1,9 +1,9 @@
 """Stands between a worker and another's program, and leaves nothing of it behind. Start at `main`.
 
-Runs as a process of its own: `python -I -S child_launcher.py`. Standard input is a line of JSON that
-says what to start, and then stays open for as long as the worker lives and wants the program: at its
-end, whatever ended it (a kill -9, too), the program and all that it started are killed. What became
-of it goes to `status` as one line of JSON. Linux only; imports nothing but the standard library.
+Runs as a process of its own: `python -I -S child_launcher.py`. Standard input is a line of JSON
+that says what to start, and then stays open for as long as the worker lives and wants the program:
+at its end, whatever ended it (a kill -9, too), the program and all that it started are killed. What
+became of it goes to `status` as one line of JSON. Linux only; imports only the standard library.
 """
 
 import ctypes

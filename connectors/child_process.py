@@ -1,8 +1,9 @@
 """Another's program as a child: started, read line by line, ended with all that it has started.
 
-Its documents (config, catalog, state) are memory that it inherits as `/dev/fd/N`: nothing is in its
-arguments, its environment or on a disk. What it writes waits in its pipe until it is read, so a slow
-destination slows it down. child_launcher.py sets the limits and kills it when the worker is gone.
+Its documents (config, catalog, state) are memory that it inherits as `/dev/fd/N`: nothing is in
+its arguments, its environment or on a disk. What it writes waits in its pipe until it is read, so a
+slow destination slows it down. child_launcher.py sets the limits, and kills it when the worker is
+gone.
 """
 
 import json
@@ -74,7 +75,7 @@ class Child:
         self._status = -1
         self._scratch: Path | None = None
         self._listener: Thread | None = None
-        self.torn = False  # its last line has no end
+        self._rest = b""  # a last line without an end
 
     # ── its life ─────────────────────────────────────────────────────────────────────────────
 
@@ -223,7 +224,12 @@ class Child:
                     "each record, or use another connector",
                     code="connector_limit",
                 )
-        self.torn = bool(b"".join(parts).strip())
+        self._rest = b"".join(parts)
+
+    @property
+    def torn(self) -> bool:
+        """Whether its output ended in the middle of a line."""
+        return bool(self._rest.strip())
 
     def _read(self) -> bytes:
         """Return what there is, as soon as there is something; b"" at the end of its output."""
@@ -287,7 +293,7 @@ class Child:
                     f"{self.shown}: answers with more than {most >> 20} MiB",
                     code="connector_limit",
                 )
-        return bytes(found)
+        return bytes(found + self._rest)
 
 
 def _memory(name: str, content: bytes) -> int:

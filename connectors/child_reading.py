@@ -96,7 +96,6 @@ class Reading:
         self._position: Position | None = None
         self._since = 0  # records after the last position
         self._number = 0
-        self._ended = False
 
     def batches(self) -> Iterator[Batch]:
         """Yield the batches in order; nothing of the destination waits for the child to begin."""
@@ -105,11 +104,12 @@ class Reading:
         notes = self._notes(declared, rows, begun)
         lower, first = self._lower(), True
         events = chain(begun, self._events)
-        while not self._ended:
+        more = True
+        while more:
             batch = self._batch(rows, events, lower, full=first and self._is_full())
             batch.notes, notes = notes, ()
             yield batch
-            lower, first = batch.upper, False
+            lower, first, more = batch.upper, False, batch.more
 
     def _lower(self) -> Cursor | None:
         between = self._how.between
@@ -229,8 +229,6 @@ class Reading:
                 if (group := grouping.add(row)) is not None:
                     self._look()
                     yield group
-            if not batch.more:
-                self._ended = True
             if self._how.incremental and upper is not None and self._position is not None:
                 upper.update(self._position.cursor)
             yield from grouping.rest()
@@ -257,7 +255,7 @@ class Reading:
             return None
         declared = self._talk.declared
         names = [column.name for column in rows.columns]
-        if declared is None or spec.cursor not in declared.fields:
+        if declared is None or spec.cursor is None or spec.cursor not in declared.fields:
             raise no_backfill(spec)
         type_ = declared.fields[spec.cursor].type
         return inside(spec, between, type_, names.index(spec.cursor))

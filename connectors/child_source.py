@@ -1,7 +1,7 @@
 """A connector of others as a source: what Singer taps and Airbyte sources have in common.
 
-What differs is a `Dialect` (singer_dialect.py, airbyte_dialect.py): the arguments, the documents and
-the messages. docs/child-connectors.md tells operators what may run and what holds it.
+What differs is a `Dialect` (singer_dialect.py, airbyte_dialect.py): the arguments, the documents
+and the messages. docs/child-connectors.md tells operators what may run and what holds it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -67,8 +67,7 @@ class Runs(Protocol):
 class Dialect(Protocol):
     """A protocol that connectors speak."""
 
-    @property
-    def kind(self) -> Kind: ...
+    kind: Kind
 
     def test(self, start: Runs) -> None:
         """Let it try its config; an error says what is wrong."""

@@ -1,7 +1,7 @@
 """What a child says to people: its standard error, and lines that are no messages of its protocol.
 
-All of it is masked as one text before it is cut into lines, bounded, and handed to whoever keeps the
-run's log. It is data of others: no error of ours quotes it.
+All of it is masked as one text before it is cut into lines, bounded, and handed to whoever keeps
+the run's log. It is data of others: no error of ours quotes it.
 """
 
 from collections.abc import Callable

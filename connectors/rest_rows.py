@@ -54,7 +54,7 @@ class Rows:
         partition: Type,
         *,
         spec: StreamSpec | None = None,
-        words: Words = Words(),  # noqa: B008 - frozen
+        words: Words = Words(),
     ) -> None:
         self._where = where
         self._words = words

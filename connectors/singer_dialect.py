@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 
 from connectors import rest_json
+from connectors.child_installed import Kind
 from connectors.child_process import check_ending
 from connectors.child_reading import KIND, STATE, STATE_MAX, How, Position, Record
 from connectors.child_schema import Declared
@@ -22,7 +23,7 @@ _EXACT = re.compile(rb"[:,\[]\s*-?\d+[.eE]|\d{19}")
 class Singer:
     """Meets connectors.child_source.Dialect."""
 
-    kind = "singer"
+    kind: Kind = "singer"
 
     def test(self, start: Runs) -> None:
         """Discover: the one thing besides reading that every tap does."""

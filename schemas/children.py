@@ -1,7 +1,7 @@
 """What the operator allows of other people's connectors: policy as plain data.
 
-`Settings.link_policy()` makes one, connectors/child_process.py enforces it; docs/child-connectors.md
-explains it.
+`Settings.link_policy()` makes one, connectors/child_process.py enforces it;
+docs/child-connectors.md explains it.
 """
 
 from dataclasses import dataclass

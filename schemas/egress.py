@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from itertools import product
 from pathlib import Path
@@ -64,7 +64,7 @@ class LinkPolicy:
     #: the directory below which connectors may open files; None: nowhere
     files_root: Path | None = None
     #: what of other people's connectors may be started
-    children: ChildPolicy = ChildPolicy()
+    children: ChildPolicy = field(default_factory=ChildPolicy)
 
     def for_account(self, account_id: UUID) -> Self:
         """Return what holds for the resources of one account, whose files lie apart."""

@@ -23,6 +23,7 @@ from psycopg import sql
 from pyarrow import parquet
 
 from schemas.egress import LinkPolicy
+from tests.children.installing import install, policy_of
 from tests.rest_api import Api, Asked, Reply
 
 #: Column name and the SQL type that arrives: what every source here can make.
@@ -343,6 +344,30 @@ def sent(value: object) -> str:
             return json.dumps(image(value))
 
 
+def altered(
+    statement: str, columns: dict[str, list[tuple[str, str]]], rows: dict[str, list[list[object]]]
+) -> None:
+    """Do to tables in memory what a statement says: rows set, a column added or dropped."""
+    changed = re.fullmatch(r"UPDATE (\w+) SET (\w+) = '(\w+)' WHERE id IN \((.*)\)", statement)
+    if changed is not None:
+        place = [n for n, _ in columns[changed[1]]].index(changed[2])
+        for row in rows[changed[1]]:
+            if str(row[0]) in changed[4].split(", "):
+                row[place] = changed[3]
+        return
+    found = re.fullmatch(r'ALTER TABLE "(\w+)" (ADD|DROP) COLUMN (\w+) ?(.*)', statement)
+    assert found is not None
+    table, name, some = found[1], found[3], columns[found[1]]
+    if found[2] == "ADD":
+        some.append((name, found[4]))
+        rows[table] = [[*row, None] for row in rows[table]]
+        return
+    place = [n for n, _ in some].index(name)
+    del some[place]
+    for row in rows[table]:
+        del row[place]
+
+
 @functools.cache
 def shared_api() -> Api:
     return Api()
@@ -440,24 +465,7 @@ class RestSource:
         self._rows[table] = [r for r in self._rows[table] if r[0] != row_id]
 
     def alter(self, statement: str) -> None:
-        changed = re.fullmatch(r"UPDATE (\w+) SET (\w+) = '(\w+)' WHERE id IN \((.*)\)", statement)
-        if changed is not None:
-            place = [n for n, _ in self._columns[changed[1]]].index(changed[2])
-            for row in self._rows[changed[1]]:
-                if str(row[0]) in changed[4].split(", "):
-                    row[place] = changed[3]
-            return
-        found = re.fullmatch(r'ALTER TABLE "(\w+)" (ADD|DROP) COLUMN (\w+) ?(.*)', statement)
-        assert found is not None
-        table, name, columns = found[1], found[3], self._columns[found[1]]
-        if found[2] == "ADD":
-            columns.append((name, found[4]))
-            self._rows[table] = [[*row, None] for row in self._rows[table]]
-        else:
-            place = [n for n, _ in columns].index(name)
-            del columns[place]
-            for row in self._rows[table]:
-                del row[place]
+        altered(statement, self._columns, self._rows)
         self._write()
 
     def view(self, name: str, query: str) -> None:
@@ -500,6 +508,107 @@ def arrives(value: object, type_: str) -> object:
     if isinstance(value, float):
         return Decimal(repr(value))
     return value if type_ in _IN_JSON else image(value)
+
+
+class ChildSource:
+    """Tables behind a connector of others, which runs as a child: a fake of our own."""
+
+    kind = ""
+    append_cursor = "id"
+    merge_cursor = "changed"
+    endless = "endless"
+    silent = "silent"
+
+    def __init__(self, pair, root: Path) -> None:
+        del pair
+        self.data = root / "child"
+        self.data.mkdir()
+        connector = install(children_of(root), self.kind)
+        self.schema = connector.partition("==")[0]
+        self.config = {
+            "connector": connector, "raw": False, "settings": {"directory": str(self.data)},
+        }  # fmt: skip
+        self.secrets = {"config": '{"login": "the-login-of-the-suite"}'}
+        self._columns: dict[str, list[tuple[str, str]]] = {}
+        self._keys: dict[str, str | None] = {}
+        self._rows: dict[str, list[list[object]]] = {}
+
+    def _write(self, table: str, **more: object) -> None:
+        columns, key = self._columns[table], self._keys[table]
+        names = [n for n, _ in columns]
+        described = {
+            "properties": {n: _schema_of(t) for n, t in columns}, "key": [key] if key else [],
+            "cursors": [n for n in ("changed", "id") if n in names], **more,
+        }  # fmt: skip
+        (self.data / f"{table}.json").write_text(json.dumps(described))
+        shown = [json.dumps(n) for n in names]
+        at = names.index("changed") if "changed" in names else None
+        lines = []
+        for row in self._rows[table]:
+            text = ",".join(f"{n}:{sent(v)}" for n, v in zip(shown, row, strict=False))
+            changed = image(row[at]) if at is not None else None
+            lines.append(f"{row[0]}\t{changed or ''}\t{{{text}}}\n")
+        (self.data / f"{table}.rows").write_text("".join(lines))
+
+    def create(self, table: str, columns: Columns, key: str | None = "id") -> None:
+        self._columns[table], self._keys[table] = list(columns), key
+        self._rows[table] = []
+        self._write(table)
+
+    def insert(self, table: str, rows: Iterable[Sequence[object]]) -> None:
+        self._rows[table] += [list(row) for row in rows]
+        self._write(table)
+
+    def update(self, table: str, row_id: int, name: str, value: object) -> None:
+        names = [n for n, _ in self._columns[table]]
+        (row,) = [r for r in self._rows[table] if r[0] == row_id]
+        row[names.index(name)], row[names.index("changed")] = value, datetime.now(UTC)
+        self._write(table)
+
+    def delete(self, table: str, row_id: int) -> None:
+        self._rows[table] = [r for r in self._rows[table] if r[0] != row_id]
+        self._write(table)
+
+    def alter(self, statement: str) -> None:
+        altered(statement, self._columns, self._rows)
+        for table in self._columns:
+            self._write(table)
+
+    def view(self, name: str, query: str) -> None:
+        self._columns[name], self._keys[name], self._rows[name] = [("id", "bigint")], "id", []
+        self._write(name, **{query: True})
+
+    def wide(self, table: str, rows: int, size: int) -> None:
+        self.create(table, [("id", "bigint"), ("pad", "text")])
+        with (self.data / f"{table}.rows").open("w") as file:
+            for n in range(rows):
+                file.write(f'{n}\t\t{{"id":{n},"pad":"{secrets.token_hex(size // 2)}"}}\n')
+
+    def rows(self, table: str) -> list[tuple[str | None, ...]]:
+        types = [t for _, t in self._columns[table]]
+        return images(
+            tuple(arrives(v, t) for v, t in zip(row, types, strict=True))
+            for row in self._rows[table]
+        )
+
+
+class SingerSource(ChildSource):
+    kind = "singer"
+
+
+def _schema_of(type_: str) -> dict[str, Any]:
+    match _IN_JSON.get(type_, "string"):
+        case "timestamp":
+            return {"type": ["null", "string"], "format": "date-time"}
+        case "date":
+            return {"type": ["null", "string"], "format": "date"}
+        case named:
+            return {"type": ["null", named]}
+
+
+def children_of(root: Path) -> Path:
+    """Where connectors of others are installed, beside a directory of files."""
+    return root.parent / "connectors"
 
 
 # ── destinations ─────────────────────────────────────────────────────────────────────────────
@@ -601,7 +710,7 @@ class JsonDestination(FilesDestination):
 
 
 SOURCES: dict[str, Any] = {
-    cls.kind: cls for cls in (PostgresSource, SqliteSource, MariadbSource, RestSource)
+    cls.kind: cls for cls in (PostgresSource, SqliteSource, MariadbSource, RestSource, SingerSource)
 }
 #: What `make test` leaves out.
 FULL_ONLY = {"mariadb"}
@@ -613,4 +722,7 @@ DESTINATIONS: dict[str, Any] = {
 
 
 def policy(root: Path) -> LinkPolicy:
-    return LinkPolicy(loopback=True, tls_required=False, superuser_refused=False, files_root=root)
+    return LinkPolicy(
+        loopback=True, tls_required=False, superuser_refused=False, files_root=root,
+        children=policy_of(children_of(root)),
+    )  # fmt: skip

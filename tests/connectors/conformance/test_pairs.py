@@ -218,6 +218,7 @@ def test_a_merge_that_reads_everything_deletes_what_is_gone_if_told_to(orders):
 def test_a_key_sweep_finds_deletes_or_is_refused(orders):
     spec = orders.spec("orders", "merge", deletes="hard", key_sweep=1)
     refusals = {"files": "files follow deletes only where", "rest": "no list of keys"}
+    refusals |= dict.fromkeys(("singer", "airbyte"), "no list of keys")
     for end in (orders.destination, orders.source):
         if end.kind in refusals:
             with pytest.raises(ConfigError, match=refusals[end.kind]):
@@ -264,6 +265,8 @@ def test_guards_keep_what_is_served_until_a_person_has_approved(many, gone, guar
 def test_a_cursor_that_is_far_ahead_asks_a_person(orders):
     if orders.source.kind == "rest":
         pytest.skip("what is ahead is not known before everything is read, and moves no cursor")
+    if orders.source.kind in {"singer", "airbyte"}:
+        pytest.skip("its cursor is the connector's own, which a row is never compared with")
     orders.source.insert("orders", [(11, datetime.now(UTC) + timedelta(days=30), "x")])
     spec = orders.spec("orders", "merge", cursor="changed")
     with pytest.raises(DataGuardTripped) as caught:
