@@ -7,6 +7,7 @@ environment and, written last, a manifest with the hash of every file. Start at 
 import hashlib
 import json
 import os
+import pwd
 import re
 import stat
 from collections.abc import Iterator, Mapping
@@ -98,9 +99,9 @@ def installed(policy: ChildPolicy, kind: Kind, connector: str, executable: str) 
             f"{', '.join(manifest.executables)}: correct the resource's `executable`",
             code="connector_missing",
         )
-    if policy.writable_refused and os.access(directory, os.W_OK):
+    if policy.writable_refused and any(_writable(p, policy.user) for p in (root, directory)):
         raise ConfigError(
-            f"{connector}: the worker's login may write to its directory, so what it starts could "
+            f"{connector}: the login that it would run as may write to its directory, so it could "
             "change itself; let another login own SYNCWARD_CONNECTORS_DIR "
             "(docs/child-connectors.md)",
             code="connector_changed",
@@ -129,6 +130,21 @@ def _allowed(policy: ChildPolicy, connector: str) -> Path:
             f"{connector}: other people's connectors need a worker on Linux", code="connector_off"
         )
     return policy.directory.absolute()
+
+
+def _writable(path: Path, user: str | None) -> bool:
+    """Say whether a connector could change what is there: its owner may always."""
+    try:
+        login = pwd.getpwnam(user) if user else pwd.getpwuid(os.geteuid())
+    except KeyError:
+        return True
+    status = path.stat()
+    groups = os.getgrouplist(login.pw_name, login.pw_gid)
+    return (
+        login.pw_uid in {0, status.st_uid}
+        or bool(status.st_mode & stat.S_IWOTH)
+        or (bool(status.st_mode & stat.S_IWGRP) and status.st_gid in groups)
+    )
 
 
 def read_manifest(directory: Path) -> Manifest | None:

@@ -122,6 +122,15 @@ FAILURES: dict[str, Failure] = {
     "api_answer": _person("correct the manifest; `connector try` shows what comes"),
     "api_refused": _person("correct the manifest, the parameters or the login's rights there"),
     "api_unavailable": _time("nothing, unless it stays: ask whoever runs the API"),
+    # ── what a connector of others did ───────────────────────────────────────────────────────
+    "connector_off": _person("set what the sentence names on the workers, or take the stream out"),
+    "connector_missing": _person("`connector install` on each worker's host"),
+    "connector_changed": _person("find out who changed its files; `connector install --again`"),
+    "connector_answer": _person("use another version of the connector; report it to its authors"),
+    "connector_refused": _person("correct the resource's settings or its secret; see `run logs`"),
+    "connector_limit": _person("raise the setting that docs/child-connectors.md names, or read less"),
+    "connector_failed": _time("nothing, unless it stays: `run logs` shows what it said"),
+    "connector_incomplete": _time("nothing, unless it stays: use another version of the connector"),
     # ── the connection itself ────────────────────────────────────────────────────────────────
     "config": _person("do what the sentence says"),
     "guard": Failure(Who.APPROVER, "look at what it found; `run approve` or `run reject`"),
@@ -186,4 +195,5 @@ GUARDS = frozenset(code for code, failure in FAILURES.items() if failure.who is 
 OF_ONE_STREAM = frozenset(
     {"cancelled_there", "catalog_race", "deadlock", "foreign_server", "lock_timeout"}
     | {"out_of_memory", "serialization", "snapshot_too_old"}
+    | {"connector_failed", "connector_incomplete"}
 )

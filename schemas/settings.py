@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, field_valid
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from schemas import anchors
+from schemas.children import ChildPolicy
 from schemas.egress import LinkPolicy, endpoints, parse_openings
 from schemas.limits import LOST_LEASES_MAX
 from schemas.streams import parse_duration
@@ -94,6 +95,30 @@ class Settings(BaseSettings):
         description="Directory of resources that are files, one directory per account id below "
         "it, the same on every worker; without it they are refused.",
     )
+    connectors_dir: Path | None = Field(
+        None,
+        description="Directory of installed Singer taps and Airbyte sources, on every worker; "
+        "without it none is started (docs/child-connectors.md).",
+    )
+    connectors_unguarded: bool = Field(
+        default=False,
+        description="They reach whatever the host can reach, past the egress guard: production "
+        "starts none without this.",
+    )
+    connectors_user: str | None = Field(
+        None,
+        description="Login that they run as; needs a worker that may switch to it. Unset: the "
+        "worker's own.",
+    )
+    connectors_memory: int = Field(
+        1_024, ge=64, description="MiB that one of them may have, with all its processes."
+    )
+    connectors_cpu: Duration = Field(
+        timedelta(hours=1), description="Processor time that each of its processes may use."
+    )
+    connectors_silence: Duration = Field(
+        timedelta(minutes=10), description="One that says nothing for so long is ended."
+    )
     lease: Duration = Field(
         timedelta(seconds=30),
         description="How long a silent worker keeps a run. At least three heartbeats.",
@@ -162,6 +187,15 @@ class Settings(BaseSettings):
             tls_required=not development,
             superuser_refused=not development,
             files_root=self.files_root,
+            children=ChildPolicy(
+                directory=self.connectors_dir,
+                unguarded=development or self.connectors_unguarded,
+                writable_refused=not development,
+                memory=self.connectors_memory << 20,
+                cpu=self.connectors_cpu,
+                silence=self.connectors_silence,
+                user=self.connectors_user,
+            ),
         )
 
     #: The servers are those of the data directory's `dev.env`; schemas/environment.py says so.
