@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli import credentials
+from cli import connector_install, credentials
 from cli.context import Cli, command, interactive
 from cli.show import plain, table
 from connectors import rest_files, rest_manifest, rest_trial
@@ -20,9 +20,12 @@ _CELL_MAX = 40
 
 @click.group()
 def connector() -> None:
-    """Manifests of APIs: lint, try."""
+    """Manifests of APIs: lint, try. Connectors of others: install, list, remove."""
 
 
+command(connector)(connector_install.install)
+command(connector, "list")(connector_install.list_)
+command(connector)(connector_install.remove)
 commands = {"connector": connector}
 
 

@@ -22,7 +22,7 @@ _COMMANDS = {
     "audit": ("cli.audit", "The audit log: tail, verify, prove, export, prune."),
     "backfill": ("cli.by_hand", "Read some rows of a stream again."),
     "connection": ("cli.connections", "What moves where, and when."),
-    "connector": ("cli.connectors", "Manifests of APIs: lint, try."),
+    "connector": ("cli.connectors", "Manifests of APIs; connectors of others."),
     "db": ("cli.db", "Control database: upgrade, check."),
     "demo": ("cli.demo", "Real servers, real syncs, real crashes, proofs."),
     "diff": ("cli.apply", "Show what `apply` would change."),

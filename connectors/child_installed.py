@@ -173,32 +173,39 @@ _lock = Lock()
 
 
 def _verify(directory: Path, manifest: Manifest, connector: str) -> None:
-    """Compare every file with its hash; one that is as it was at the last look is not read."""
+    """Refuse a connector that is not as it was installed; what was looked at is remembered."""
     digest = manifest.digest
     with _lock:
         before, looks = _seen.get(directory, ("", {}))
-    known: Mapping[str, _Look] = looks if before == digest else {}
-    root = directory / VENV
-    now: dict[str, _Look] = {}
     try:
-        for name, entry in files_below(root):
-            wanted = manifest.files.get(name)
-            status = entry.lstat()
-            look = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-            now[name] = look
-            if wanted is None or (known.get(name) != look and hash_of(entry) != wanted):
-                raise _changed(connector, name)
+        name, now = compared(directory, manifest, looks if before == digest else {})
     except OSError as error:
         raise ConfigError(
             f"{connector}: its files cannot be read by the worker's login; let it read "
             "SYNCWARD_CONNECTORS_DIR",
             code="connector_changed",
         ) from error
-    missing = manifest.files.keys() - now.keys()
-    if missing:
-        raise _changed(connector, min(missing))
+    if name is not None:
+        raise _changed(connector, name)
     with _lock:
         _seen[directory] = digest, now
+
+
+def compared(
+    directory: Path, manifest: Manifest, known: Mapping[str, _Look]
+) -> tuple[str | None, dict[str, _Look]]:
+    """Compare every file with its hash, but for those that look as they did when it was right.
+
+    Return the first that differs, is new or is gone, and how all of them look.
+    """
+    now: dict[str, _Look] = {}
+    for name, entry in files_below(directory / VENV):
+        status = entry.lstat()
+        now[name] = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        wanted = manifest.files.get(name)
+        if wanted is None or (known.get(name) != now[name] and hash_of(entry) != wanted):
+            return name, now
+    return min(manifest.files.keys() - now.keys(), default=None), now
 
 
 def _changed(connector: str, name: str) -> ConfigError:

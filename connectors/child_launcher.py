@@ -12,6 +12,7 @@ import os
 import pwd
 import resource
 import select
+import shutil
 import signal
 import sys
 import time
@@ -44,8 +45,10 @@ def main() -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     for number in (1, 2, *order["keep"]):  # its pipes must end when it ends
         os.dup2(nothing, number)
+    os.chdir("/")
     told = _watch(pid, order["memory"])
     _kill_all()
+    shutil.rmtree(order["directory"], ignore_errors=True)  # here, for the worker may be gone
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     told |= {"cpu_s": used.ru_utime + used.ru_stime, "memory": used.ru_maxrss * 1024}
     os.write(order["status"], json.dumps(told).encode() + b"\n")

@@ -75,6 +75,7 @@ class Child:
         self._status = -1
         self._scratch: Path | None = None
         self._listener: Thread | None = None
+        self.received = 0  # bytes of its output
         self._rest = b""  # a last line without an end
 
     # ── its life ─────────────────────────────────────────────────────────────────────────────
@@ -238,7 +239,9 @@ class Child:
             raise RuntimeError("a child is read before it is started, or after it is closed")
         number = launcher.stdout.fileno()
         self._wait(number, self._policy.silence.total_seconds(), "said nothing for")
-        return os.read(number, _PIECE)
+        piece = os.read(number, _PIECE)
+        self.received += len(piece)
+        return piece
 
     def _wait(self, number: int, seconds: float, what: str) -> None:
         poll = select.poll()

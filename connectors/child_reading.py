@@ -38,7 +38,11 @@ _WORDS = Words(
     add="use `drift: evolve`",
 )
 _MASKABLE = {Type.STRING, Type.INTEGER}
-_NAMES_MAX = 20
+#: What an operator must know of an append.
+_TWICE = (
+    "inexact: a connector may send a record again that it has sent before, and append adds it once "
+    "more"
+)
 
 Record = Mapping[str, Any]
 
@@ -189,10 +193,7 @@ class Reading:
             where = f"only in {RAW}" if declared.raw else "not kept"
             notes += (f"{count} fields whose names no column can have, {where}",)
         if self._how.spec.mode is Mode.APPEND and self._how.incremental:
-            notes += (
-                "inexact: a connector may send a record again that it has sent before, and append "
-                "adds it once more",
-            )
+            notes += (_TWICE,)
         return notes
 
     # ── one batch ────────────────────────────────────────────────────────────────────────────

@@ -213,7 +213,7 @@ class ChildSource:
         found = installed(
             self._policy, self._dialect.kind, self._config.connector, self._config.executable
         )
-        child = Child(found, self._policy, Voice(self._aid.say), self._gone)
+        child = Child(found, self._policy, Voice(self._heard), self._gone)
         with self._lock:
             self._children.add(child)
             cancelled = self._cancelled
@@ -221,6 +221,9 @@ class ChildSource:
             child.close()
             raise TransientError(f"{self.shown}: was cancelled", code="cancelled_there")
         return child.start(arguments, {"config": self._settings.document(), **documents})
+
+    def _heard(self, line: str) -> None:
+        self._aid.say(f"{self._package}: {line}")
 
     def _gone(self, child: Child) -> None:
         with self._lock:

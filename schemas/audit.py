@@ -79,6 +79,8 @@ class AuditAction(StrEnum):
     AUDIT_PRUNE_APPROVED = "audit.prune_approved"
     AUDIT_PRUNE_WITHDRAWN = "audit.prune_withdrawn"
     AUDIT_PRUNED = "audit.pruned"
+    CONNECTOR_INSTALLED = "connector.installed"
+    CONNECTOR_REMOVED = "connector.removed"
     SEALER_STARTED = "sealer.started"
     SIGNER_ROTATED = "signer.rotated"
     SUBJECT_ERASED = "subject.erased"

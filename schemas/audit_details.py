@@ -214,6 +214,18 @@ class Pruned(Detail):
     signature: str
 
 
+class ConnectorInstalled(Detail):
+    package: str
+    version: str
+    kind: str
+    sha256: str
+
+
+class ConnectorRemoved(Detail):
+    package: str
+    version: str
+
+
 class SealerStarted(Detail):
     version: str
     keys: str
@@ -320,6 +332,8 @@ DETAILS: dict[AuditAction, type[Detail]] = {
     _A.AUDIT_PRUNE_APPROVED: PruneApproved,
     _A.AUDIT_PRUNE_WITHDRAWN: PruneWithdrawn,
     _A.AUDIT_PRUNED: Pruned,
+    _A.CONNECTOR_INSTALLED: ConnectorInstalled,
+    _A.CONNECTOR_REMOVED: ConnectorRemoved,
     _A.SEALER_STARTED: SealerStarted,
     _A.SIGNER_ROTATED: SignerRotated,
     _A.SUBJECT_ERASED: Erased,

@@ -128,7 +128,9 @@ FAILURES: dict[str, Failure] = {
     "connector_changed": _person("find out who changed its files; `connector install --again`"),
     "connector_answer": _person("use another version of the connector; report it to its authors"),
     "connector_refused": _person("correct the resource's settings or its secret; see `run logs`"),
-    "connector_limit": _person("raise the setting that docs/child-connectors.md names, or read less"),
+    "connector_limit": _person(
+        "raise the setting that docs/child-connectors.md names, or read less"
+    ),
     "connector_failed": _time("nothing, unless it stays: `run logs` shows what it said"),
     "connector_incomplete": _time("nothing, unless it stays: use another version of the connector"),
     # ── the connection itself ────────────────────────────────────────────────────────────────

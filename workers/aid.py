@@ -8,4 +8,7 @@ from workers.renewal import StoredRenewal, Unseal
 
 def of_run(attempt: Attempt, resource: SealedResource, unseal: Unseal) -> Aid:
     """Return the aid for one resource of one attempt."""
-    return Aid(secrets=StoredRenewal(attempt, resource, unseal))
+    return Aid(
+        secrets=StoredRenewal(attempt, resource, unseal),
+        say=lambda text: attempt.run_log.raw([text]),
+    )

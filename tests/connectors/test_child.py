@@ -1,9 +1,11 @@
 """Children that misbehave: each way ends in its own error, leaves nothing, and tells nothing."""
 
+import itertools
 import json
 import os
 import re
 import signal
+import tempfile
 import threading
 import time
 import traceback
@@ -15,6 +17,9 @@ from pathlib import Path
 import pytest
 
 from connectors import registry
+from connectors.child_installed import installed
+from connectors.child_reading import BATCH_ROWS
+from connectors.child_voice import LINES_MAX
 from schemas.aid import Aid
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError, CredentialsError, ReadAgain, SyncwardError, TransientError
@@ -41,7 +46,7 @@ class Fake:
         self.connector = install(self.root, kind)
         self.package = self.connector.partition("==")[0]
         self.said: list[str] = []
-        self.renewed: list[dict[str, str]] = []
+        self.kept: list[dict[str, str]] = []
         self.policy = policy_of(self.root)
         self.settings: dict[str, object] = {"directory": str(self.data)}
         (self.data / "t.json").write_text(json.dumps(TABLE))
@@ -70,44 +75,32 @@ class Fake:
         ):
             return [([r for g in batch.groups for r in g.rows], batch) for batch in batches]
 
-    # what a connector may ask for
-    def renewed_secrets(self):
-        return self.renewed
-
-    def know(self):
-        return REDACTOR.holder()
-
-
-class Store(Fake):
-    """It keeps secrets, too."""
-
-    def __init__(self, root: Path, kind: str) -> None:
-        super().__init__(root, kind)
-        self.kept: list[dict[str, str]] = []
-
-    def renewed(self, seen, exchange):  # type: ignore[no-redef]  # a protocol's name
+    def renewed(self, seen, exchange):
+        """What a worker's store does."""
         self.kept.append(dict(exchange(seen)))
         return {**seen, **self.kept[-1]}
 
 
 @pytest.fixture
-def tap(tmp_path):
-    fake = Store(tmp_path, "singer")
+def tap(tmp_path, monkeypatch):
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    fake = Fake(tmp_path, "singer")
     yield fake
-    assert left_behind() == []
+    assert left_behind(tmp_path) == []
 
 
-def left_behind() -> list[str]:
+def left_behind(root: Path) -> list[str]:
     """Processes and directories of children that are still there."""
-    found = [str(path) for path in Path("/tmp").glob("syncward-child-*")]  # noqa: S108 - where they are
+    found = [str(path) for path in (root / "scratch").iterdir()]
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
-            if b"fake" in (line := path.read_bytes()) and b"tap-fake\0" in line:
+            if str(root).encode() in (line := path.read_bytes()):
                 found.append(str(line))
     return found
 
 
-def everything(error: BaseException) -> str:
+def everything(error: SyncwardError) -> str:
     found = traceback.TracebackException.from_exception(error)
     return "\n".join([str(error), repr(error), *found.format()])
 
@@ -136,7 +129,7 @@ ENDINGS = {
 @pytest.mark.parametrize("misbehave", ENDINGS)
 def test_each_misbehaviour_ends_in_its_own_error_and_tells_nothing(tap, misbehave):
     kind, code = ENDINGS[misbehave]
-    with tap.know() as secrets:
+    with REDACTOR.holder() as secrets:
         secrets.know(json.dumps({"login": LOGIN}))
         with pytest.raises(kind) as caught:
             tap.read(misbehave)
@@ -155,3 +148,249 @@ def test_what_does_no_harm_is_borne(tap, misbehave):
     last = found[-1][1]
     assert (last.more, last.upper["kind"]) == (False, "child")
     assert json.loads(last.upper["state"])["bookmarks"]["t"]["at"] > 0
+
+
+def test_rows_are_typed_and_the_whole_record_is_beside_them(tap):
+    (rows, batch), *_ = tap.read("column_comes")
+    assert [(c.name, c.type) for c in batch.shape.columns] == [
+        ("id", "bigint"), ("note", "text"), ("raw", "jsonb")
+    ]  # fmt: skip
+    assert rows[3] == (4, "n", '{"id":4,"note":"n","more":5}')
+    assert any("other fields" in line for line in tap.said)
+
+
+def test_freeze_takes_no_new_field(tap):
+    with pytest.raises(ConfigError, match="sends fields that the schema does not have: more") as c:
+        tap.read("column_comes", drift="freeze")
+    assert c.value.code == "schema_drift"
+
+
+# ── processes ────────────────────────────────────────────────────────────────────────────────
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_what_is_left_behind_by_a_child_ends_with_it(tap):
+    assert len(tap.read("grandchildren")[0][0]) == 3
+    pids = [int(pid) for pid in (tap.data / "pids").read_text().split()]
+    assert len(pids) == 2
+    assert not any(map(alive, pids))
+
+
+@pytest.mark.parametrize("misbehave", ["hang", "ignore_sigterm", "grandchildren_and_hang"])
+def test_cancel_ends_a_child_with_all_its_processes_within_two_seconds(tap, misbehave):
+    with closing(tap.open(misbehave)) as source:
+        began = []
+
+        def end():
+            began.append(time.monotonic())
+            source.cancel()
+
+        with source.extract(tap.spec(), None, WireFormat.ROWS) as batches:
+            groups = next(batches).groups  # it has sent rows and says nothing more
+            threading.Timer(0.1, end).start()
+            with pytest.raises(TransientError) as caught:
+                list(groups)
+        assert time.monotonic() - began[0] < 2
+    assert caught.value.code == "cancelled_there"
+    assert time.monotonic() - began[0] < 4
+    pids = tap.data / "pids"
+    assert not any(alive(int(p)) for p in (pids.read_text().split() if pids.exists() else ()))
+
+
+@pytest.mark.parametrize(
+    ("misbehave", "limits", "kind", "code"),
+    [
+        ("hang", {"silence": timedelta(seconds=1)}, TransientError, "connector_failed"),
+        ("close_stdout", {"silence": timedelta(seconds=1)}, TransientError, "connector_failed"),
+        ("eat_memory", {"memory": 64 * 2**20}, ConfigError, "connector_limit"),
+        ("spin", {"cpu": timedelta(seconds=1)}, ConfigError, "connector_limit"),
+        ("many_processes", {}, ConfigError, "connector_limit"),
+    ],
+)
+def test_a_child_beyond_a_limit_is_ended(tap, misbehave, limits, kind, code):
+    tap.policy = policy_of(tap.root, **limits)
+    with pytest.raises(kind) as caught:
+        tap.read(misbehave)
+    assert caught.value.code == code
+
+
+def test_a_kill_9_of_the_worker_ends_the_child_and_what_it_started(tap):
+    process = os.fork()
+    if process == 0:
+        with suppress(BaseException):
+            tap.read("grandchildren_and_hang")
+        os._exit(0)
+    pids = tap.data / "pids"
+    until(lambda: pids.exists() and len(pids.read_text().split()) == 2)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    until(lambda: not any(alive(int(p)) for p in pids.read_text().split()))
+    until(lambda: not left_behind(tap.root.parent))
+
+
+def until(holds):
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_flood_on_standard_error_is_bounded_and_counted(tap):
+    assert len(tap.read("flood_stderr")[0][0]) == 3
+    assert len(tap.said) == LINES_MAX + 1
+    assert tap.said[-1].endswith("198,000 more lines were not kept")
+
+
+def test_a_child_sees_its_config_and_nothing_else(tap):
+    tap.read("look_around")
+    seen = json.loads((tap.data / "seen").read_text())
+    assert LOGIN not in json.dumps(seen)
+    assert set(seen["environment"]) <= {
+        "PATH", "HOME", "TMPDIR", "XDG_CACHE_HOME", "LANG", "TZ", "PYTHONDONTWRITEBYTECODE",
+        "PYTHONNOUSERSITE", "PYTHONUTF8", "MALLOC_ARENA_MAX", "DO_NOT_TRACK", "LC_CTYPE",
+    }  # fmt: skip
+    assert seen["directory"] == seen["environment"]["HOME"]
+    assert not Path(seen["directory"]).exists()
+    assert re.fullmatch(r"/dev/fd/\d+", seen["arguments"][seen["arguments"].index("--config") + 1])
+    assert (
+        len(seen["descriptors"]) <= 3 + 2 + 1
+    )  # standard ones, config, catalog, the listing itself
+
+
+def test_a_slow_reader_slows_the_child_down(tap):
+    (tap.data / "t.json").write_text(json.dumps({**TABLE, "endless": True}))
+    with (
+        closing(tap.open()) as source,
+        source.extract(tap.spec("replace"), None, WireFormat.ROWS) as batches,
+    ):
+        groups = next(batches).groups
+        next(groups)
+        (child,) = source._children
+        before = child.received
+        until(lambda: blocked(tap))
+        assert child.received == before
+        next(groups)
+        assert child.received > before
+        source.cancel()
+        with pytest.raises(TransientError):
+            list(groups)
+
+
+def blocked(tap) -> bool:
+    """Whether the child sleeps in a write to its pipe."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if tap.connector.encode() in path.read_bytes():
+                return path.with_name("wchan").read_text() in {"pipe_write", "anon_pipe_write"}
+    return False
+
+
+# ── states, versions and secrets ─────────────────────────────────────────────────────────────
+
+
+def test_each_state_may_end_a_batch_and_no_state_comes_before_its_rows(tap):
+    count = 3 * BATCH_ROWS + 10
+    (tap.data / "t.rows").write_text("".join(f'{n}\t\t{{"id":{n}}}\n' for n in range(1, count + 1)))
+    found = tap.read(settings={"state_every": 1_000})
+    assert [len(rows) for rows, _ in found] == [5_000, 5_000, 5_000, 10]
+    assert [batch.more for _, batch in found] == [True, True, True, False]
+    for rows, batch in found:
+        at = json.loads(batch.upper["state"])["bookmarks"]["t"]["at"]
+        assert at == rows[-1][0]
+    for (_, before), (_, after) in itertools.pairwise(found):
+        assert after.lower == before.upper
+    again = tap.read(cursor=found[1][1].upper)
+    assert again[0][0][0][0] == 10_001
+    assert (again[0][1].full, found[0][1].full, found[1][1].full) == (False, True, False)
+
+
+def test_a_new_version_of_a_stream_is_read_from_the_beginning(tap):
+    (_, batch), *_ = tap.read("new_version")
+    assert batch.upper["version"] == "7"
+    tap.read("new_version", cursor=batch.upper)
+    with pytest.raises(ReadAgain):
+        tap.read("new_version", cursor={**batch.upper, "version": "6"})
+
+
+def test_a_config_that_a_tap_writes_anew_is_kept_as_a_credential(tap):
+    with closing(tap.open("rotate")) as source:
+        with source.extract(tap.spec(), None, WireFormat.ROWS) as batches:
+            list(next(batches).groups)
+        with source.extract(tap.spec(), None, WireFormat.ROWS) as batches:
+            list(next(batches).groups)
+    kept = [json.loads(one["config"]) for one in tap.kept]
+    assert kept == [{"login": f"{LOGIN}-next"}, {"login": f"{LOGIN}-next-next"}]
+
+
+def test_a_secret_that_is_no_object_is_refused_without_a_word_of_it(tap):
+    with pytest.raises(CredentialsError) as caught:
+        registry.open_source(
+            "singer", {"connector": tap.connector}, {"config": "hunter2-canary"},
+            LinkPolicy(children=tap.policy),
+        )  # fmt: skip
+    assert "canary" not in everything(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"connector": "tap-x"}, "exact version"),
+        ({"connector": "../tap-x==1.0"}, "exact version"),
+        ({"connector": "tap-x==1.0/../../y"}, "exact version"),
+        ({"connector": "tap-x==1.0", "executable": "/bin/sh"}, "without a path"),
+        ({"connector": "tap-x==1.0", "settings": {"a": [{"api_key": "x"}]}}, "api_key is a secret"),
+        ({"connector": "tap-x==1.0", "arguments": ["--x"]}, "Extra inputs"),
+    ],
+)
+def test_a_resource_names_no_path_no_argument_and_no_secret(config, says):
+    with pytest.raises(ConfigError, match=says):
+        registry.validate_config("singer", config, LinkPolicy())
+
+
+# ── what is installed ────────────────────────────────────────────────────────────────────────
+
+
+def test_a_changed_file_is_not_started(tap):
+    tap.read()
+    script = tap.root / tap.connector / "venv" / "bin" / tap.package
+    before = script.read_text()
+    for change in (
+        lambda: script.write_text(before + "\n"),
+        lambda: (script.write_text(before), script.with_name("more.pth").write_text("import os")),
+        lambda: (script.with_name("more.pth").unlink(), script.with_name("python").unlink()),
+    ):
+        change()
+        with pytest.raises(ConfigError, match="not as it was installed") as caught:
+            tap.read()
+        assert caught.value.code == "connector_changed"
+
+
+def test_production_starts_nothing_unless_told_to(tap):
+    strict = replace(tap.policy, unguarded=False)
+    for policy, says in (
+        (replace(tap.policy, directory=None), "SYNCWARD_CONNECTORS_DIR"),
+        (strict, "SYNCWARD_CONNECTORS_UNGUARDED"),
+    ):
+        tap.policy = policy
+        with pytest.raises(ConfigError, match=says) as caught:
+            tap.read()
+        assert caught.value.code == "connector_off"
+    tap.policy = replace(strict, unguarded=True, writable_refused=True)
+    with pytest.raises(ConfigError, match="could change itself"):
+        tap.read()
+
+
+def test_what_is_not_installed_or_of_another_kind_says_so(tap):
+    for kind, connector, says in (
+        ("singer", "tap-other==1.0", "syncward connector install tap-other==1.0"),
+        ("airbyte", tap.connector, "is a connector of kind singer"),
+    ):
+        with pytest.raises(ConfigError, match=says) as caught:
+            installed(tap.policy, kind, connector, "")
+        assert caught.value.code == "connector_missing"

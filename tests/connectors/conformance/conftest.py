@@ -17,7 +17,6 @@ from tests.connectors.conformance.ends import DESTINATIONS, FULL_ONLY, SOURCES, 
 from workers.guards import check_cursor
 from workers.outcomes import joined
 
-
 #: Sources whose keys no constraint proves.
 UNPROVEN = {"rest", "singer", "airbyte"}
 
