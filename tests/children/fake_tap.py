@@ -261,7 +261,7 @@ def grandchildren_and_hang(config):
 def eat_memory(_):
     say(SCHEMA)
     out.flush()
-    eaten = []
+    eaten: list[bytes] = []
     while len(eaten) < 400:
         eaten.append(os.urandom(2**20))
         time.sleep(0.002)

@@ -2,20 +2,22 @@
 
 import shutil
 import sys
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
-from connectors.child_installed import MANIFEST, VENV, Manifest, files_below, hash_of
+from connectors.child_installed import MANIFEST, VENV, Kind, Manifest, files_below, hash_of
 from schemas.children import ChildPolicy
 
 HERE = Path(__file__).parent
-CONNECTORS = {
+CONNECTORS: dict[Kind, tuple[str, str, str]] = {
     "singer": ("tap-fake", "1.0", "fake_tap.py"),
     "airbyte": ("airbyte-source-fake", "1.0", "fake_source.py"),
 }
 
 
-def install(root: Path, kind: str) -> str:
+def install(root: Path, kind: Kind) -> str:
     """Install the fake of a kind below a directory; return what a resource calls it."""
     package, version, script = CONNECTORS[kind]
     directory = root / f"{package}=={version}"
@@ -26,17 +28,16 @@ def install(root: Path, kind: str) -> str:
         shutil.copy(HERE / script, path / package)
     files = {name: hash_of(entry) for name, entry in files_below(directory / VENV)}
     manifest = Manifest(
-        kind=kind,  # type: ignore[arg-type]  # one of the two
+        kind=kind,
         package=package, version=version, executables=(package,), installed_at="now", files=files,
     )  # fmt: skip
     (directory / MANIFEST).write_text(manifest.model_dump_json())
     return f"{package}=={version}"
 
 
-def policy_of(root: Path, **more: object) -> ChildPolicy:
-    """What allows them: as a rule of development."""
-    allowed = ChildPolicy(directory=root, unguarded=True, writable_refused=False)
-    values = {"silence": timedelta(seconds=20), **more}
-    return ChildPolicy(
-        **{name: values.get(name, getattr(allowed, name)) for name in ChildPolicy.__slots__}
+def policy_of(root: Path, **more: Any) -> ChildPolicy:
+    """What allows them, as a rule of development; with little patience."""
+    usual = ChildPolicy(
+        directory=root, unguarded=True, writable_refused=False, silence=timedelta(seconds=20)
     )
+    return replace(usual, **more)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from connectors import registry
-from connectors.child_installed import installed
+from connectors.child_installed import Kind, installed
 from connectors.child_reading import BATCH_ROWS
 from connectors.child_voice import LINES_MAX
 from schemas.aid import Aid
@@ -38,7 +38,7 @@ TABLE = {
 class Fake:
     """One fake connector with one table, `t`, and what it said."""
 
-    def __init__(self, root: Path, kind: str) -> None:
+    def __init__(self, root: Path, kind: Kind) -> None:
         self.kind = kind
         self.data = root / "data"
         self.data.mkdir()
@@ -105,7 +105,7 @@ def everything(error: SyncwardError) -> str:
     return "\n".join([str(error), repr(error), *found.format()])
 
 
-ENDINGS = {
+ENDINGS: dict[str, tuple[type[SyncwardError], str]] = {
     "garbage": (ConfigError, "connector_answer"),
     "no_object": (ConfigError, "connector_answer"),
     "giant_line": (ConfigError, "connector_limit"),
@@ -387,10 +387,11 @@ def test_production_starts_nothing_unless_told_to(tap):
 
 
 def test_what_is_not_installed_or_of_another_kind_says_so(tap):
-    for kind, connector, says in (
+    cases: list[tuple[Kind, str, str]] = [
         ("singer", "tap-other==1.0", "syncward connector install tap-other==1.0"),
         ("airbyte", tap.connector, "is a connector of kind singer"),
-    ):
+    ]
+    for kind, connector, says in cases:
         with pytest.raises(ConfigError, match=says) as caught:
             installed(tap.policy, kind, connector, "")
         assert caught.value.code == "connector_missing"

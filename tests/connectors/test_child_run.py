@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from cli import connector_install
+from connectors.child_installed import Kind
 from schemas.errors import ConfigError, NotFound
 from schemas.runs import RunKind
 from tests.children.installing import install, policy_of
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.integration
 class Shop:
     """A world whose source is a fake connector with the table `t`."""
 
-    def __init__(self, world, directory: Path, kind: str) -> None:
+    def __init__(self, world, directory: Path, kind: Kind) -> None:
         self.world, self.directory, self.kind = world, directory, kind
         self.data = directory / "data"
         self.data.mkdir()

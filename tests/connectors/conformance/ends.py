@@ -22,6 +22,7 @@ from uuid import UUID, uuid4
 from psycopg import sql
 from pyarrow import parquet
 
+from connectors.child_installed import Kind
 from schemas.egress import LinkPolicy
 from tests.children.installing import install, policy_of
 from tests.rest_api import Api, Asked, Reply
@@ -513,7 +514,7 @@ def arrives(value: object, type_: str) -> object:
 class ChildSource:
     """Tables behind a connector of others, which runs as a child: a fake of our own."""
 
-    kind = ""
+    kind: Kind
     append_cursor = "id"
     merge_cursor = "changed"
     endless = "endless"
@@ -593,7 +594,7 @@ class ChildSource:
 
 
 class SingerSource(ChildSource):
-    kind = "singer"
+    kind: Kind = "singer"
 
 
 def _schema_of(type_: str) -> dict[str, Any]:
