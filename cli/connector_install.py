@@ -41,7 +41,7 @@ def install(
     package, version = _requirement(connector)
     kind = kind or _kind_of(package)
     with _locked(cli) as root:
-        directory = root / connector
+        directory = child_installed.place(root, connector)
         if child_installed.read_manifest(directory) is not None and not again:
             raise Conflict(f"{connector} is installed; to install it once more: --again")
         shutil.rmtree(directory, ignore_errors=True)
@@ -80,16 +80,13 @@ class Line:
 def list_(cli: Cli) -> None:
     """List the connectors of others on this host; each file is compared with its hash."""
     lines = []
-    for path in sorted(_root(cli).glob(f"*==*/{MANIFEST}")):
-        manifest = child_installed.read_manifest(path.parent)
-        if manifest is not None:
-            changed, _ = child_installed.compared(path.parent, manifest, {})
-            lines.append(
-                Line(
-                    path.parent.name, manifest.kind, manifest.executables, manifest.installed_at,
-                    changed,
-                )
-            )  # fmt: skip
+    for path in sorted(_root(cli).glob(f"*@*/{MANIFEST}")):
+        found = child_installed.read_manifest(path.parent)
+        if found is None:
+            continue
+        changed, _ = child_installed.compared(path.parent, found, {})
+        name = f"{found.package}=={found.version}"
+        lines.append(Line(name, found.kind, found.executables, found.installed_at, changed))
     rows = [
         (one.connector, one.kind, ", ".join(one.executables), one.installed_at[:10],
          "as installed" if one.changed is None else f"changed: {plain(one.changed)}")
@@ -106,7 +103,7 @@ def remove(cli: Cli, connector: str) -> None:
 
     package, version = _requirement(connector)
     with _locked(cli) as root:
-        directory = root / connector
+        directory = child_installed.place(root, connector)
         if not directory.is_dir():
             raise NotFound(f"{connector} is not installed; syncward connector list shows what is")
         with cli.transaction() as tx:

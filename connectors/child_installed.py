@@ -1,6 +1,6 @@
 """Connectors that an operator has installed: where they are, and that nobody has changed them.
 
-Each has a directory of its own below SYNCWARD_CONNECTORS_DIR, `tap-github==1.2.3`, with a virtual
+Each has a directory of its own below SYNCWARD_CONNECTORS_DIR, `tap-github@1.2.3`, with a virtual
 environment and, written last, a manifest with the hash of every file. Start at `installed`.
 """
 
@@ -61,6 +61,11 @@ class Installed:
     bin: Path
 
 
+def place(root: Path, connector: str) -> Path:
+    """Return the directory of a connector: for some programs `=` in a path means something."""
+    return root / connector.replace("==", "@")
+
+
 def requirement(text: str) -> tuple[str, str]:
     """Read `tap-github==1.2.3`; ValueError says how to write one."""
     found = _REQUIREMENT.fullmatch(text)
@@ -79,7 +84,7 @@ def executable_name(text: str) -> str:
 def installed(policy: ChildPolicy, kind: Kind, connector: str, executable: str) -> Installed:
     """Return a connector that is as it was installed; ConfigError says what is in the way."""
     root = _allowed(policy, connector)
-    directory = root / connector
+    directory = place(root, connector)
     manifest = read_manifest(directory)
     if manifest is None:
         raise ConfigError(

@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from connectors.child_installed import MANIFEST, VENV, Kind, Manifest, files_below, hash_of
+from connectors.child_installed import MANIFEST, VENV, Kind, Manifest, files_below, hash_of, place
 from schemas.children import ChildPolicy
 
 HERE = Path(__file__).parent
@@ -20,7 +20,7 @@ CONNECTORS: dict[Kind, tuple[str, str, str]] = {
 def install(root: Path, kind: Kind) -> str:
     """Install the fake of a kind below a directory; return what a resource calls it."""
     package, version, script = CONNECTORS[kind]
-    directory = root / f"{package}=={version}"
+    directory = place(root, f"{package}=={version}")
     path = directory / VENV / "bin"
     if not path.exists():
         path.mkdir(parents=True)

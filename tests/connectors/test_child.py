@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from connectors import registry
-from connectors.child_installed import Kind, installed
+from connectors.child_installed import Kind, installed, place
 from connectors.child_reading import BATCH_ROWS
 from connectors.child_voice import LINES_MAX
 from schemas.aid import Aid
@@ -148,6 +148,14 @@ def test_what_does_no_harm_is_borne(tap, misbehave):
     last = found[-1][1]
     assert (last.more, last.upper["kind"]) == (False, "child")
     assert json.loads(last.upper["state"])["bookmarks"]["t"]["at"] > 0
+
+
+def test_a_state_that_stands_still_need_not_be_repeated(tap):
+    same = {"kind": "child", "state": '{"bookmarks": {"t": {"at": 3}}}'}
+    (rows, batch), *_ = tap.read("rows_after_state", cursor=same)
+    assert ([row[0] for row in rows], batch.upper) == ([1, 2, 3, 4], {**same, **batch.upper})
+    with pytest.raises(TransientError, match="1 records after its last state"):
+        tap.read("rows_after_state", cursor={**same, "state": '{"bookmarks": {"t": {"at": 2}}}'})
 
 
 def test_rows_are_typed_and_the_whole_record_is_beside_them(tap):
@@ -286,7 +294,7 @@ def blocked(tap) -> bool:
     """Whether the child sleeps in a write to its pipe."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
-            if tap.connector.encode() in path.read_bytes():
+            if str(tap.root).encode() in path.read_bytes():
                 return path.with_name("wchan").read_text() in {"pipe_write", "anon_pipe_write"}
     return False
 
@@ -358,7 +366,7 @@ def test_a_resource_names_no_path_no_argument_and_no_secret(config, says):
 
 def test_a_changed_file_is_not_started(tap):
     tap.read()
-    script = tap.root / tap.connector / "venv" / "bin" / tap.package
+    script = place(tap.root, tap.connector) / "venv" / "bin" / tap.package
     before = script.read_text()
     for change in (
         lambda: script.write_text(before + "\n"),

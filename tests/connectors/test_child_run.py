@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from cli import connector_install
-from connectors.child_installed import Kind
+from connectors.child_installed import Kind, place
 from schemas.errors import ConfigError, NotFound
 from schemas.runs import RunKind
 from tests.children.installing import install, policy_of
@@ -115,12 +115,12 @@ def test_what_is_installed_is_listed_and_its_removal_is_an_event(world, tmp_path
     world.cli.settings.connectors_dir = root
     connector_install.list_(world.cli)
     assert "as installed" in capsys.readouterr().out
-    script = root / connector / "venv" / "bin" / "tap-fake"
+    script = place(root, connector) / "venv" / "bin" / "tap-fake"
     script.write_text(script.read_text() + "#")
     connector_install.list_(world.cli)
     assert "changed: bin/tap-fake" in capsys.readouterr().out
     connector_install.remove(world.cli, connector)
-    assert not (root / connector).exists()
+    assert not place(root, connector).exists()
     events = "SELECT body::json->'detail'->>'package' FROM audit.event WHERE action = :action"
     assert world.control.all(events, action="connector.removed") == [("tap-fake",)]
     with pytest.raises(NotFound, match="connector list"):

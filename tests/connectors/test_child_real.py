@@ -1,0 +1,95 @@
+"""Connectors of others as they come from PyPI: installed by the command, read into Postgres."""
+
+import json
+from contextlib import closing
+from dataclasses import replace
+from uuid import uuid4
+
+import pytest
+
+from cli import connector_install
+from connectors import registry
+from schemas.egress import LinkPolicy
+from schemas.errors import Conflict
+from schemas.records import LoadRequest, WireFormat
+from schemas.streams import StreamSpec
+from tests.children.installing import policy_of
+from workers.outcomes import joined
+
+pytestmark = [pytest.mark.integration, pytest.mark.full, pytest.mark.timeout(900)]
+
+
+class Sync:
+    """One connector and one Postgres, without the runs."""
+
+    def __init__(self, world, root, kind, connector, settings) -> None:
+        self.pair, self.kind = world.pair, kind
+        self.config = {"connector": connector, "settings": settings}
+        self.policy = LinkPolicy(
+            loopback=True, tls_required=False, superuser_refused=False,
+            children=replace(policy_of(root), silence=policy_of(root).silence * 10),
+        )  # fmt: skip
+        self.connection, self.fence = uuid4(), 0
+
+    def open(self):
+        return registry.open_source(self.kind, self.config, {}, self.policy)
+
+    def run(self, spec):
+        self.fence += 1
+        request = LoadRequest(self.connection, uuid4(), 1, self.fence, spec, "acme")
+        pair, result = self.pair, None
+        lake = registry.open_destination(
+            "postgres", pair.config("destination"), pair.secret("destination"), self.policy
+        )
+        with closing(self.open()) as source, closing(lake):
+            cursor = lake.claim_stream(request).cursor
+            with source.extract(spec, cursor, WireFormat.ROWS) as batches:
+                for batch in batches:
+                    loaded = lake.load(request, batch)
+                    result = loaded if result is None else joined(result, loaded)
+        assert result is not None
+        return result
+
+
+@pytest.fixture
+def root(world, tmp_path):
+    made = tmp_path / "connectors"
+    made.mkdir()
+    world.cli.settings.connectors_dir = made
+    return made
+
+
+def installed(world, connector) -> None:
+    connector_install.install(
+        world.cli, connector, None, None, from_source=False, again=False
+    )  # fmt: skip
+
+
+def test_tap_jsonl_from_pypi(world, root, tmp_path):
+    installed(world, "tap-jsonl==0.3.1")
+    with pytest.raises(Conflict, match="--again"):
+        installed(world, "tap-jsonl==0.3.1")
+    events = "SELECT body::json->'detail'->>'kind' FROM audit.event WHERE action = :action"
+    assert world.control.all(events, action="connector.installed") == [("singer",)]
+    files = tmp_path / "files"
+    files.mkdir()
+    some = [{"id": n, "name": f"n{n}", "price": 1.5, "tags": ["a"]} for n in range(1, 1_201)]
+    (files / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    settings = {"path": f"{files}/*.jsonl", "primary_keys": ["id"]}
+    sync = Sync(world, root, "singer", "tap-jsonl==0.3.1", settings)
+    with closing(sync.open()) as source:
+        source.test()
+        (found,) = source.discover()
+    assert (found.name, found.key) == ("tap-jsonl.jsonl", ("id",))
+    spec = StreamSpec(name="tap-jsonl.jsonl", mode="merge", key=("id",), cursor="state")
+    assert sync.run(spec).rows_inserted == 1_200
+    rows = world.pair.rows(
+        "destination", "SELECT count(*), sum(id), min(raw->>'name'), max(price) FROM acme.jsonl"
+    )
+    assert rows == [(1_200, 1_200 * 1_201 // 2, "n1", 1.5)]
+    again = sync.run(spec)
+    assert (again.rows_inserted, again.rows_updated) == (0, 0)
+    whole = StreamSpec(name="tap-jsonl.jsonl", mode="replace", key=("id",))
+    (files / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some[:1_100]))
+    result = sync.run(whole)
+    assert (result.rows_extracted, result.rows_deleted) == (1_100, 100)
