@@ -1,10 +1,7 @@
 """Singer taps: their arguments, catalogs and messages (specification 0.3.0 and what SDKs add)."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import orjson
 
 from connectors import rest_json
 from connectors.child_installed import Kind
@@ -16,8 +13,6 @@ from schemas.errors import ConfigError, ReadAgain, TransientError
 from schemas.streams import StreamSpec
 
 _CATALOG_MAX = 32 * 2**20
-#: A fraction, an exponent or a large number: only Python's own parser keeps every digit of it.
-_EXACT = re.compile(rb"[:,\[]\s*-?\d+[.eE]|\d{19}")
 
 
 class Singer:
@@ -46,16 +41,6 @@ class Singer:
             arguments += ["--state", "{state}"]
             documents["state"] = state.encode()
         return Order(arguments, documents, SingerTalk(stream, how, where))
-
-
-def parsed(line: bytes) -> object:
-    """Return a line's JSON without losing a digit; rest_json.NoJson if it is none."""
-    if _EXACT.search(line) is None:
-        try:
-            return orjson.loads(line)
-        except ValueError:
-            pass  # half a character, which Python's parser takes, or no JSON at all
-    return rest_json.parse(line)
 
 
 def _entries(shown: str, output: bytes) -> list[dict[str, Any]]:
@@ -146,7 +131,7 @@ class SingerTalk:
     def take(self, line: bytes) -> Record | Position | None:
         """Take a message; unknown types are allowed and mean nothing."""
         try:
-            message = parsed(line)
+            message = rest_json.parse(line)
         except rest_json.NoJson:
             message = None
         if not isinstance(message, dict) or not isinstance(message.get("type"), str):

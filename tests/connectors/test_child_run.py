@@ -103,6 +103,11 @@ def test_a_tap_is_read_from_state_to_state_and_what_it_says_is_sealed(world, tmp
     assert "tap-fake: my config is" in log
     assert "***" in log
     assert LOGIN not in log
+    shop.apply(BY_STATE, "rotate")
+    assert [world.sync()[0].state for _ in "ab"] == ["succeeded", "succeeded"]
+    versions = "SELECT max(version) FROM credentials WHERE field = 'config'"
+    assert world.control.one(versions) == 3
+    before = shop.cursor()
     shop.apply(BY_STATE, "exit_1_after_all_rows")
     run, _ = world.sync()
     assert (run.state, run.error_code) == ("queued", "connector_failed")
