@@ -62,9 +62,10 @@ class GitHub(Api):
     def _reply(self, asked: Asked) -> Reply:
         if self.script:
             return self.script.popleft()
-        if asked.headers.get("authorization") != f"Bearer {self.token}":
+        scheme, _, token = asked.headers.get("authorization", "").partition(" ")
+        if scheme.lower() not in {"bearer", "token"} or token != self.token:
             return _error(401, "Bad credentials")
-        if asked.headers.get("x-github-api-version") != "2022-11-28":
+        if asked.headers.get("x-github-api-version", "2022-11-28") != "2022-11-28":
             return _error(400, "Unsupported API version")
         reset = str(int(self.time().timestamp()) + 1_800)
         limits = {

@@ -147,7 +147,7 @@ class HubSpot(Api):
         limit = int(asked.query.get("limit", 10))
         if not 1 <= limit <= _LIST_MAX:
             return _invalid(f"limit must be between 1 and {_LIST_MAX}")
-        archived = asked.query.get("archived", "false") == "true"
+        archived = asked.query.get("archived", "false").lower() == "true"
         after = int(asked.query.get("after", 0))
         named = {p for v in asked.values.get("properties", []) for p in v.split(",") if p}
         found = [

@@ -4,6 +4,7 @@ Lists come newest first and know only when an object was created; an event has t
 then, and is kept for 30 days.
 """
 
+import re
 from copy import deepcopy
 from typing import Any
 
@@ -97,7 +98,8 @@ class Stripe(Api):
         parts = asked.path.strip("/").split("/")
         match asked.method, parts:
             case "GET", ["v1", "events"]:
-                return self._listed(asked, self._events(asked), {"types[]", "type"})
+                more = {name for name in asked.query if re.fullmatch(r"types\[\d*\]", name)}
+                return self._listed(asked, self._events(asked), {*more, "type"})
             case "GET", ["v1", kind] if kind in KINDS:
                 more = {"status"} if kind == "subscriptions" else set()
                 return self._listed(asked, self.kept[kind], more)
@@ -108,7 +110,7 @@ class Stripe(Api):
                 return error(404, f"Unrecognized request URL ({asked.method}: {asked.path}).")
 
     def _events(self, asked: Asked) -> list[dict[str, Any]]:
-        since, types = self.time().timestamp() - _KEPT_S, asked.values.get("types[]", [])
+        since, types = self.time().timestamp() - _KEPT_S, _types(asked)
         assert len(types) <= _TYPES_MAX
         return [
             e for e in self.events
@@ -139,6 +141,11 @@ class Stripe(Api):
             "data": deepcopy(found[:limit]),
         }  # fmt: skip
         return Reply(200, page)
+
+
+def _types(asked: Asked) -> list[str]:
+    """The wanted types, with or without their numbers."""
+    return [one for name, some in asked.values.items() if name.startswith("types[") for one in some]
 
 
 def _of_type(type_: str, wanted: str | None) -> bool:

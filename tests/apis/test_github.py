@@ -140,6 +140,7 @@ def test_github_is_tested_and_discovered(github):
         assert source.test().login == "BearerAuthenticator"
         assert source.discover()[0].name == "github.issues"
     assert {one.headers["accept"] for one in github.asked} == {"application/vnd.github+json"}
+    assert {one.headers["x-github-api-version"] for one in github.asked} == {"2022-11-28"}
 
 
 def test_a_token_that_was_revoked_is_a_dead_login(github):
