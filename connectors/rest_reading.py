@@ -88,7 +88,7 @@ class Reading:
         self._stream: Stream = stream or manifest.streams[name]  # with the fields that were loaded
         self._spec = spec
         self.where = f"{manifest.name}.{name}"
-        parent = self._stream.partition_router
+        parent = self._stream.partition_router or self._stream.grouping_router
         above = Type.STRING
         if parent is not None:
             above = type_of_partition(manifest.streams[parent.parent_stream], parent.parent_key)
