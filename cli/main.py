@@ -31,7 +31,7 @@ _COMMANDS = {
     "drain": ("cli.instance", "Start nothing any more; wait until nothing runs."),
     "keys": ("cli.keys", "Keyrings: init, status."),
     "metrics": ("cli.metrics", "Cluster-wide metrics, once or served."),
-    "resource": ("cli.resources", "External systems and their sealed credentials."),
+    "resource": ("cli.authorize", "External systems and their sealed credentials."),
     "retention": ("cli.instance", "Remove runs older than the plans keep."),
     "run": ("cli.runs", "Ask for runs, look at them, decide about them."),
     "scheduler": ("cli.processes", "Run a scheduler in the foreground."),

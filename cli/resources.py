@@ -23,10 +23,7 @@ from storage.runs import Subject
 
 @click.group()
 def resource() -> None:
-    """External systems: create, list, show, test, discover, rotate, delete."""
-
-
-commands = {"resource": resource}
+    """External systems: create, list, show, test, discover, authorize, rotate, delete."""
 
 
 @command(resource)
@@ -147,7 +144,7 @@ def show(cli: Cli, name: str) -> None:
     if found.needs_reauth_since is not None:
         lines.append(
             f"its login was refused {ago(found.needs_reauth_since)}; its connections wait for: "
-            f"syncward resource rotate {found.name}"
+            f"syncward resource authorize {found.name}"
         )
     cli.answer(found, lambda: "\n".join([f"{found.name} ({found.kind})", *lines]))
 
@@ -156,14 +153,14 @@ def show(cli: Cli, name: str) -> None:
 @click.argument("name")
 def test(cli: Cli, name: str) -> None:
     """Let a worker connect: server version, TLS, and what is missing."""
-    run, document = _ask(cli, name, RunKind.TEST)
+    run, document = ask(cli, name, RunKind.TEST)
     cli.answer(
         {"run_id": run.run_id, "resource": run.subject_name, **document},
-        lambda: _tested(run, document),
+        lambda: tested(run, document),
     )
 
 
-def _tested(run: Run, document: dict[str, object]) -> str:
+def tested(run: Run, document: dict[str, object]) -> str:
     parts = [
         f"{run.subject_name}: {document['server_version']}",
         f"TLS {document['tls']}",
@@ -182,7 +179,7 @@ def _tested(run: Run, document: dict[str, object]) -> str:
 @click.argument("name")
 def discover(cli: Cli, name: str) -> None:
     """Let a worker list streams: columns, keys, cursor candidates, row estimates."""
-    run, document = _ask(cli, name, RunKind.DISCOVER)
+    run, document = ask(cli, name, RunKind.DISCOVER)
     found = document["streams"]
     assert isinstance(found, list)  # noqa: S101 - our own worker wrote it
     rows = [
@@ -201,7 +198,7 @@ def discover(cli: Cli, name: str) -> None:
     )
 
 
-def _ask(cli: Cli, name: str, kind: RunKind) -> tuple[Run, dict[str, object]]:
+def ask(cli: Cli, name: str, kind: RunKind) -> tuple[Run, dict[str, object]]:
     """Run a question about a resource on a worker."""
 
     def subject(tx: Connection, account: Account, short: str) -> Subject:

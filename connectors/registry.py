@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from connectors import destinations as destination_files
 from connectors import sources as source_files
 from schemas.aid import UNAIDED, Aid
+from schemas.consent import Consent
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError
 from schemas.records import Destination, Source
@@ -89,6 +90,18 @@ def wanted_secrets(kind: str, config: Mapping[str, Any]) -> tuple[str, ...]:
     module = _any(kind)
     wanted = getattr(module, "wanted_secrets", None)
     return secret_fields(kind) if wanted is None else tuple(wanted(config))
+
+
+def consent(kind: str, config: Mapping[str, Any], policy: LinkPolicy) -> Consent:
+    """Return what a person is asked before a resource's login works; ConfigError if nothing is."""
+    asks = getattr(_any(kind), "consent", None)
+    found: Consent | None = None if asks is None else asks(config, policy)
+    if found is None:
+        raise ConfigError(
+            f"a resource of kind {kind} with these settings has nothing to authorise; store its "
+            "secrets with: syncward resource rotate NAME"
+        )
+    return found
 
 
 def without_secrets() -> frozenset[str]:

@@ -1,7 +1,7 @@
 """A login that lives on a refresh token, or begins with what a person has authorised.
 
 Secrets of the resource, which workers store anew: `access_token` with its end, `refresh_token`, and
-`authorization`: the code that `resource rotate` has brought, until a worker has exchanged it.
+`authorization`: the code that `resource authorize` has brought, until a worker has exchanged it.
 """
 
 import json
@@ -10,14 +10,17 @@ from collections.abc import Callable, Mapping
 from time import time
 
 from connectors import rest_text
-from connectors.http_link import Bounds, Link
+from connectors.http_link import Bounds, Link, check_origin
+from connectors.rest_manifest import Manifest
 from connectors.rest_parts import OAuth
-from connectors.rest_tokens import TOKEN, Token, TokenEndpoint
+from connectors.rest_tokens import TOKEN, Token, TokenEndpoint, filled_endpoint
 from schemas.aid import Aid
+from schemas.consent import FIELD, REFUSED, Consent
+from schemas.egress import LinkPolicy
 from schemas.errors import CredentialsError, ReauthNeeded, TransientError
 from schemas.redaction import REDACTOR
 
-ACCESS, REFRESH, CODE = "access_token", "refresh_token", "authorization"
+ACCESS, REFRESH, CODE = "access_token", "refresh_token", FIELD
 #: What workers store; an operator may give the first two.
 RENEWED = (ACCESS, REFRESH, CODE)
 #: An exchange is short: others wait for it, and a run that is cancelled waits for it, too.
@@ -54,7 +57,7 @@ class Refreshed:
     def problem(self) -> str | None:
         """What a person should know, though the login works."""
         if self._secrets.get(CODE) == _REFUSED:
-            return "the last authorisation was refused; the login of before is used"
+            return REFUSED
         return None
 
     def headers(self) -> Mapping[str, str]:
@@ -109,7 +112,10 @@ class Refreshed:
             found = self._endpoint.ask(_of_code(code), client)
         except ReauthNeeded:
             if stored.get(REFRESH) is None:
-                raise
+                raise ReauthNeeded(
+                    f"{self._endpoint.where}: refuses what was authorised; authorise once more: "
+                    "syncward resource authorize NAME"
+                ) from None
             return {**self._refreshed(stored, client), CODE: _REFUSED}
         return {**self._fields(found), CODE: _USED}
 
@@ -118,7 +124,7 @@ class Refreshed:
         if refresh is None:
             raise ReauthNeeded(
                 f"{self._endpoint.where}: there is no login that could be renewed; authorise it: "
-                "syncward resource rotate NAME"
+                "syncward resource authorize NAME"
             )
         form = {"grant_type": "refresh_token", "refresh_token": refresh}
         return self._fields(self._endpoint.ask(form, client))
@@ -130,8 +136,24 @@ class Refreshed:
         return fields
 
 
+def consent(
+    manifest: Manifest, parameters: Mapping[str, object], policy: LinkPolicy
+) -> Consent | None:
+    """Return what a person is asked; None where there is no login of this kind."""
+    config, names = manifest.authenticator, {"config": parameters}
+    if not isinstance(config, OAuth) or config.authorization_endpoint is None:
+        return None
+    endpoint = filled_endpoint("authorization_endpoint", config.authorization_endpoint, names)
+    check_origin(endpoint, policy)
+    own = {name: rest_text.filled(v, names) for name, v in config.authorization_parameters.items()}
+    scope = {"scope": " ".join(config.scopes)} if config.scopes else {}
+    return Consent(
+        endpoint, {**own, "client_id": rest_text.filled(config.client_id, names), **scope}
+    )
+
+
 def _of_code(pending: str) -> dict[str, str]:
-    """Return the form of what `resource rotate` has sealed."""
+    """Return the form of what `resource authorize` has sealed."""
     try:
         kept = json.loads(pending)
         return {
@@ -143,5 +165,5 @@ def _of_code(pending: str) -> dict[str, str]:
     except (ValueError, KeyError, TypeError):
         raise CredentialsError(
             "authorization: is nothing that could be exchanged; authorise again: syncward resource "
-            "rotate NAME"
+            "authorize NAME"
         ) from None

@@ -78,7 +78,7 @@ class OAuth(Part):
     """A token of a token endpoint, with the secret `client_secret`.
 
     With `refresh_token` an operator stores the first one; with `authorization_code` a person
-    authorises at the API (`resource rotate`), which gives it.
+    authorises at the API (`resource authorize`), which gives it.
     """
 
     type: Literal["OAuthAuthenticator"]

@@ -94,7 +94,7 @@ class TokenEndpoint:
         if refused == _GRANT and by_grant != "client_credentials":
             raise ReauthNeeded(
                 f"{self.where}: does not renew this login any more ({_GRANT}); authorise it again: "
-                "syncward resource rotate NAME"
+                "syncward resource authorize NAME"
             )
         if answer.status in {401, 403} or (isinstance(refused, str) and refused in _REFUSED):
             raise CredentialsError(

@@ -48,7 +48,7 @@ FAILURES: dict[str, Failure] = {
     # ── credentials and keys ─────────────────────────────────────────────────────────────────
     "credentials": _person("`resource rotate`, then `connection resume`", pauses=True),
     "needs_reauth": _person(
-        "`resource rotate`: paused connections go on by themselves then", pauses=True
+        "`resource authorize`: paused connections go on by themselves then", pauses=True
     ),
     "no_credentials": _person("`resource rotate`: none were ever stored"),
     "unsealable": _person(

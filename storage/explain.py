@@ -113,7 +113,7 @@ def _paused(live: Row[Any], state: InstanceState) -> tuple[Rule, str] | None:
     if live.schedule_state == "paused" and live.dead_logins is not None:
         text_ = (
             f"the connection waits for the login of {live.dead_logins}; syncward resource "
-            f"rotate {live.dead_logins}"
+            f"authorize {live.dead_logins}"
         )
         return Rule.CONNECTION_PAUSED, text_
     if live.schedule_state == "paused":

@@ -42,7 +42,7 @@ _STORE_TRIES, _STORE_EVERY_S = 5, 1.0
 
 _DEAD = (
     "resource {}: its login was refused and waits to be authorised again: syncward resource "
-    "rotate NAME"
+    "authorize NAME"
 )
 
 #: Opens what was read, and has it masked from then on.

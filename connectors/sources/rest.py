@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
-from connectors import authority, rest_files, rest_schema
+from connectors import authority, rest_files, rest_oauth, rest_schema
 from connectors.discovery import discovered
 from connectors.rest_asking import Asker, base_of
 from connectors.rest_batches import Batches
@@ -18,6 +18,7 @@ from connectors.rest_reading import Reading
 from connectors.rest_values import Type
 from connectors.row_reads import refuse
 from schemas.aid import UNAIDED, Aid
+from schemas.consent import Consent
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError
 from schemas.records import (
@@ -105,6 +106,13 @@ def check_link(config: RestConfig, policy: LinkPolicy) -> None:
     if "/" not in config.manifest:
         manifest = rest_files.of_resource(config.manifest)
         base_of(manifest, {"config": manifest.checked(config.parameters)}, policy)
+
+
+def consent(config: Mapping[str, Any], policy: LinkPolicy) -> Consent | None:
+    """Return what a person is asked at the API; None if its login needs none."""
+    checked = RestConfig.model_validate(dict(config))
+    manifest = rest_files.of_resource(checked.manifest)
+    return rest_oauth.consent(manifest, manifest.checked(checked.parameters), policy)
 
 
 def open_source(

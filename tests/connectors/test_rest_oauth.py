@@ -114,10 +114,10 @@ def test_a_dead_login_pauses_all_its_connections_with_one_event_and_comes_back_b
     _, out, _ = shell("resource", "list")
     assert "needs reauth" in out
     _, out, _ = shell("resource", "show", "shop")
-    assert "syncward resource rotate shop" in out
+    assert "syncward resource authorize shop" in out
     waits = shop.enqueue("c0")
     _, out, _ = shell("run", "explain", str(waits))
-    assert "syncward resource rotate shop" in out
+    assert "syncward resource authorize shop" in out
 
     with shop.world.cli.inside() as (tx, account, _):  # a stop by hand in between stays
         assert connections.pause(tx, account, connections.get(tx, "c1"), OPERATOR)
