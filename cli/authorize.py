@@ -1,7 +1,7 @@
 """`syncward resource authorize`: a person lets Syncward in at an API, by the code flow with PKCE.
 
-This host cannot open the client's secret, so it cannot exchange the code. It seals code and verifier
-for the workers, and a `test` of the resource exchanges them there and reads a page.
+This host cannot open the client's secret, so it cannot exchange the code. It seals code and
+verifier for the workers, and a `test` of the resource exchanges them there and reads a page.
 """
 
 import json
@@ -37,16 +37,14 @@ PASTED_PORT = 8_765
 @click.option("--paste", is_flag=True, help="The browser is elsewhere: paste where it ended.")
 @click.option("--browser", is_flag=True, help="Open the browser of this host.")
 @click.option("--timeout", default=300, type=click.IntRange(5, 3_600), help="Seconds to wait.")
-def authorize(  # noqa: PLR0917 - click passes what the operator typed
-    cli: Cli, name: str, port: int, paste: bool, browser: bool, timeout: int
-) -> None:
+def authorize(cli: Cli, name: str, port: int, *, paste: bool, browser: bool, timeout: int) -> None:
     """Let a person authorise the login at the API; connections that wait for it go on."""
     credentials.open_keyring(cli)  # nobody is asked for what could not be sealed
     with cli.inside(name) as (tx, account, short):
         found = resources.get(tx, short)
     asked = registry.consent(found.kind, found.config, cli.settings.link_policy())
     verifier, challenge = proof()
-    flow = _Flow(found, asked, challenge, Tickets(life_s=timeout), browser)
+    flow = _Flow(found, asked, challenge, Tickets(life_s=timeout), browser=browser)
     if paste:
         uri = f"http://127.0.0.1:{port or PASTED_PORT}{consent.PATH}"
         came: consent.Came | None = flow.by_hand(uri)
@@ -66,7 +64,7 @@ class _Flow:
     """One authorisation of one resource, under way."""
 
     def __init__(
-        self, found: Resource, asked: Consent, challenge: str, tickets: Tickets, browser: bool
+        self, found: Resource, asked: Consent, challenge: str, tickets: Tickets, *, browser: bool
     ) -> None:
         self._asked, self._challenge, self._browser = asked, challenge, browser
         self._tickets, self._purpose = tickets, str(found.resource_id)

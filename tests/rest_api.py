@@ -64,7 +64,9 @@ class Issuer:
         self.refused: list[str] = []
         self.answers: deque[Reply | Route] = deque()
         self._lock = Lock()
+        self.back: dict[str, str] = {}  # what else it sends back
         api.routes["/token"] = self._answer
+        api.routes["/authorize"] = self.authorize
         api.logins = set()
 
     def _answer(self, asked: Asked) -> Reply:
@@ -103,6 +105,15 @@ class Issuer:
             self.refresh = f"refresh-canary-{number}"
             document["refresh_token"] = self.refresh
         return Reply(200, document)
+
+    def authorize(self, asked: Asked) -> Reply:
+        """Grant it at once: send the browser back with a code."""
+        query = asked.query
+        assert (query["response_type"], query["code_challenge_method"]) == ("code", "S256")
+        code = f"code-canary-{len(self.codes)}"
+        self.codes[code] = query["code_challenge"], query["redirect_uri"]
+        back = urlencode({**self.back, "code": code, "state": query["state"]})
+        return Reply(302, b"", {"Location": f"{query['redirect_uri']}?{back}"})
 
     def revoke(self) -> None:
         """Forget every token."""
