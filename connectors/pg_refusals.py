@@ -115,6 +115,8 @@ _WORDS = {
     "42501": "a policy of the table refuses it",
     "54000": "it is too long for an index",
 }
+#: Behind the reason of a row that may be taken in another order of the load's rows.
+UNSETTLED = "; it may wait for other rows of the load, and not every order of them was tried"
 _BY_ROUTINE = "a trigger or function refuses it"
 #: Classes of which time or an administrator is the cure, whoever raised them.
 _NEVER = ("08", "40", "53", "55", "57", "58", "72", "XX")
@@ -165,6 +167,12 @@ def unless_refused(conn: Connection) -> Iterator[None]:
 def depends(error: psycopg.Error) -> bool:
     """Say whether the row may be taken once another one is there, or is another one."""
     return error.sqlstate in {"23503", "23505", "23P01"}
+
+
+def may_wait(error: psycopg.Error) -> bool:
+    """Say whether the row may be taken later: what a trigger looks at may be there then, too."""
+    by_code = error.diag.source_function in {"exec_stmt_raise", "ExecWithCheckOptions"}
+    return by_code or depends(error)
 
 
 def reason_of(error: psycopg.Error, columns: Iterable[str]) -> Reason:

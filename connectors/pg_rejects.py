@@ -6,14 +6,15 @@ the staging table, from which `write` takes the rows in halves until the bad one
 nothing relies on two reads of the source being alike. `settle` writes down what was refused.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
-from connectors import pg_refusals
+from connectors import pg_refusals, pg_waiting
 from connectors.pg_batch import (
     KEYS,
     REFUSED,
@@ -28,12 +29,14 @@ from connectors.pg_batch import (
     typed,
 )
 from connectors.pg_refusals import (
+    UNSETTLED,
     Care,
     Reason,
     Refusals,
     Refused,
     depends,
     is_of_a_row,
+    may_wait,
     reason_of,
     unless_refused,
 )
@@ -138,24 +141,33 @@ class _Blocks:
     last: int  # the one after
 
 
+@dataclass(frozen=True, slots=True)
+class _Units:
+    """Staged rows that stand in an order in which they can be taken (pg_waiting)."""
+
+    first: int
+    last: int  # the one after
+
+
 #: Sets that may wait for rows of other sets, at one time.
 _WAITING_MAX = 500
-#: So often rows that wait are tried once more, all together: then those that still do are refused.
+#: So many tries rows that wait have in all. What was not settled then says so in its reason.
 _AGAIN_MAX = 30_000
 #: Parts into which a set of many blocks is cut.
 _PARTS = 8
 #: Rows that are suspected at most; more than these are found as if nothing were known.
 _SUSPECTS_MAX = 1_000
 #: Staged rows by their place, or all of some blocks.
-_Piece = _Blocks | list[str]
+_Piece = _Blocks | _Units | list[str]
 
 
 class _Search:
     """Does something with all staged rows but those that are refused.
 
-    Sets that are refused are cut into smaller ones, all of one size before any of the next. So what
-    others depend on (a reference, a unique value that moves) is there as early as can be, and a
-    load of bad rows ends as soon as more sets are bad than rows may be. `suspects` were refused
+    Sets that are refused are cut into smaller ones, all of one size before any of the next, and a
+    load of bad rows ends as soon as more sets are bad than rows may be. Where rows refer to others
+    of the same table, the sets are cut in the order in which rows can be taken. What waited for
+    another row is tried again at the end, until that changes nothing. `suspects` were refused
     before, and are done one by one.
     """
 
@@ -171,74 +183,127 @@ class _Search:
         self._statement = statement
         self._suspects = list(suspects)
         self._refused: dict[str, psycopg.Error] = {}
+        self._unsettled: frozenset[str] = frozenset()
         self._done: Done = (0, 0)
 
     def run(self) -> Done:
         whole = _Blocks(0, self._blocks())
-        sets = self._parts(whole) if self._refusals.met else [whole]
+        sets: list[_Piece] = self._parts(whole) if self._refusals.met else [whole]
         sets += [[place] for place in self._suspects]
-        backwards = False  # by turns: whichever way rows depend on each other
         if self._suspects or self._refusals.met:
             # Many small sets follow, of a table that was just read: its index serves them best.
             self._load.conn.execute("SET LOCAL random_page_cost = 1")
-        while sets:
-            bad = self._refused_of(reversed(sets) if backwards else sets)
-            sets = [part for parts in (reversed(bad) if backwards else bad) for part in parts]
-            backwards = not backwards
-        tries = 0
-        while tries < _AGAIN_MAX and self._again(backwards=backwards):
-            backwards = not backwards
-            tries += len(self._refused)
+        self._cut(sets)
+        self._settle()
         return self._done
 
-    def _refused_of(self, sets: Iterable[_Piece]) -> list[list[_Piece]]:
-        """Do it for sets of one size; return the parts of each that is refused.
+    # ── first all rows, in ever smaller sets ─────────────────────────────────────────────────
 
-        Each of them has a bad row, so too many of them are too many rows. Those that wait for
-        another one may be more for a while.
+    def _cut(self, sets: Sequence[_Piece]) -> None:
+        """Cut the sets that are refused, all of one size before any of the next."""
+        backwards = False  # by turns: whichever way rows depend on each other
+        while sets:
+            bad: list[list[_Piece]] = []
+            errors = list(self._refused.values())
+            todo = list(reversed(sets)) if backwards else sets
+            for n, piece in enumerate(todo):
+                error = self._try(piece)
+                if error is None:
+                    continue
+                rule = self._order_of(error)
+                if rule is not None:
+                    self._cut_in_order([rule], [*chain.from_iterable(bad), *todo[n:]])
+                    return
+                if isinstance(piece, list) and len(piece) == 1:
+                    self._refused[piece[0]] = error
+                else:
+                    bad.append(self._parts(piece))
+                errors.append(error)
+                self._check_room(errors)  # each of these sets has a bad row
+            sets = [part for parts in (reversed(bad) if backwards else bad) for part in parts]
+            backwards = not backwards
+
+    def _order_of(self, error: psycopg.Error) -> pg_waiting.Rule | None:
+        """Return by what the rows of the table refer to each other, if that is what is wrong."""
+        return pg_waiting.rule_of(self._load, error) if pg_waiting.is_reference(error) else None
+
+    def _cut_in_order(self, rules: list[pg_waiting.Rule], left: Sequence[_Piece]) -> None:
+        """Go through what is left in the order of the references: who is needed is tried before.
+
+        So a row that is refused here refers to one that is refused. Another constraint of the kind
+        that shows up orders the rows anew.
         """
-        bad: list[list[_Piece]] = []
-        errors = list(self._refused.values())
-        waiting = sum(map(depends, errors))
-        room = self._refusals.room
-        for piece in sets:
+        places = sql.SQL(" UNION ALL ").join(
+            self._rows(piece, sql.SQL("y.ctid AS place")) for piece in left
+        )
+        units = pg_waiting.ordered(self._load, rules, places)
+        sets = list(reversed(self._parts(_Units(0, units))))
+        while sets:
+            piece = sets.pop()
             error = self._try(piece)
             if error is None:
                 continue
+            rule = self._order_of(error)
+            if rule is not None and rule not in rules:
+                self._cut_in_order([*rules, rule], [piece, *sets])
+                return
             if isinstance(piece, list) and len(piece) == 1:
                 self._refused[piece[0]] = error
+                self._check_room(list(self._refused.values()))
             else:
-                bad.append(self._parts(piece))
-            errors.append(error)
-            waiting += depends(error)
-            if len(errors) - waiting > room or waiting > max(room, _WAITING_MAX):
-                self._check_before()
-                columns = [c.name for c in self._load.columns]
-                self._refusals.too_many([reason_of(e, columns) for e in errors], error)
-        return bad
+                sets += reversed(self._parts(piece))
+
+    def _check_room(self, errors: Sequence[psycopg.Error]) -> None:
+        """Fail where so many sets are bad that it is too many rows, or too many wait at a time."""
+        room, waiting = self._refusals.room, sum(map(depends, errors))
+        if len(errors) - waiting > room or waiting > max(room, _WAITING_MAX):
+            self._check_before()
+            columns = [c.name for c in self._load.columns]
+            self._refusals.too_many([reason_of(e, columns) for e in errors], errors[-1])
 
     def _check_before(self) -> None:
         """Fail as the server says if what was removed before the rows is to blame, not they."""
         self._load.conn.execute("SET CONSTRAINTS ALL IMMEDIATE")
 
-    def _again(self, *, backwards: bool) -> bool:
-        """Try the rows that waited for others once more; say whether one of them was taken.
+    # ── then those that wait for another one ─────────────────────────────────────────────────
 
-        First all of them at once: some wait for each other (unique values that swap).
+    def _settle(self) -> None:
+        """Try the rows that may have waited once more, until that takes none of them."""
+        tries = 0
+        while waited := [place for place, e in self._refused.items() if may_wait(e)]:
+            if tries > _AGAIN_MAX:
+                self._unsettled = frozenset(waited)
+                return
+            before = len(self._refused)
+            tries += self._again(waited)
+            if len(self._refused) == before:
+                return
+
+    def _again(self, waited: list[str]) -> int:
+        """Try rows in the order in which they need each other; return how many tries it took.
+
+        First all of them at once: some are taken only together. Those that need what is nowhere are
+        not tried: they stay refused, and for the reason that is known.
         """
-        before = len(self._refused)
-        waited = [place for place, error in self._refused.items() if depends(error)]
-        if len(waited) > 1 and self._try(waited) is None:
-            for place in waited:
-                del self._refused[place]
-            return True
-        for place in reversed(waited) if backwards else waited:
-            error = self._try([place])
+        found = (pg_waiting.rule_of(self._load, self._refused[place]) for place in waited)
+        rules = {rule for rule in found if rule is not None}
+        units = pg_waiting.ordered(self._load, rules, _among(waited), but_lost=True)
+        sets: list[_Piece] = [_Units(0, units)] if units else []
+        tries = 0
+        while sets:
+            piece = sets.pop()
+            places, error = self._places_of(piece), self._try(piece)
+            tries += 1
             if error is None:
-                del self._refused[place]
-            else:
-                self._refused[place] = error
-        return len(self._refused) < before
+                for place in places:
+                    del self._refused[place]
+            elif len(places) == 1:
+                self._refused[places[0]] = error
+            elif isinstance(piece, _Units) and piece.last - piece.first > 1:
+                sets += (_Units(n, n + 1) for n in reversed(range(piece.first, piece.last)))
+            else:  # a ring
+                sets += ([place] for place in reversed(places))
+        return tries
 
     def _try(self, piece: _Piece) -> psycopg.Error | None:
         """Do it under a savepoint; return the error if one of the rows is to blame."""
@@ -254,17 +319,23 @@ class _Search:
         return None
 
     def _rows(self, piece: _Piece, columns: sql.Composable | None = None) -> sql.Composed:
-        if isinstance(piece, list):
-            where = sql.SQL("ctid = ANY({}::tid[])").format(sql.Literal(piece))
+        of = sql.SQL("{} y").format(self._load.staging)
+        if isinstance(piece, _Units):
+            of = sql.SQL(
+                "{} JOIN (SELECT place FROM {} WHERE unit >= {} AND unit < {}) o "
+                "ON o.place = y.ctid"
+            ).format(of, pg_waiting.ORDERED, sql.Literal(piece.first), sql.Literal(piece.last))
+            where: sql.Composable = sql.SQL("true")
+        elif isinstance(piece, list):
+            where = sql.SQL("y.ctid = ANY({}::tid[])").format(sql.Literal(piece))
         else:
-            where = sql.SQL("ctid >= {}::tid AND ctid < {}::tid").format(
+            where = sql.SQL("y.ctid >= {}::tid AND y.ctid < {}::tid").format(
                 sql.Literal(f"({piece.first},0)"), sql.Literal(f"({piece.last},0)")
             )
             if self._suspects:
-                where += sql.SQL(" AND ctid <> ALL({}::tid[])").format(sql.Literal(self._suspects))
-        return sql.SQL("(SELECT {} FROM {} WHERE {})").format(
-            columns or sql.SQL("*"), self._load.staging, where
-        )
+                others = sql.SQL(" AND y.ctid <> ALL({}::tid[])")
+                where += others.format(sql.Literal(self._suspects))
+        return sql.SQL("(SELECT {} FROM {} WHERE {})").format(columns or sql.SQL("y.*"), of, where)
 
     def _blocks(self) -> int:
         table = sql.Literal(self._load.staging.as_string(self._load.conn))
@@ -282,15 +353,22 @@ class _Search:
             step = max(1, -(-blocks // _PARTS))
             firsts = range(piece.first, piece.last, step)
             return [_Blocks(first, min(first + step, piece.last)) for first in firsts]
-        if isinstance(piece, _Blocks):
-            found = self._load.conn.execute(
-                sql.SQL("SELECT place FROM {} AS s").format(
-                    self._rows(piece, sql.SQL("ctid::text AS place"))
-                )
-            )
-            piece = [row[0] for row in found]
-        middle = len(piece) // 2
-        return [half for half in (piece[:middle], piece[middle:]) if half]
+        if isinstance(piece, _Units) and piece.last - piece.first > 1:
+            step = max(1, -(-(piece.last - piece.first) // _PARTS))
+            firsts = range(piece.first, piece.last, step)
+            return [_Units(first, min(first + step, piece.last)) for first in firsts]
+        places = self._places_of(piece)
+        if isinstance(piece, _Units):  # one row, or a ring of them
+            return [[place] for place in places]
+        middle = len(places) // 2
+        return [half for half in (places[:middle], places[middle:]) if half]
+
+    def _places_of(self, piece: _Piece) -> list[str]:
+        if isinstance(piece, list):
+            return piece
+        rows = self._rows(piece, sql.SQL("y.ctid::text AS place"))
+        found = self._load.conn.execute(sql.SQL("SELECT place FROM {} AS s").format(rows))
+        return [place for (place,) in found]
 
     def note(self) -> int:
         """Note the rows that were refused, in our own words; return how many."""
@@ -343,10 +421,17 @@ class _Search:
         return Refused(pg_refusals.digest_of(key), key, reason, Care.SETS, readable=False)
 
     def _reason(self, place: str) -> Reason:
-        return reason_of(self._refused[place], [c.name for c in self._load.columns])
+        reason = reason_of(self._refused[place], [c.name for c in self._load.columns])
+        return (
+            replace(reason, words=reason.words + UNSETTLED) if place in self._unsettled else reason
+        )
 
     def _places(self) -> sql.Composed:
         return sql.SQL("s.ctid = ANY({}::tid[])").format(sql.Literal(list(self._refused)))
+
+
+def _among(places: list[str]) -> sql.Composed:
+    return sql.SQL("SELECT unnest({}::tid[]) AS place").format(sql.Literal(places))
 
 
 def _one(load: Load, query: sql.Composed) -> tuple[Any, ...]:
