@@ -104,6 +104,7 @@ def try_(  # noqa: PLR0917 - click passes what the operator typed
             "schema": trial.schema,
             "new": list(trial.new),
             "pages": trial.pages,
+            "changes": list(trial.changes),
         },
         lambda: _shown(trial),
     )
@@ -156,6 +157,8 @@ def _shown(trial: Trial) -> str:
         lines += [f"      {json.dumps(plain(n))}: {t}" for n, t in trial.schema.items()]
     if trial.new:
         lines.append(f"not in the schema: {', '.join(plain(name) for name in trial.new)}")
+    for number, changes in enumerate(trial.changes):
+        lines.append(f"changes.{number}: {changes} records of the last day on its first page")
     lines.append(f"{len(trial.records)} records of {trial.pages} pages; nothing was stored")
     return "\n".join(lines)
 

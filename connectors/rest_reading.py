@@ -241,23 +241,26 @@ class Reading:
         before the others, which may still show it.
         """
         for one in self._stream.changes:
-            read = self._read(one, self.where, {})
-            interval = {
-                "start_time": rest_window.written_as(window.since, one.datetime_format),
-                "end_time": rest_window.written_end_as(window.until, one.datetime_format),
-            }
-            read = replace(
-                read, names={**read.names, "stream_interval": interval}, key=repr,
-                more=partial(_put_times, one, interval),
-            )  # fmt: skip
-            for page in turned(self._asker, read):
-                page.records = [
-                    self._record_of(one, entry)
-                    for entry in page.records
-                    if not one.changed_at
-                    or time_in(self.where, entry, one.changed_at) >= window.since
-                ]
-                yield page
+            yield from self.changes_of(one, window)
+
+    def changes_of(self, one: Changes, window: Window) -> Iterator[Page]:
+        """Yield what one request says has changed."""
+        interval = {
+            "start_time": rest_window.written_as(window.since, one.datetime_format),
+            "end_time": rest_window.written_end_as(window.until, one.datetime_format),
+        }
+        read = self._read(one, self.where, {})
+        read = replace(
+            read, names={**read.names, "stream_interval": interval}, key=repr,
+            more=partial(_put_times, one, interval),
+        )  # fmt: skip
+        for page in turned(self._asker, read):
+            page.records = [
+                self._record_of(one, entry)
+                for entry in page.records
+                if not one.changed_at or time_in(self.where, entry, one.changed_at) >= window.since
+            ]
+            yield page
 
     def _record_of(self, how: Changes, entry: Record) -> Record:
         record = rest_text.found(entry, how.record_path)

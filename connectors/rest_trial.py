@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from connectors import rest_schema, rest_text
@@ -9,12 +10,15 @@ from connectors.rest_asking import Asker
 from connectors.rest_manifest import Manifest, Stream
 from connectors.rest_reading import Reading
 from connectors.rest_values import Type, inferred
+from connectors.rest_window import Window
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError
 from schemas.records import Row
 
 #: Fields beyond are not shown as a schema.
 _FIELDS_MAX = 200
+#: How far back changes are tried.
+_LATELY = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,7 @@ class Trial:
     schema: Mapping[str, str]  # of all fields that these records have
     new: Sequence[str]  # those that the manifest's schema does not have
     pages: int
+    changes: Sequence[int] = ()  # records on the first page of each request for changes
 
 
 def attempt(
@@ -73,7 +78,21 @@ def _read(asker: Asker, manifest: Manifest, name: str, limit: int) -> Trial:
         schema=schema,
         new=[field for field in schema if field not in known] if declared.fields else (),
         pages=pages,
+        changes=_changes(reading, declared) if declared.fields else (),
     )
+
+
+def _changes(reading: Reading, stream: Stream) -> list[int]:
+    """Read what has changed since yesterday, a page of each request, with the checks of a run."""
+    now, counts = datetime.now(UTC), []
+    window = Window(now - _LATELY, now, now - _LATELY, now, last=True)
+    for one in stream.changes:
+        page = next(reading.changes_of(one, window), None)
+        records = () if page is None else page.records
+        for number, record in enumerate(records, 1):
+            reading.rows.row(record, None, f"change {number} of page 1")
+        counts.append(len(records))
+    return counts
 
 
 def schema_of(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -104,6 +123,8 @@ def _remarks(stream: Stream) -> list[str]:
         found.append("has no schema and cannot be read by a run; `connector try` shows one")
     if not stream.primary_key:
         found.append("has no primary_key: only mode: replace, and every row is compared")
+    if stream.changes and stream.tombstone is None:
+        found.append("has changes and no tombstone: deleted records are found by full_every only")
     if stream.paginator.type in {"OffsetIncrement", "PageIncrement"}:
         found.append("counts its pages: a record that is deleted while it is read hides another")
     return found

@@ -1,13 +1,13 @@
 """The manifest `hubspot` against a fake of the CRM: real runs, edits between pages, kill -9."""
 
 from contextlib import closing
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from connectors import registry
-from schemas.errors import CredentialsError, Deferral
+from connectors import registry, rest_files, rest_trial
+from schemas.errors import ConfigError, CredentialsError, Deferral
 from schemas.records import WireFormat
 from schemas.streams import StreamSpec
 from tests.apis.hubspot import TOKEN, HubSpot
@@ -192,6 +192,20 @@ def test_more_searches_than_a_second_allows_are_told_to_wait_and_all_is_read(hub
     assert len(read(hubspot, SINCE)) == 450
     answers = [one for one in hubspot.asked if one.path.endswith("/search")]
     assert len(answers) > 6, "some of them were refused"
+
+
+def test_a_trial_reads_a_page_of_each_request_for_changes(hubspot):
+    hubspot.time.now = datetime.now(UTC) - timedelta(hours=1)
+    some = contacts(hubspot, 5)
+    hubspot.archive("contacts", some[0])
+    manifest, parameters = rest_files.of_resource("hubspot"), {"base_url": hubspot.url}
+    secrets = {"token": TOKEN}
+    tried = rest_trial.attempt(manifest, parameters, secrets, LOOSE, stream="contacts", limit=2)
+    assert (len(tried.rows), list(tried.changes)) == (2, [1, 4])
+    hubspot.search_results = 0
+    with pytest.raises(ConfigError) as caught:
+        rest_trial.attempt(manifest, parameters, secrets, LOOSE, stream="contacts", limit=2)
+    assert caught.value.code == "api_refused"
 
 
 def test_a_day_that_is_used_up_defers_the_run_for_an_hour(hubspot):
