@@ -69,10 +69,17 @@ def texts(body: bytes, path: Sequence[str], count: int) -> Sequence[Text] | None
 
 def as_it_stands(text: Text, document: object) -> str:
     """Return the text of a document for a jsonb, without writing it again; NoJson as `write`."""
-    found = bytes(text)
-    if b"\\u" in found:  # what jsonb does not take is written so
+    found = str(text, "utf-8")
+    if "\\u" in found:  # what jsonb does not take is written so
         return write(document)
-    return found.decode()
+    return found
+
+
+def all_as_they_stand(texts: Sequence[Text] | None, documents: Sequence[object]) -> list[str]:
+    """Return the texts of documents, as they stand where that is known; NoJson as `write`."""
+    if texts is None:
+        return list(map(write, documents))
+    return [as_it_stands(text, document) for text, document in zip(texts, documents, strict=True)]
 
 
 def _constant(_text: str) -> None:

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from functools import partial
-from itertools import islice, repeat
-from typing import Any
+from itertools import islice
+from typing import Any, cast
 
 from connectors import rest_jobs, rest_schema, rest_text, rest_window
 from connectors.rest_asking import Asker
@@ -17,13 +17,16 @@ from connectors.rest_rows import Rows, type_of_partition
 from connectors.rest_turning import REMEMBERED, Page, Read, Record, time_in, turned
 from connectors.rest_values import Misfit, Type
 from connectors.rest_window import Window
-from connectors.row_groups import Grouping, sizes
+from connectors.row_groups import Grouping, sizes, sizes_of_all
 from schemas.errors import ConfigError, ReadAgain
 from schemas.records import Row, RowGroup
 from schemas.streams import Mode, StreamSpec
 
 #: So many records may have changed; beyond that it is shorter to read all of them.
 _CHANGED_MAX = 2 * REMEMBERED
+#: Records that become rows together, and about how many bytes of their answer: memory holds their
+#: rows beside the whole page.
+_TOGETHER, _BYTES_TOGETHER = 1_000, 2**20
 
 
 class Once:
@@ -63,6 +66,20 @@ class Once:
         self._page.add(token)
         return True
 
+    def new_ones(self, rows: list[Row], places: Sequence[int]) -> list[Row]:
+        """Return the rows of a page whose keys were on no page before."""
+        if not places:
+            return rows
+        if len(places) == 1 and not self.feed:  # nearly always, and nearly always all are new
+            values = [row[places[0]] for row in rows]
+            if set(map(type, values)) == {int}:
+                tokens = cast("set[bytes | int]", set(values))
+                if self._recent.isdisjoint(tokens) and self._older.isdisjoint(tokens):
+                    self.new += len(rows)
+                    self._page |= tokens
+                    return rows
+        return [row for row in rows if self.is_new(tuple([row[i] for i in places]))]
+
 
 def _token(key: Row) -> bytes | int:
     """Return what stands for a key: itself, if it is small and no other's."""
@@ -101,28 +118,33 @@ class Reading:
     ) -> Iterator[RowGroup]:
         """Yield the rows of the pages in bounded groups; memory holds one page."""
         grouping = Grouping(sizes(self.rows.columns))
+        size_of_all = sizes_of_all(self.rows.columns)
         for page in pages:
             once.turn()
-            for row in self._rows_of(page, window):
-                key = self.rows.key(row)
-                if key and not once.is_new(key):
-                    continue
-                group = grouping.add(row)
-                if group is not None:
-                    yield group
+            for some in self._rows_of(page, window):
+                rows = once.new_ones(some, self.rows.key_places)
+                yield from grouping.add_all(rows, size_of_all(rows))
             page.records, page.texts = (), None
             self._asker.check()
         yield from grouping.rest()
 
-    def _rows_of(self, page: Page, window: Window | None) -> Iterator[Row]:
+    def _rows_of(self, page: Page, window: Window | None) -> Iterator[list[Row]]:
+        """Yield the rows of a page, some of them at a time."""
         appends = self._spec is not None and self._spec.mode is Mode.APPEND
         exact = window if window is not None and (appends or window.exact) else None
-        texts = page.texts or repeat(None)
-        for number, (record, text) in enumerate(zip(page.records, texts, strict=False), 1):
-            place = f"record {number} of page {page.number}"
-            row = self.rows.row(record, page.above, place, text)
-            if exact is None or self._belongs(row, exact, place):
-                yield row
+        where, count = f"page {page.number}", len(page.records)
+        step = max(1, min(_TOGETHER, _BYTES_TOGETHER * count // max(1, page.size)))
+        for first in range(0, count, step):
+            texts = None if page.texts is None else page.texts[first : first + step]
+            records = page.records[first : first + step]
+            rows = self.rows.all_of(records, page.above, where, first + 1, texts)
+            if exact is not None:
+                rows = [
+                    row
+                    for number, row in enumerate(rows, first + 1)
+                    if self._belongs(row, exact, f"record {number} of {where}")
+                ]
+            yield rows
 
     def _belongs(self, row: Row, window: Window, place: str) -> bool:
         """Say whether a record counts in a window: an append brings each in one only."""

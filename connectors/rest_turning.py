@@ -38,6 +38,7 @@ class Page:
     number: int
     document: object = None  # what else the answer says
     texts: Sequence[rest_json.Text] | None = None
+    size: int = 0  # bytes of the answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ def _through(asker: Asker, read: Read) -> Iterator[Page]:
             pages.seen(keys, "has the same records as a page before")
         ask = pages.after(answer, document, records)
         texts = _as_they_stand(read, answer, len(records))
-        page = Page(_selected(read, records), read.above, number, document, texts)
+        page = Page(_selected(read, records), read.above, number, document, texts, len(answer.body))
         del texts, answer, document, records
         yield page
         page.document = None

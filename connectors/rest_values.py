@@ -5,15 +5,18 @@ Nothing is guessed: a text is no number and a number is no text. A value that do
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
+from typing import Any
 
 from connectors import rest_json
 from schemas.records import Column, Value
 
 Convert = Callable[[object], Value]
+#: The same of many values, none of which is None. What it raises says nothing of which it was.
+ConvertAll = Callable[[Sequence[object]], Iterable[Value]]
 
 _INT8 = 2**63
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -24,6 +27,14 @@ _TIME = re.compile(
     r"(\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}(?::\d{2})?)(?:[.,](\d{1,12}))?"
     r"( ?(?:[Zz]|[+-]\d{2}:?\d{2}))?"
 )
+
+
+#: What those times and a date look like once every digit is a 0.
+_ZEROS = str.maketrans("123456789", "0" * 9)
+_COMMON_TIMES = frozenset(
+    {"0000-00-00T00:00:00Z", "0000-00-00T00:00:00.000Z", "0000-00-00T00:00:00.000000Z"}
+)
+_COMMON_DATES = frozenset({"0000-00-00"})
 
 
 class Misfit(ValueError):  # noqa: N818 - says what it is
@@ -180,6 +191,77 @@ def _array(value: object) -> str:
     raise Misfit
 
 
+# ── many at once ─────────────────────────────────────────────────────────────────────────────
+
+
+def all_converter(type_: Type, format_: Format = Format.ISO) -> ConvertAll:
+    """Return what does for many values what `converter` does for one: the same, and faster."""
+    one = converter(type_, format_)
+    if type_ is Type.TIMESTAMP:
+        if format_ not in {Format.ISO, Format.ISO_UTC}:
+            return each(one)
+        return _written_alike(_COMMON_TIMES, datetime.fromisoformat, one)
+    if type_ is Type.DATE:
+        return _written_alike(_COMMON_DATES, date.fromisoformat, one)
+    known = _AS_THEY_ARE.get(type_)
+    return each(one) if known is None else _as_they_are(*known, one)
+
+
+def each(one: Convert) -> ConvertAll:
+    """Return what converts one after the other."""
+
+    def convert(values: Sequence[object]) -> Iterable[Value]:
+        return map(one, values)
+
+    return convert
+
+
+def _as_they_are(kind: type, fit: Callable[[Sequence[Any]], bool], one: Convert) -> ConvertAll:
+    """Return what hands values on that are all of one kind and fit, and looks at each of others."""
+
+    def convert(values: Sequence[Any]) -> Iterable[Value]:
+        if set(map(type, values)) == {kind} and fit(values):
+            return values
+        return map(one, values)
+
+    return convert
+
+
+def _written_alike(
+    patterns: frozenset[str], read: Callable[[str], Value], one: Convert
+) -> ConvertAll:
+    """Return what reads texts of well-known patterns, and looks at each where some is none."""
+    lengths = set(map(len, patterns))
+
+    def convert(values: Sequence[Any]) -> Iterable[Value]:
+        if set(map(type, values)) == {str} and set(map(len, values)) <= lengths:
+            zeros = "/".join(values).translate(_ZEROS).split("/")
+            if patterns.issuperset(zeros):
+                return map(read, values)
+        return map(one, values)
+
+    return convert
+
+
+def _plain_texts(values: Sequence[str]) -> bool:
+    return all(map(str.isascii, values)) and True not in ["\x00" in value for value in values]
+
+
+def _of_64_bits(values: Sequence[int]) -> bool:
+    return min(values) >= -_INT8 and max(values) < _INT8
+
+
+def _any(_values: Sequence[object]) -> bool:
+    return True
+
+
+#: The Python type that a value of such a field has already, and what else it takes.
+_AS_THEY_ARE: dict[Type, tuple[type, Callable[[Sequence[Any]], bool]]] = {
+    Type.STRING: (str, _plain_texts),
+    Type.INTEGER: (int, _of_64_bits),
+    Type.NUMBER: (Decimal, _any),
+    Type.BOOLEAN: (bool, _any),
+}
 _CONVERTERS: dict[Type, Convert] = {
     Type.STRING: _string,
     Type.INTEGER: _integer,

@@ -14,6 +14,7 @@ _FIXED = 16
 _VARIABLE = {Kind.TEXT, Kind.BYTES}
 
 Size = Callable[[Row], int]
+SizeOfAll = Callable[[Sequence[Row]], int]
 
 
 def sizes(columns: Sequence[Column]) -> Size:
@@ -27,6 +28,21 @@ def sizes(columns: Sequence[Column]) -> Size:
             value = row[i]
             if value is not None:
                 total += len(cast("str | bytes", value))
+        return total
+
+    return size
+
+
+def sizes_of_all(columns: Sequence[Column]) -> SizeOfAll:
+    """Return a function that says the same of many rows together, column by column."""
+    variable = [i for i, column in enumerate(columns) if travels_as(column) in _VARIABLE]
+    fixed = _FIXED * (len(columns) - len(variable))
+
+    def size(rows: Sequence[Row]) -> int:
+        total = fixed * len(rows)
+        for i in variable:
+            values = [cast("str | bytes | None", row[i]) for row in rows]
+            total += sum(map(len, filter(None, values)))
         return total
 
     return size
@@ -47,6 +63,17 @@ class Grouping:
         if len(self._rows) < ROWS_MAX and self._bytes < BYTES_MAX:
             return None
         return self._flush()
+
+    def add_all(self, rows: Sequence[Row], size: int) -> Iterator[RowGroup]:
+        """Take rows that have so many bytes together; yield the groups that they complete."""
+        if len(self._rows) + len(rows) < ROWS_MAX and self._bytes + size < BYTES_MAX:
+            self._rows += rows
+            self._bytes += size
+            return
+        for row in rows:
+            group = self.add(row)
+            if group is not None:
+                yield group
 
     def rest(self) -> Iterator[RowGroup]:
         """Yield what is left, if anything."""
