@@ -1,6 +1,6 @@
 """What a document would change, what that means for the data, and making it so."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -84,6 +84,9 @@ def _resource(
 ) -> Change:
     config = registry.validate_config(entry.kind, entry.config, applying.cli.settings.link_policy())
     wanted = _secrets(applying, name, entry)
+    if known is not None and applying.write:
+        resources.lock(applying.tx, name)
+        known = resources.get(applying.tx, name)
     if known is None:
         if applying.write:
             _create_resource(applying, name, entry, config, wanted)
@@ -104,16 +107,39 @@ def _resource(
     ]
     stored = resources.fingerprints(applying.tx, known.resource_id)
     fresh = {f: s for f, s in wanted.items() if not _same(s, stored.get(f))}
+    forget = resources.check_aim(
+        known,
+        wanted,
+        moved=_moved(entry.kind, known.config, config),
+        renewed=registry.renewed_fields(entry.kind),
+    )
     if applying.write:
         if details:
-            resources.update_config(
-                applying.tx, applying.account, known, config, applying.cli.principal
-            )
+            _update(applying, known, config, forget)
         for field, secret in fresh.items():
             version = known.secret_versions.get(field, 0) + 1
             _store(applying, known, field, version, secret)
     details += [f"{field}: sealed again, it differs" for field in fresh]
+    details += [f"{field}: forgotten, it is not sent elsewhere" for field in sorted(forget)]
     return Change("update" if details else "unchanged", f"resource {name}", tuple(details))
+
+
+def _update(
+    applying: Applying, known: Resource, config: dict[str, object], forget: frozenset[str]
+) -> None:
+    cli, tx = applying.cli, applying.tx
+    resources.update_config(tx, applying.account, known, config, cli.principal)
+    if forget:
+        with cli.keystore.beside(tx) as keys:
+            resources.forget(tx, keys, known, forget)
+
+
+def _moved(kind: str, before: Mapping[str, object], after: Mapping[str, object]) -> bool:
+    """Say whether secrets would be sent elsewhere; what cannot be told is taken for a yes."""
+    try:
+        return registry.aim(kind, before) != registry.aim(kind, after)
+    except (ConfigError, ValueError):  # of another version, or its manifest is gone
+        return True
 
 
 def _same(secret: Secret, stored: bytes | None) -> bool:

@@ -15,6 +15,8 @@ from connectors.net import validate_host
 from schemas.records import Column
 
 SECRET_FIELDS = ("password",)
+#: Settings that say where the password is sent.
+AIMED_BY = ("host", "port")
 
 #: Engines whose tables are read as of one moment.
 _WITH_SNAPSHOT = frozenset({"InnoDB"})

@@ -19,6 +19,8 @@ from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError, CredentialsError, SyncwardError, TransientError
 
 SECRET_FIELDS = ("password",)
+#: Settings that say where the password is sent.
+AIMED_BY = ("host", "port")
 
 #: Seconds that a server has to take a request to cancel; it is sent again.
 CANCEL_S = 2.0

@@ -92,6 +92,21 @@ def wanted_secrets(kind: str, config: Mapping[str, Any]) -> tuple[str, ...]:
     return secret_fields(kind) if wanted is None else tuple(wanted(config))
 
 
+def aim(kind: str, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return where a resource's secrets are sent: whoever changes that must know the secrets."""
+    module = _any(kind)
+    own = getattr(module, "aim", None)
+    if own is not None:
+        return tuple(own(config))
+    names = getattr(module, "AIMED_BY", sorted(config) if module.SECRET_FIELDS else ())
+    return tuple(str(config.get(name)) for name in names)
+
+
+def renewed_fields(kind: str) -> frozenset[str]:
+    """Return the secrets that workers store anew: nobody could give them again."""
+    return frozenset(getattr(_any(kind), "RENEWED_FIELDS", ()))
+
+
 def consent(kind: str, config: Mapping[str, Any], policy: LinkPolicy) -> Consent:
     """Return what a person is asked before a resource's login works; ConfigError if nothing is."""
     asks = getattr(_any(kind), "consent", None)

@@ -136,6 +136,15 @@ class Refreshed:
         return fields
 
 
+def addresses(manifest: Manifest, parameters: Mapping[str, object]) -> tuple[str, ...]:
+    """Return where a login's secrets are sent, and where a person is."""
+    names, who = {"config": parameters}, manifest.authenticator
+    texts = [manifest.url_base]
+    if isinstance(who, OAuth):
+        texts += [who.token_refresh_endpoint, who.authorization_endpoint or ""]
+    return manifest.name, *(filled_endpoint("url_base", text, names) for text in texts)
+
+
 def consent(
     manifest: Manifest, parameters: Mapping[str, object], policy: LinkPolicy
 ) -> Consent | None:

@@ -1,7 +1,7 @@
 """Resources: external systems and their sealed credentials. Plaintext never comes here."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from hashlib import sha256
 from typing import Any
 from uuid import UUID
@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 
 from schemas.accounts import Account, Resource
 from schemas.audit import AuditAction, AuditEvent, FieldChange, Principal, TargetKind
-from schemas.errors import Conflict, NotFound
+from schemas.errors import ConfigError, Conflict, NotFound
 from schemas.sealed_secret import SealedSecret
 from storage import audit, commitments, keystore, renewals
 from storage.keystore import RootOffer, StoredKey
@@ -122,6 +122,37 @@ def _event(
     )
 
 
+def check_aim(
+    resource: Resource, given: Collection[str], *, moved: bool, renewed: Collection[str]
+) -> frozenset[str]:
+    """Return the secrets to forget with a change; ConfigError if some have to be given again.
+
+    Who may change where secrets are sent (`moved`) must know them, or they would be sent to a host
+    of theirs. What workers have stored nobody can give: it is forgotten, and authorised again.
+    """
+    if not moved:
+        return frozenset()
+    left = set(resource.secret_versions) - set(given)
+    missing = ", ".join(sorted(left - set(renewed)))
+    if missing:
+        raise ConfigError(
+            f"resource {resource.name}: its secrets would be sent elsewhere with these settings; "
+            f"give them again in the document, under secret: {missing}"
+        )
+    return frozenset(left)
+
+
+def forget(tx: Connection, keys: Connection, resource: Resource, fields: Collection[str]) -> None:
+    """Delete secrets in every version; whoever calls this leaves an event of the resource."""
+    held = text("SELECT credential_key_ids(:id)"), {"id": resource.resource_id}
+    before = set(tx.execute(*held).scalars())
+    tx.execute(
+        text("DELETE FROM credentials WHERE resource_id = :id AND field = ANY(:fields)"),
+        {"id": resource.resource_id, "fields": sorted(fields)},
+    )
+    keystore.supersede(keys, sorted(before - set(tx.execute(*held).scalars())))
+
+
 def update_config(
     tx: Connection,
     account: Account,
@@ -129,7 +160,7 @@ def update_config(
     config: dict[str, Any],
     principal: Principal,
 ) -> None:
-    """Replace the clear settings of a resource."""
+    """Replace the clear settings of a resource; `check_aim` first."""
     tx.execute(
         text(
             "UPDATE resources SET config = CAST(:config AS jsonb), updated_at = clock_timestamp() "

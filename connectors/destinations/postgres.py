@@ -28,6 +28,7 @@ from connectors.pg_refusals import Care, Refusals, RowsRefused, is_of_a_row, nex
 from connectors.pg_state import StateRow
 from connectors.portable import schema_hash
 from connectors.postgres import (
+    AIMED_BY,
     SECRET_FIELDS,
     Connection,
     Line,
@@ -56,7 +57,7 @@ from schemas.records import (
 from schemas.streams import Mode
 
 CONFIG = PostgresConfig
-__all__ = ["CONFIG", "SECRET_FIELDS", "check_link", "open_destination"]
+__all__ = ["AIMED_BY", "CONFIG", "SECRET_FIELDS", "check_link", "open_destination"]
 
 _SESSION = {"TimeZone": "UTC", "lock_timeout": "60s"}
 

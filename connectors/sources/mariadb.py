@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from connectors.discovery import described
 from connectors.mariadb import (
+    AIMED_BY,
     SECRET_FIELDS,
     MariadbConfig,
     Table,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 CONFIG = MariadbConfig
 _NO_SNAPSHOT = "inexact: the table's engine knows no snapshots; InnoDB does"
-__all__ = ["CONFIG", "SECRET_FIELDS", "check_link", "open_source"]
+__all__ = ["AIMED_BY", "CONFIG", "SECRET_FIELDS", "check_link", "open_source"]
 
 
 def check_link(config: MariadbConfig, policy: LinkPolicy) -> None:

@@ -23,6 +23,7 @@ from connectors.pg_relay import Relay
 from connectors.pg_window import Window
 from connectors.portable import schema_hash
 from connectors.postgres import (
+    AIMED_BY,
     SECRET_FIELDS,
     Connection,
     Line,
@@ -50,7 +51,7 @@ from schemas.records import (
 from schemas.streams import Deletes, StreamSpec
 
 CONFIG = PostgresConfig
-__all__ = ["CONFIG", "SECRET_FIELDS", "check_link", "open_source"]
+__all__ = ["AIMED_BY", "CONFIG", "SECRET_FIELDS", "check_link", "open_source"]
 
 _SESSION = {"default_transaction_read_only": "on", "lock_timeout": "30s"}
 

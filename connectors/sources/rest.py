@@ -35,6 +35,8 @@ from schemas.streams import Mode, StreamSpec
 
 #: Which of them a resource needs is said by its manifest's authenticator.
 SECRET_FIELDS = ("token", "password", "api_key", "client_secret", *RENEWED)
+#: Those that workers store anew.
+RENEWED_FIELDS = RENEWED
 #: A manifest may need none of them.
 SECRETS_OPTIONAL = True
 #: It may ask the process that runs it (schemas/aid.py).
@@ -106,6 +108,16 @@ def check_link(config: RestConfig, policy: LinkPolicy) -> None:
     if "/" not in config.manifest:
         manifest = rest_files.of_resource(config.manifest)
         base_of(manifest, {"config": manifest.checked(config.parameters)}, policy)
+
+
+def aim(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the addresses that get a secret; of a file, which workers read, what leads there."""
+    checked = RestConfig.model_validate(dict(config))
+    given = json.dumps(checked.parameters, sort_keys=True)
+    if "/" in checked.manifest:
+        return checked.manifest, given
+    manifest = rest_files.of_resource(checked.manifest)
+    return rest_oauth.addresses(manifest, manifest.checked(checked.parameters))
 
 
 def consent(config: Mapping[str, Any], policy: LinkPolicy) -> Consent | None:

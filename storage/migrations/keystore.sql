@@ -299,8 +299,9 @@ GRANT EXECUTE ON FUNCTION keystore.add_root(uuid, text, text, bytea), keystore.n
 GRANT EXECUTE ON FUNCTION keystore.credential_keys(uuid[]), keystore.pseudonym_key(uuid),
   keystore.stale_credential_keys(uuid[], uuid[], integer),
   keystore.keys_to_replace(uuid[], integer), keystore.mark_unused(uuid[]),
-  keystore.supersede_keys(uuid[]), keystore.forgettable(timestamptz, integer), keystore.used_again(uuid[]),
+  keystore.forgettable(timestamptz, integer), keystore.used_again(uuid[]),
   keystore.forget_keys(uuid[], date) TO syncward_worker;
+GRANT EXECUTE ON FUNCTION keystore.supersede_keys(uuid[]) TO syncward_worker, syncward_operator;
 GRANT EXECUTE ON FUNCTION keystore.records_keys(uuid[]),
   keystore.stale_records_keys(uuid[], uuid[], integer), keystore.replace_keys(uuid),
   keystore.activate_root(uuid), keystore.retire_root(uuid), keystore.shred_account(uuid),
