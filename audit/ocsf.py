@@ -107,6 +107,7 @@ ACTIONS: Mapping[AuditAction, Mapping_] = {
     _A.RUN_FENCE_RAISED: _call(UPDATE, MEDIUM),
     _A.OUTPUT_READ: _call(READ),
     _A.LOGS_READ: _call(READ),
+    _A.CALLS_READ: _call(READ),
     _A.RECORD_REFUSED: _call(READ, MEDIUM),
     _A.AUDIT_READ: _call(READ),
     _A.AUDIT_EXPORTED: _call(READ, LOW),

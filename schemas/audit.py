@@ -71,6 +71,7 @@ class AuditAction(StrEnum):
     RUN_FENCE_RAISED = "run.fence_raised"
     OUTPUT_READ = "output.read"
     LOGS_READ = "logs.read"
+    CALLS_READ = "calls.read"
     RECORD_REFUSED = "record.refused"
     AUDIT_READ = "audit.read"
     AUDIT_EXPORTED = "audit.exported"

@@ -324,6 +324,7 @@ DETAILS: dict[AuditAction, type[Detail]] = {
     _A.RUN_FENCE_RAISED: FenceRaised,
     _A.OUTPUT_READ: Detail,
     _A.LOGS_READ: Detail,
+    _A.CALLS_READ: Detail,
     _A.RECORD_REFUSED: RecordRefused,
     _A.AUDIT_READ: LogRead,
     _A.AUDIT_EXPORTED: Exported,

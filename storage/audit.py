@@ -45,6 +45,7 @@ UNGUARDED_TABLES = {
     "run_streams": "results of a run, which has its events",
     "run_outputs": "results of a run, sealed; whoever reads one leaves output.read",
     "run_logs": "lines of a run, sealed; whoever reads them leaves logs.read",
+    "api_calls": "calls of a run, without content; whoever lists them leaves calls.read",
     "keystore.dek": "wrapped keys, each made with what it seals; credential.* and keys.* say it",
     "audit.event": "the log itself: append-only",
     "audit.log": "where the sealer stands; signed checkpoints say it",

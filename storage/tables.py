@@ -382,6 +382,25 @@ run_logs = Table(
 )  # fmt: skip
 Index("run_logs_by_run", run_logs.c.run_id, run_logs.c.seq)
 
+api_calls = Table(
+    "api_calls", metadata,
+    Column("at", _TZ, nullable=False),
+    Column("run_id", Uuid, nullable=False),
+    Column("seq", BigInteger, Identity(always=True), nullable=False),
+    _req("account_id", Uuid),
+    _req("attempt", Integer),
+    _req("method", Text),
+    _req("host", Text),
+    _req("route", Text),
+    _opt("status", SmallInteger),
+    _opt("error", Text),
+    _req("request_bytes", BigInteger),
+    _req("response_bytes", BigInteger),
+    _req("milliseconds", Integer),
+    PrimaryKeyConstraint("at", "run_id", "seq"),
+)  # fmt: skip
+Index("api_calls_by_run", api_calls.c.run_id, api_calls.c.seq)
+
 dek = Table(
     "dek", metadata,
     _id(),
@@ -527,7 +546,7 @@ prune = Table(
 Index("prune_one_at_a_time", text("(true)"), unique=True, _table=prune,
       postgresql_where=text("state IN ('requested', 'approved', 'recorded')"))  # fmt: skip
 
-_PARTITIONED = ("slots", "runs", "run_logs", "event")
+_PARTITIONED = ("slots", "runs", "run_logs", "api_calls", "event")
 
 
 def same_object(
