@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import timedelta
 from uuid import UUID
 
@@ -14,6 +15,7 @@ from cli.main import EXIT_AWAITING_APPROVAL, EXIT_FAILED
 from cli.parameters import DurationType
 from cli.records import OpenedLine, Reader, opened_output, read_event
 from cli.show import (
+    call_table,
     explanation_text,
     jsonable,
     output_text,
@@ -37,7 +39,7 @@ from schemas.runs import (
     RunOptions,
     RunState,
 )
-from storage import audit, connections, logs, outputs, runs
+from storage import audit, calls, connections, logs, outputs, runs
 from storage import explain as explanations
 from storage.runs import Enqueued
 
@@ -259,6 +261,24 @@ def output(cli: Cli, name: str) -> None:
     answer = {**run_document(found, results), **({"document": document} if document else {})}
     lines = window_text(found, results)
     cli.answer(answer, lambda: "\n".join([*lines, output_text(results, document)]))
+
+
+@command(run, "calls")
+@click.argument("name", metavar="RUN|CONNECTION")
+@click.option("--failed", is_flag=True, help="Only without an answer, with status 400 or above.")
+@click.option("--limit", default=1_000, show_default=True, type=click.IntRange(1, 100_000))
+def list_calls(cli: Cli, name: str, *, failed: bool, limit: int) -> None:
+    """List a run's calls over HTTP, the newest ones. Reading it is an audit event."""
+    with cli.inside(name) as (tx, account, short):
+        found = _find(tx, account.account_id, short)
+        audit.append(tx, read_event(AuditAction.CALLS_READ, found, cli.principal))
+        made = [
+            {"attempt": one.attempt, **asdict(one.call)}
+            for one in calls.listing(tx, found.run_id, failed=failed, limit=limit)
+        ]
+    cli.answer(made, lambda: call_table(made))
+    if len(made) == limit:
+        cli.note(f"the newest {limit:,}; there may be more: --limit")
 
 
 @command(run)

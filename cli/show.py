@@ -100,6 +100,22 @@ def ago(moment: datetime | None) -> str:
     return f"{text} ago" if seconds >= 0 else f"in {text}"
 
 
+def call_table(calls: Sequence[Mapping[str, Any]]) -> str:
+    """Show calls over HTTP; one that ended in an error shows its code instead of its status."""
+    return table(
+        ("AT", "TRY", "STATUS", "MS", "SENT", "GOT", "CALL"),
+        [
+            (
+                f"{c['at']:%H:%M:%S}", c["attempt"], c["error"] or c["status"], c["milliseconds"],
+                short(c["request_bytes"]), short(c["response_bytes"]),
+                f"{c['method']} {c['host']}{c['route']}",
+            )
+            for c in calls
+        ],
+        names=6,
+    )  # fmt: skip
+
+
 def cursor_text(cursor: Cursor | None) -> str | None:
     """Show a cursor by its value."""
     return None if cursor is None else cursor.get("value", str(cursor))

@@ -8,7 +8,8 @@ never reaches another one; answers are bounded in bytes, after decompression, an
 import ssl
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from time import monotonic
 from urllib.parse import urljoin, urlsplit
 
@@ -16,9 +17,11 @@ import httpcore
 import httpx
 
 from connectors import authority
-from connectors.egress import Lookup, look_up
+from connectors.egress import EgressRefused, Lookup, look_up
 from connectors.http_sockets import NotConnected, Sockets
 from connectors.net import validate_host
+from schemas.aid import Calls, NotedNowhere
+from schemas.calls import Call
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError, SyncwardError, TransientError
 
@@ -54,6 +57,14 @@ class Origin:
         return host if _PORTS[self.scheme] == self.port else f"{host}:{self.port}"
 
 
+@dataclass(slots=True)
+class _Seen:
+    """How far a call came."""
+
+    status: int | None = None
+    received: int = 0  # bytes of the body, as they came
+
+
 @dataclass(frozen=True, slots=True)
 class _Call:
     method: str
@@ -62,6 +73,7 @@ class _Call:
     headers: Mapping[str, str]
     content: bytes
     until: float  # by our clock
+    seen: _Seen = field(default_factory=_Seen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +135,10 @@ class Link:
         bounds: Bounds | None = None,
         trusted: str = authority.SYSTEM,
         lookup: Lookup = look_up,
+        calls: Calls | None = None,
     ) -> None:
         self._policy = policy
+        self._calls = calls or NotedNowhere()
         self._bounds = bounds or Bounds()
         self._sockets = Sockets(policy, lookup)
         self._trusted = trusted
@@ -132,7 +146,10 @@ class Link:
 
     def apart(self, bounds: Bounds) -> "Link":
         """Return another link with the same rules and bounds of its own; `cut` ends one of them."""
-        return Link(self._policy, bounds=bounds, trusted=self._trusted, lookup=self._sockets.lookup)
+        return Link(
+            self._policy, bounds=bounds, trusted=self._trusted, lookup=self._sockets.lookup,
+            calls=self._calls,
+        )  # fmt: skip
 
     def _pool(self, scheme: str) -> httpcore.ConnectionPool:
         """Return the connections of a scheme; the authorities are read where there is TLS."""
@@ -156,16 +173,20 @@ class Link:
         *,
         headers: Mapping[str, str] | None = None,
         content: bytes = b"",
+        route: str = "",
     ) -> Answer:
         """Send one request and return the whole answer, whatever its status.
 
+        `route` is its path as somebody wrote it, without values: what the list of calls shows, also
+        for the hops of a redirect, whose paths the other system chose.
         ConfigError: forbidden, not trusted, too large, or a redirect elsewhere. TransientError:
         not there, too slow, or ended in the middle.
         """
         origin = check_origin(url, self._policy)
         until = monotonic() + self._bounds.total_s
         for _ in range(self._bounds.redirects_max + 1):
-            answer = self._once(_Call(method, url, origin, headers or {}, content, until))
+            one = _Call(method, url, origin, headers or {}, content, until)
+            answer = self._noted(one, route)
             where = answer.headers.get("location")
             if answer.status not in _REDIRECTS or where is None:
                 return answer
@@ -178,6 +199,32 @@ class Link:
                 )
             url = target
         raise _wrong(origin, f"redirects more than {self._bounds.redirects_max} times")
+
+    def _noted(self, call: _Call, route: str) -> Answer:
+        """Send one request, and note it however it ends. What may not be sent is no call."""
+        at, began, error = datetime.now(UTC), monotonic(), "internal"
+        try:
+            answer = self._once(call)
+            error = ""
+        except SyncwardError as failed:
+            error = failed.code
+            raise
+        finally:
+            if error != EgressRefused.code:
+                self._calls.note(
+                    Call(
+                        at=at,
+                        method=call.method,
+                        host=call.origin.shown,
+                        route=route,
+                        status=call.seen.status,
+                        error=error or None,
+                        request_bytes=len(call.content),
+                        response_bytes=call.seen.received,
+                        milliseconds=round((monotonic() - began) * 1_000),
+                    )
+                )
+        return answer
 
     def _once(self, call: _Call) -> Answer:
         # Raised outside of `except`: an exception of the client may carry the request along.
@@ -226,6 +273,7 @@ class Link:
         )  # fmt: skip
         self._sockets.until = call.until
         response = self._pool(origin.scheme).handle_request(request)
+        call.seen.status = response.status
         try:
             came = httpx.Headers(response.headers)
             body = b"".join(self._decoded(response.iter_stream(), came, call))
@@ -247,6 +295,7 @@ class Link:
         unzip = zlib.decompressobj(31) if encoding == "gzip" else None
         size = 0
         for chunk in chunks:
+            call.seen.received += len(chunk)
             for piece in [chunk] if unzip is None else self._unzipped(unzip, chunk, origin):
                 size += len(piece)
                 if size > self._bounds.body_max:

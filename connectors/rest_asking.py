@@ -66,7 +66,7 @@ class Asker:
         self._ended = Event()
         self._pace = Pace(manifest.name, manifest.rate_limit, self._ended)
         bounds = Bounds(body_max=manifest.answer_max << 20)
-        self._link = Link(policy, bounds=bounds, trusted=trusted)
+        self._link = Link(policy, bounds=bounds, trusted=trusted, calls=aid.calls)
         self._login: Login = login_of(manifest, secrets, self.names, self._link, aid)
         self._link.reach(self.base)  # what is forbidden is said when the resource is opened
         #: the other system's clock at its last answer, and how that link was secured
@@ -133,7 +133,9 @@ class Asker:
         headers = {"Accept": "application/json", **ask.headers, **self._login.headers()}
         if ask.method == "POST":
             headers["Content-Type"] = "application/json"
-        answer = self._link.call(ask.method, ask.whole_url, headers=headers, content=ask.content)
+        answer = self._link.call(
+            ask.method, ask.whole_url, headers=headers, content=ask.content, route=ask.route
+        )
         self._pace.after(answer.headers)
         self.tls = answer.tls
         self.clock = rest_limits.server_time(answer.headers)

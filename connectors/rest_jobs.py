@@ -64,7 +64,7 @@ def _wait(asker: Asker, how: AsyncRetriever, read: Read, made: object) -> None:
 
 def _about(asker: Asker, read: Read, path: str, method: str) -> Ask:
     headers = {name: rest_text.filled(text, read.names) for name, text in read.headers.items()}
-    return Ask(method, asker.base + path_of(read.where, path, read.names), {}, headers)
+    return Ask(method, asker.base + path_of(read.where, path, read.names), path, {}, headers)
 
 
 def _document(asker: Asker, read: Read, ask: Ask) -> object:

@@ -33,10 +33,11 @@ _TOKEN_MAX = 16_384
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One request: `url` is whole but for the parameters."""
+    """One request: `url` is whole but for the parameters, `route` its path as the manifest says."""
 
     method: str
     url: str
+    route: str
     parameters: Mapping[str, str | tuple[str, ...]]
     headers: Mapping[str, str]
     body: Mapping[str, Any] = field(default_factory=dict)

@@ -23,7 +23,8 @@ def loaded(asker: Asker, manifest: Manifest, name: str) -> Stream:
     if loader is None:
         return stream
     headers = {k: rest_text.filled(v, asker.names) for k, v in manifest.request_headers.items()}
-    ask = Ask("GET", asker.base + path_of(where, loader.path, asker.names), {}, headers)
+    path = path_of(where, loader.path, asker.names)
+    ask = Ask("GET", asker.base + path, loader.path, {}, headers)
     answered = asker.ask(where, ask, stream.error_handler or manifest.error_handler)
     document = None if answered is None else answered[1]
     listed = rest_answers.records(where, document, loader.field_path, one=False)

@@ -75,6 +75,13 @@ def filled_base(text: str, names: Names) -> str:
     return _HOLE.sub(part, text)
 
 
+def route_of(url: str) -> str:
+    """Return the path of a URL as it is written, with its holes; of one that is a hole, that."""
+    bare = re.split(r"[?#]", url, maxsplit=1)[0].strip()
+    _, scheme, rest = bare.partition("://")
+    return f"/{rest.partition('/')[2]}" if scheme else bare
+
+
 def _text(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()

@@ -75,8 +75,9 @@ class TokenEndpoint:
             if self._config.client_login == "body":
                 sent["client_secret"] = secret
         answer = self._link.call(
-            "POST", self._url, headers=headers, content=urlencode(sent).encode()
-        )
+            "POST", self._url, headers=headers, content=urlencode(sent).encode(),
+            route=rest_text.route_of(self._config.token_refresh_endpoint),
+        )  # fmt: skip
         return self._token(self._document(answer, by_grant=form["grant_type"]))
 
     def _document(self, answer: Answer, *, by_grant: str) -> Mapping[str, Any]:

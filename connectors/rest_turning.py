@@ -113,6 +113,7 @@ def asked(asker: Asker, read: Read) -> Ask:
     return Ask(
         requester.http_method,
         asker.base + path_of(read.where, requester.path, names),
+        requester.path,
         {k: _value(v, names) for k, v in requester.request_parameters.items()},
         {k: rest_text.filled(v, names) for k, v in headers.items()},
         _body(requester.request_body_json, names),

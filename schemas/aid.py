@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from schemas.calls import Call
 from schemas.errors import ConfigError
 
 #: Gets the newest secrets that are stored, and returns those that are new now, by field.
@@ -46,6 +47,22 @@ def _unheard(text: str) -> None:
     """Outside of a worker nobody keeps what others say."""
 
 
+class Calls(Protocol):
+    """The list of a run's calls over HTTP. Any thread may add to it."""
+
+    def note(self, call: Call) -> None:
+        """Keep what is known of one call: at once, without an error, whatever becomes of it."""
+        ...
+
+
+class NotedNowhere:
+    """There is no run that the calls could belong to."""
+
+    def note(self, call: Call) -> None:
+        """Forget it."""
+        del call
+
+
 @dataclass(frozen=True, slots=True)
 class Aid:
     """All that a connector may ask for. The defaults are for use outside of a worker."""
@@ -53,6 +70,7 @@ class Aid:
     secrets: Renewal = field(default_factory=KeptNowhere)
     #: keeps a line that another's program has said in the run's sealed log, masked; from any thread
     say: Callable[[str], None] = _unheard
+    calls: Calls = field(default_factory=NotedNowhere)
 
 
 #: What there is outside of a worker.

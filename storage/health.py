@@ -62,7 +62,8 @@ def _oldest(tx: Connection) -> OldTransaction | None:
 _MISSING = text(
     "SELECT parent || '_' || to_char(month, 'YYYYMM') FROM unnest(ARRAY['slots', 'runs', "
     "'run_logs', 'api_calls', 'audit.event']) AS parent, "
-    "generate_series(date_trunc('month', now()), date_trunc('month', now()) + interval '2 months', interval '1 month') AS month "
+    "generate_series(date_trunc('month', now()), "
+    "date_trunc('month', now()) + interval '2 months', interval '1 month') AS month "
     "WHERE to_regclass(parent || '_' || to_char(month, 'YYYYMM')) IS NULL ORDER BY 1"
 )
 
@@ -73,7 +74,8 @@ def _missing(tx: Connection) -> tuple[str, ...]:
 
 _DEFAULTS = text(
     "SELECT name FROM unnest(ARRAY['slots_default', 'runs_default', 'run_logs_default', "
-    "'api_calls_default', 'audit.event_default']) AS name WHERE pg_relation_size(to_regclass(name)) > 0 ORDER BY name"
+    "'api_calls_default', 'audit.event_default']) AS name "
+    "WHERE pg_relation_size(to_regclass(name)) > 0 ORDER BY name"
 )
 
 

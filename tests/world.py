@@ -35,6 +35,7 @@ from storage.engine import Process, open_engine, open_link, transaction
 from storage.keystore import Keystore
 from workers import run_sync
 from workers.attempt import Dependencies
+from workers.call_list import CallWriter, write_calls
 from workers.heartbeat import Heartbeat
 from workers.key_upkeep import KeyUpkeep
 from workers.records import RecordSealer, write_sealed
@@ -293,6 +294,7 @@ class World:
             heartbeat=heartbeat,
             logs=LogWriter(lambda lines: write_sealed(engine, records, lines)),
             records=records,
+            calls=CallWriter(lambda made: write_calls(engine, made)),
             settings=settings,
             policy=settings.link_policy(),
             refusals=JobRefusals(engine, principal),

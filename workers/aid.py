@@ -3,6 +3,7 @@
 from schemas.aid import Aid
 from storage.work import SealedResource
 from workers.attempt import Attempt
+from workers.call_list import RunCalls
 from workers.renewal import StoredRenewal, Unseal
 
 
@@ -11,4 +12,5 @@ def of_run(attempt: Attempt, resource: SealedResource, unseal: Unseal) -> Aid:
     return Aid(
         secrets=StoredRenewal(attempt, resource, unseal),
         say=lambda text: attempt.run_log.raw([text]),
+        calls=RunCalls(attempt.deps.calls, attempt.claim, resource.kind),
     )

@@ -12,6 +12,7 @@ from schemas.runs import Claim
 from schemas.settings import Settings
 from storage.keystore import Keystore
 from storage.work import Work
+from workers.call_list import CallWriter
 from workers.control import RunControl
 from workers.heartbeat import Heartbeat
 from workers.records import RecordSealer
@@ -29,6 +30,7 @@ class Dependencies:
     heartbeat: Heartbeat
     logs: LogWriter
     records: RecordSealer
+    calls: CallWriter
     settings: Settings
     policy: LinkPolicy
     refusals: JobRefusals

@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from secrets import token_hex
 from threading import Event, Timer
@@ -30,6 +31,7 @@ from storage.keystore import Keystore
 from storage.metrics import BUILD
 from workers import actors, key_upkeep, run_sync, sentinels
 from workers.attempt import Dependencies
+from workers.call_list import CallWriter, write_calls
 from workers.enqueue import JobQueue, open_broker, open_client
 from workers.heartbeat import Heartbeat
 from workers.key_upkeep import KeyUpkeep
@@ -80,6 +82,7 @@ def run(settings: Settings) -> None:
     process.keys.start()
     process.deps.heartbeat.start()
     process.deps.logs.start()
+    process.deps.calls.start()
     process.worker.start()
     logger.info("worker_started", extra={"worker": process.deps.worker_id})
     heartbeat = process.deps.heartbeat
@@ -147,6 +150,7 @@ def _build(settings: Settings) -> _Process:
         ),
         logs=LogWriter(lambda lines: write_sealed(engine, records, lines)),
         records=records,
+        calls=CallWriter(partial(write_calls, engine)),
         settings=settings,
         policy=replace(settings.link_policy(), moving=sentinels.servers(client)),
         refusals=JobRefusals(engine, principal),
@@ -241,6 +245,7 @@ def _drain(process: _Process, settings: Settings) -> bool:
         with transaction(process.deps.engine) as tx:
             sign_off(tx, process.deps.worker_id)
         process.deps.logs.stop()
+        process.deps.calls.stop()
     except SyncwardError as error:  # forgotten by the reaper instead
         logger.warning("not_signed_off", extra={"reason": error.public})
         orderly = False

@@ -7,6 +7,7 @@ series that appears with its first event misses that event.
 from prometheus_client import Counter, Gauge, Histogram
 
 from connectors import registry
+from schemas.calls import STATUS_CLASSES
 from schemas.failures import FAILURES, GUARDS
 from schemas.labels import OTHER, closed
 from schemas.runs import Outcome, OutcomeKind, Trigger
@@ -61,6 +62,14 @@ LEASES_LOST = Counter(
     "syncward_leases_lost", "Runs of this worker whose lease went elsewhere.", ["reason"]
 )
 GUARDS_TRIPPED = Counter("syncward_guards_tripped", "Runs that a guard stopped.", ["guard"])
+API_CALLS = Counter(
+    "syncward_api_calls",
+    "Calls over HTTP to sources, by the class of status.",
+    ["connector", "class"],
+)
+API_CALLS_LOST = Counter(
+    "syncward_api_calls_lost", "Calls that could not be stored in time and are in no list."
+)
 RUNNING = Gauge("syncward_running_runs", "Runs that this worker executes now.")
 
 for _connector in (*CONNECTORS, OTHER):
@@ -70,6 +79,8 @@ for _connector in (*CONNECTORS, OTHER):
         RUNS.labels(_connector, _kind.value)
     for _direction in ("extracted", "loaded", "rejected"):
         ROWS.labels(_connector, _direction)
+    for _status in STATUS_CLASSES:
+        API_CALLS.labels(_connector, _status)
 for _trigger in Trigger:
     QUEUE_WAIT.labels(_trigger.value)
 for _step in ("claim", "checkpoint", "finish"):

@@ -366,6 +366,7 @@ def _finish(attempt: Attempt, outcome: Outcome, *, seconds: float) -> None:
     claim, deps, outcome = attempt.claim, attempt.deps, outcomes.masked(outcome)
     outcome, output = _sealed_output(attempt, outcome)
     attempt.run_log.info(outcomes.ending(outcome, seconds))
+    deps.calls.settle()  # they were made, whatever becomes of the attempt
 
     def end() -> None:
         with _timed("finish"), deps.logs.taken(claim.run_id) as lines:
