@@ -10,6 +10,7 @@ from connectors import rest_answers, rest_limits, rest_text
 from connectors.http_link import Answer, Bounds, Link, Origin, check_origin
 from connectors.rest_answers import Meaning
 from connectors.rest_auth import Login, login_of
+from connectors.rest_budget import budget_of, holder_of
 from connectors.rest_limits import Pace
 from connectors.rest_manifest import Manifest
 from connectors.rest_pages import Ask
@@ -17,6 +18,7 @@ from connectors.rest_parts import ErrorHandler, Filter
 from schemas.aid import UNAIDED, Aid
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError, Deferral, SyncwardError, TransientError
+from schemas.quotas import Quota, Unshared
 
 #: Seconds before the second try; doubled each time.
 FIRST_RETRY_S = 0.5
@@ -64,10 +66,14 @@ class Asker:
         self.aid = aid
         self._manifest = manifest
         self._ended = Event()
-        self._pace = Pace(manifest.name, manifest.rate_limit, self._ended)
+        self._pace = Pace(manifest.name, aid.quotas or Unshared(), self._ended)
         bounds = Bounds(body_max=manifest.answer_max << 20)
         self._link = Link(policy, bounds=bounds, trusted=trusted, calls=aid.calls)
         self._login: Login = login_of(manifest, secrets, self.names, self._link, aid)
+        where = f"{manifest.name} at {self.origin.shown}"
+        declared = manifest.api_budget or manifest.rate_limit
+        holder = holder_of(manifest.authenticator, secrets, self.names) if declared else ()
+        self._budget = budget_of(where, declared, holder)
         self._link.reach(self.base)  # what is forbidden is said when the resource is opened
         #: the other system's clock at its last answer, and how that link was secured
         self.clock: datetime | None = None
@@ -89,9 +95,9 @@ class Asker:
         PagesExpired where a manifest says that the pages begin again.
         A wait that is short and an error that time may mend are handled here, a few times.
         """
-        tries, renewed = 0, False
+        tries, renewed, quota = 0, False, self._budget.quota_of(ask.method, ask.route)
         while True:
-            answer = self._tried(ask, last=tries >= handler.max_retries)
+            answer = self._tried(ask, quota, last=tries >= handler.max_retries)
             if answer is None:
                 tries += 1
                 self._pace.wait(self._pause(tries))
@@ -102,11 +108,7 @@ class Asker:
                 continue
             if tries < _tries_of(means, handler):
                 tries += 1
-                limited = means is Meaning.LIMITED
-                told = (rest_limits.told if limited else rest_limits.retry_after)(answer.headers)
-                if told is None and fitting is not None and fitting.backoff_time is not None:
-                    told = fitting.backoff_time.total_seconds()
-                self._pace.wait(self._pause(tries) if told is None else told)
+                self._later(answer, means, fitting, quota, tries)
                 continue
             if means is Meaning.NOTHING:
                 return None
@@ -117,17 +119,37 @@ class Asker:
                 raise failed
             return answer
 
-    def _tried(self, ask: Ask, *, last: bool) -> Answer | None:
+    def _later(  # noqa: PLR0917 - what was asked, and what came of it
+        self,
+        answer: Answer,
+        means: Meaning,
+        fitting: Filter | None,
+        quota: Quota | None,
+        tries: int,
+    ) -> None:
+        """Wait as the answer says, or the manifest, or for a moment; a limit is everybody's."""
+        limited = means is Meaning.LIMITED
+        told = (rest_limits.told if limited else rest_limits.retry_after)(answer.headers)
+        if told is None and fitting is not None and fitting.backoff_time is not None:
+            told = fitting.backoff_time.total_seconds()
+        if limited and told is not None:
+            self._pace.limited(told, quota)
+        else:
+            self._pace.wait(self._pause(tries) if told is None else told)
+
+    def _tried(self, ask: Ask, quota: Quota | None, *, last: bool) -> Answer | None:
         """Return the answer; None if the link ended in the middle and this was not the last try."""
-        self._pace.before()
+        self._pace.before(quota)
         try:
-            return self._call(ask)
+            answer = self._call(ask)
         except Deferral:
             raise
         except TransientError as error:
             if error.code not in _AT_ONCE or last:
                 raise
             return None
+        self._pace.after(answer.headers, quota)
+        return answer
 
     def _call(self, ask: Ask) -> Answer:
         headers = {"Accept": "application/json", **ask.headers, **self._login.headers()}
@@ -136,7 +158,6 @@ class Asker:
         answer = self._link.call(
             ask.method, ask.whole_url, headers=headers, content=ask.content, route=ask.route
         )
-        self._pace.after(answer.headers)
         self.tls = answer.tls
         self.clock = rest_limits.server_time(answer.headers)
         return answer
@@ -148,6 +169,10 @@ class Asker:
         """Wait for what takes its time; ends where somebody asked for it."""
         self._ended.wait(seconds)
         self._pace.check()
+
+    def kept(self) -> None:
+        """Note that what was read before is loaded, and will not be read again."""
+        self._pace.kept()
 
     def check(self) -> None:
         """End where somebody asked for it."""

@@ -129,7 +129,11 @@ class Batches:
         return rest_window.start_of(self._spec, text)
 
     def _begun(self, pages: Iterator[Page]) -> Iterator[Page]:
-        """Ask for the first page now, before the destination begins anything."""
+        """Ask for the first page now, before the destination begins anything.
+
+        Whoever asks for more has loaded what came before.
+        """
+        self._asker.kept()
         first = next(pages, None)
         if first is not None:
             self._reading.rows.look(first.records)

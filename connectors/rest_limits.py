@@ -1,21 +1,23 @@
 """When to come back: what answers say of limits, and waiting for a moment in place.
 
-A short wait is waited; a long one defers the run, which frees the worker. A budget of calls that
-all workers share will be asked in `Pace.before`.
+A short wait is waited; a long one defers the run, which frees the worker. The budget of calls that
+all workers share is asked in `Pace.before`.
 """
 
-from collections import deque
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from threading import Event
 from time import monotonic
 
-from connectors.rest_parts import RateLimit
 from schemas.errors import Deferral, TransientError
+from schemas.quotas import Quota, Quotas
 
 #: A wait up to this is waited in place, and so many seconds of them in one read.
 SHORT_S, IN_PLACE_S = 10.0, 60.0
+#: A longer one, too, if reading again would take longer; but never one beyond this.
+IN_PLACE_LONGEST_S = 300.0
 #: Nobody is told to wait for longer than a year.
 _LONGEST_S = 366 * 86_400
 #: A reset beyond this is a moment since 1970, below it a number of seconds.
@@ -79,47 +81,69 @@ def _moment(text: str) -> datetime | None:
 
 
 class Pace:
-    """Waits of one read; another thread may end them."""
+    """Turns and waits of one source; another thread may end them.
 
-    def __init__(self, where: str, limit: RateLimit | None, ended: Event) -> None:
+    A wait that costs less than reading again what nobody has kept yet is waited in place.
+    """
+
+    def __init__(self, where: str, quotas: Quotas, ended: Event) -> None:
         self._where = where
-        self._limit = limit
+        self._quotas = quotas
         self._ended = ended
-        self._calls: deque[float] = deque()
         self._waited = 0.0
         self._closed_until: float | None = None
+        self._begun = monotonic()
+        self._calls: Counter[Quota] = Counter()
 
-    def before(self) -> None:
+    def kept(self) -> None:
+        """Note that what was read before is loaded: only what comes now would be read again."""
+        self._begun = monotonic()
+        self._calls.clear()
+
+    def before(self, quota: Quota | None) -> None:
         """Wait until the next call may be made."""
         if self._closed_until is not None:
             until, self._closed_until = self._closed_until, None
             self.wait(max(until - monotonic(), 0.0))
-        if self._limit is not None:
-            self._hold_back(self._limit)
+        if quota is not None:
+            self._quotas.take(quota, patience=self._patience(quota), ended=self._ended)
+            self._calls[quota] += 1
         self.check()
 
-    def _hold_back(self, limit: RateLimit) -> None:
-        span, now = limit.per.total_seconds(), monotonic()
-        if len(self._calls) >= limit.calls:
-            free = self._calls.popleft() + span - now
-            if free > 0 and self._ended.wait(free):
-                self.check()
-        self._calls.append(monotonic())
+    def _patience(self, quota: Quota | None) -> float:
+        """Return how long a wait may be: not longer than reading again would take."""
+        lost = monotonic() - self._begun
+        if quota is not None:
+            turns = [rate.per.total_seconds() / rate.calls for rate in quota.rates]
+            lost = max([lost, *(self._calls[quota] * turn for turn in turns)])
+        return max(SHORT_S, min(lost, IN_PLACE_LONGEST_S))
 
-    def after(self, headers: Mapping[str, str]) -> None:
+    def after(self, headers: Mapping[str, str], quota: Quota | None) -> None:
         """Remember that an answer was the last one for now."""
-        if used_up(headers):
-            seconds = told(headers)
-            self._closed_until = None if seconds is None else monotonic() + seconds
+        seconds = told(headers) if used_up(headers) else None
+        if seconds is None:
+            return
+        if quota is not None:
+            self._quotas.close(quota, seconds)
+        else:
+            self._closed_until = monotonic() + seconds
+
+    def limited(self, seconds: float, quota: Quota | None) -> None:
+        """Wait as an answer says: everybody who shares the quota, or this source alone."""
+        if quota is not None:
+            self._quotas.close(quota, seconds)
+        else:
+            self.wait(seconds)
 
     def wait(self, seconds: float) -> None:
         """Wait in place; Deferral if that is for too long."""
-        if seconds > SHORT_S or self._waited + seconds > IN_PLACE_S:
+        too_often = seconds <= SHORT_S and self._waited + seconds > IN_PLACE_S
+        if too_often or seconds > self._patience(None):
             raise Deferral(
                 f"{self._where}: its rate limit is reached; it says to wait for {seconds:.0f} s",
                 retry_after=timedelta(seconds=seconds),
             )
-        self._waited += seconds
+        self._waited += seconds if seconds <= SHORT_S else 0.0
         self._ended.wait(seconds)
         self.check()
 

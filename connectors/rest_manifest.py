@@ -12,6 +12,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from connectors import rest_text
+from connectors.rest_budget import ApiBudget
 from connectors.rest_parts import (
     SECRETS,
     Authenticator,
@@ -196,6 +197,7 @@ class Manifest(Part):
     request_headers: dict[str, Text] = {}
     error_handler: ErrorHandler = ErrorHandler()
     rate_limit: RateLimit | None = None
+    api_budget: ApiBudget | None = None
     answer_max: int = Field(8, ge=1, le=64)  # MiB of one answer
     check: Check
     streams: dict[Name, Stream] = Field(min_length=1)
@@ -217,6 +219,9 @@ class Manifest(Part):
             for name in self.parameters
             if looks_secret(name)
         ]
+        if self.rate_limit is not None and self.api_budget is not None:
+            text = "is the short form of an api_budget; write one of them"
+            found.append((("rate_limit",), text))
         for number, name in enumerate(self.check.stream_names):
             if name not in self.streams:
                 found.append((("check", "stream_names", str(number)), f"no stream {name}"))

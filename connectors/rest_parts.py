@@ -160,7 +160,7 @@ class ErrorHandler(Part):
 
 
 class RateLimit(Part):
-    """No more calls than this, by this worker."""
+    """No more calls than this, by all workers: the short form of an api_budget."""
 
     calls: int = Field(ge=1, le=100_000)
     per: Duration

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from schemas.calls import Call
 from schemas.errors import ConfigError
+from schemas.quotas import Quotas
 
 #: Gets the newest secrets that are stored, and returns those that are new now, by field.
 Exchange = Callable[[Mapping[str, str]], Mapping[str, str]]
@@ -71,6 +72,8 @@ class Aid:
     #: keeps a line that another's program has said in the run's sealed log, masked; from any thread
     say: Callable[[str], None] = _unheard
     calls: Calls = field(default_factory=NotedNowhere)
+    #: turns for calls, shared with all workers; None: a connector counts by itself
+    quotas: Quotas | None = None
 
 
 #: What there is outside of a worker.

@@ -33,6 +33,8 @@ RETRY_LONGEST = timedelta(minutes=30)
 #: Waits that another system asked for since the last progress; a longer one in all fails the run.
 DEFERRED_MAX = timedelta(hours=24)
 DEFERRAL_SHORTEST = timedelta(seconds=5)
+#: Runs that one limit deferred come back over so long, or a tenth of their wait if that is more.
+DEFERRAL_SPREAD = timedelta(seconds=10)
 #: Lost leases since the last progress before the connection is paused: likely it kills workers.
 LOST_LEASES_MAX = 3
 #: Failed runs in a row before the connection is paused; `pause_after` of a connection decides.

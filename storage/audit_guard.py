@@ -184,8 +184,8 @@ FUNCTIONS = {
     "audit.stamp": "eab0ce71aaa52e0a",
     "audit.withdraw_prune": "5cdda24bae04ee7e",
     "keystore.root_moves": "6fd9af8607c45087",
-    "public.drop_partitions": "ad3c024896b01cef",
-    "public.ensure_partitions": "3f4ff82d435e7565",
+    "public.drop_partitions": "0736b5ecee9f6b10",
+    "public.ensure_partitions": "c61bc04dc03c2275",
 }
 
 _FUNCTIONS = text("""

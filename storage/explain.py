@@ -8,7 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
 
-from schemas.errors import NotFound
+from schemas.errors import Deferral, NotFound
 from schemas.limits import WORKER_SILENT_AFTER
 from schemas.runs import LIVE_STATES, Explanation, Rule, RunState
 from storage import instance, runs
@@ -128,7 +128,9 @@ def _undelivered(live: Row[Any], now: Situation) -> tuple[Rule, str] | None:
         return Rule.NO_SCHEDULER, "no scheduler is running; start one: syncward scheduler"
     if live.state == RunState.QUEUED and live.not_before > live.at:
         why = f" after {live.error_code}" if live.error_code else ""
-        return Rule.NOT_BEFORE, f"waits{why} until {live.not_before:%Y-%m-%d %H:%M:%S} UTC"
+        told = f": {live.error}" if live.error_code == Deferral.code and live.error else ""
+        until = f"{live.not_before:%Y-%m-%d %H:%M:%S} UTC"
+        return Rule.NOT_BEFORE, f"waits{why} until {until}{told}"
     if now.schedulers.queue_down_since is not None:
         return Rule.REDIS_DOWN, _redis_sentence(now.schedulers, live.at)
     if not now.slots:

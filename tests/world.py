@@ -36,8 +36,10 @@ from storage.keystore import Keystore
 from workers import run_sync
 from workers.attempt import Dependencies
 from workers.call_list import CallWriter, write_calls
+from workers.enqueue import open_client
 from workers.heartbeat import Heartbeat
 from workers.key_upkeep import KeyUpkeep
+from workers.quotas import SharedQuotas
 from workers.records import RecordSealer, write_sealed
 from workers.refusals import JobRefusals
 from workers.run_log import LogWriter
@@ -277,6 +279,7 @@ class World:
     @staticmethod
     def _deps(control: Control, settings: Settings, worker_file: Path) -> Dependencies:
         engine = control.engine("worker")
+        assert settings.redis_url is not None
 
         heartbeat = Heartbeat(
             lambda: open_link(control.url, "worker"),
@@ -295,6 +298,7 @@ class World:
             logs=LogWriter(lambda lines: write_sealed(engine, records, lines)),
             records=records,
             calls=CallWriter(lambda made: write_calls(engine, made)),
+            quotas=SharedQuotas(open_client(settings.redis_url.get_secret_value())),
             settings=settings,
             policy=settings.link_policy(),
             refusals=JobRefusals(engine, principal),
@@ -311,6 +315,7 @@ class World:
 
     def close(self) -> None:
         self.deps.heartbeat.drop_link()
+        self.deps.quotas.client.close()
 
     def key_upkeep(self) -> KeyUpkeep:
         """What the worker's thread for keys would do, a round at a time."""

@@ -4,13 +4,22 @@ from schemas.aid import Aid
 from storage.work import SealedResource
 from workers.attempt import Attempt
 from workers.call_list import RunCalls
+from workers.pseudonyms import PseudonymKeys
+from workers.quotas import RunQuotas
 from workers.renewal import StoredRenewal, Unseal
 
 
 def of_run(attempt: Attempt, resource: SealedResource, unseal: Unseal) -> Aid:
     """Return the aid for one resource of one attempt."""
+    deps = attempt.deps
     return Aid(
         secrets=StoredRenewal(attempt, resource, unseal),
         say=lambda text: attempt.run_log.raw([text]),
-        calls=RunCalls(attempt.deps.calls, attempt.claim, resource.kind),
+        calls=RunCalls(deps.calls, attempt.claim, resource.kind),
+        quotas=RunQuotas(
+            deps.quotas,
+            resource.resource_id,
+            resource.kind,
+            token=lambda: PseudonymKeys.of_worker(deps).of(resource.account_id).token,
+        ),
     )

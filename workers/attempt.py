@@ -15,6 +15,7 @@ from storage.work import Work
 from workers.call_list import CallWriter
 from workers.control import RunControl
 from workers.heartbeat import Heartbeat
+from workers.quotas import SharedQuotas
 from workers.records import RecordSealer
 from workers.refusals import JobRefusals
 from workers.run_log import LogWriter, RunLog
@@ -31,6 +32,7 @@ class Dependencies:
     logs: LogWriter
     records: RecordSealer
     calls: CallWriter
+    quotas: SharedQuotas
     settings: Settings
     policy: LinkPolicy
     refusals: JobRefusals

@@ -36,6 +36,7 @@ from workers.enqueue import JobQueue, open_broker, open_client
 from workers.heartbeat import Heartbeat
 from workers.key_upkeep import KeyUpkeep
 from workers.metrics import RUNNING
+from workers.quotas import SharedQuotas
 from workers.records import RecordSealer, write_sealed
 from workers.refusals import JobRefusals
 from workers.run_log import LogWriter
@@ -151,6 +152,7 @@ def _build(settings: Settings) -> _Process:
         logs=LogWriter(lambda lines: write_sealed(engine, records, lines)),
         records=records,
         calls=CallWriter(partial(write_calls, engine)),
+        quotas=SharedQuotas(client),
         settings=settings,
         policy=replace(settings.link_policy(), moving=sentinels.servers(client)),
         refusals=JobRefusals(engine, principal),

@@ -70,6 +70,18 @@ API_CALLS = Counter(
 API_CALLS_LOST = Counter(
     "syncward_api_calls_lost", "Calls that could not be stored in time and are in no list."
 )
+QUOTA_WAITS = Counter(
+    "syncward_quota_waits", "Calls that waited in place for their turn in a quota.", ["connector"]
+)
+QUOTA_WAITED = Counter(
+    "syncward_quota_waited_seconds", "Time that calls waited in place for a quota.", ["connector"]
+)
+QUOTA_DEFERRALS = Counter(
+    "syncward_quota_deferrals", "Attempts that a quota deferred.", ["connector"]
+)
+QUOTAS_ALONE = Gauge(
+    "syncward_quotas_alone", "1 while this worker counts quotas by itself, without Redis."
+)
 RUNNING = Gauge("syncward_running_runs", "Runs that this worker executes now.")
 
 for _connector in (*CONNECTORS, OTHER):
@@ -81,6 +93,9 @@ for _connector in (*CONNECTORS, OTHER):
         ROWS.labels(_connector, _direction)
     for _status in STATUS_CLASSES:
         API_CALLS.labels(_connector, _status)
+    QUOTA_WAITS.labels(_connector)
+    QUOTA_WAITED.labels(_connector)
+    QUOTA_DEFERRALS.labels(_connector)
 for _trigger in Trigger:
     QUEUE_WAIT.labels(_trigger.value)
 for _step in ("claim", "checkpoint", "finish"):

@@ -22,6 +22,7 @@ from schemas.limits import (
     ATTEMPTS_MAX,
     ATTEMPTS_WITH_PROGRESS_MAX,
     DEFERRAL_SHORTEST,
+    DEFERRAL_SPREAD,
     DEFERRED_MAX,
     ERROR_TEXT_MAX,
     RETRY_FACTOR,
@@ -156,7 +157,8 @@ def _defer(error: Deferral, claim: Claim) -> Outcome:
         hours = DEFERRED_MAX.total_seconds() / 3600
         text = f"{error.public} It was told to wait for more than {hours:.0f} h in all."
         return Outcome(OutcomeKind.FAILED, "deferred_too_long", text)
-    late = told * (1 + random.random() / 10)  # noqa: S311 - not all at once, and never too early
+    spread = max(told / 10, min(told, DEFERRAL_SPREAD))
+    late = told + spread * random.random()  # noqa: S311 - not all at once, and never too early
     return Outcome(OutcomeKind.DEFERRED, error.code, error.public, retry_after=late)
 
 

@@ -11,6 +11,7 @@ from scheduler import ticks
 from schemas.runs import Run
 from storage import calls, retention, tenancy
 from storage.engine import transaction
+from storage.rowset import rowset
 from tests.rest_api import Api, Reply
 
 pytestmark = pytest.mark.integration
@@ -128,7 +129,9 @@ def test_each_call_of_a_run_is_a_row_without_anything_that_it_carried(shop, shel
     pages = [ORDERS, ORDERS]
     child = [ORDERS, ITEMS, ITEMS, ORDERS, ITEMS]
     assert shop.rows() == [TOKEN, *child, *pages]
-    row = world.control.all("SELECT * FROM api_calls WHERE route LIKE '%items' ORDER BY seq DESC")[0]
+    row = world.control.all("SELECT * FROM api_calls WHERE route LIKE '%items' ORDER BY seq DESC")[
+        0
+    ]
     assert (row[1], row[3], row[4]) == (run.run_id, run.account_id, 1)
     assert row[10] == len(json.dumps({"wanted": "body-canary"}, separators=(",", ":")))
     assert row[11] == len(b"[]")
@@ -154,7 +157,7 @@ def test_each_call_of_a_run_is_a_row_without_anything_that_it_carried(shop, shel
     assert code == 0
     assert max(len(line) for line in out.splitlines()) <= 80
     assert [line.split()[2] for line in out.splitlines()[1:]] == ["503", "connection_lost", "429"]
-    code, out, err = shell("run", "calls", "acme/shop-to-lake", "--json", "--limit", "2")
+    _, out, _ = shell("run", "calls", "acme/shop-to-lake", "--json", "--limit", "2")
     assert [(c["method"], c["route"], c["status"]) for c in json.loads(out)] == [ORDERS[:3]] * 2
     assert set(json.loads(out)[0]) == {
         "at", "attempt", "method", "host", "route", "status", "error", "request_bytes",
@@ -189,20 +192,16 @@ def test_calls_of_an_attempt_that_fails_are_there_and_belong_to_its_account_alon
     with world.cli.transaction() as tx:
         assert tx.execute(text(shown)).scalar_one() == 0, "in no account"
     for statement in (shown, "UPDATE api_calls SET status = 200", "DELETE FROM api_calls"):
-        with (
-            pytest.raises(Exception, match="permission denied"),
-            transaction(world.deps.engine) as tx,
-        ):
+        with world.deps.engine.connect() as tx:
             tenancy.enter(tx, run.account_id)
-            tx.execute(text(statement))
+            with pytest.raises(Exception, match="permission denied"):
+                tx.execute(text(statement))
     (other,) = world.control.all("SELECT id FROM accounts WHERE name = 'other'")[0]
     made = calls.RunCall(run.run_id, run.account_id, 1, _stored(world, run).call)
-    with (
-        pytest.raises(Exception, match="row-level security"),
-        world.deps.engine.begin() as tx,
-    ):
+    with world.deps.engine.connect() as tx:
         tenancy.enter(tx, other)
-        tx.execute(calls._APPEND, {"calls": calls.rowset([calls._row(made)])})
+        with pytest.raises(Exception, match="row-level security"):
+            tx.execute(calls._APPEND, {"calls": rowset([calls._row(made)])})
 
 
 def _stored(world, run: Run) -> calls.RunCall:

@@ -23,7 +23,7 @@ from schemas.errors import (
     SyncwardError,
     TransientError,
 )
-from schemas.limits import DEFERRAL_SHORTEST, DEFERRED_MAX, RETRY_LONGEST
+from schemas.limits import DEFERRAL_SHORTEST, DEFERRAL_SPREAD, DEFERRED_MAX, RETRY_LONGEST
 from schemas.records import StreamResult
 from schemas.runs import (
     FINAL_STATES,
@@ -168,7 +168,9 @@ def test_deferrals_wait_as_told_and_are_bounded_in_all(told, so_far):
     else:
         assert outcome.kind is OutcomeKind.DEFERRED
         assert outcome.retry_after is not None
-        assert told <= outcome.retry_after <= 1.11 * max(told, DEFERRAL_SHORTEST)
+        held_for = max(told, DEFERRAL_SHORTEST)
+        late = outcome.retry_after - held_for
+        assert timedelta(0) <= late <= max(0.11 * held_for, min(held_for, DEFERRAL_SPREAD))
 
 
 def test_a_deferral_is_said_at_once_to_somebody_who_waits_at_a_prompt():
