@@ -44,7 +44,8 @@ logger = logging.getLogger(__name__)
 #: KEYS: the quota. ARGV: the era that the caller knows, a new one, milliseconds to close it for (0:
 #: a turn is asked for), the number of rates; for each its calls, width, slices behind, and what the
 #: caller has used of it: in this window, and of that what Redis was never told.
-#: Answers: milliseconds to wait (0: the call counts), which rate is used up (0: closed), the era.
+#: Answers: milliseconds to wait (0: the call counts), which rate is used up (0: closed), the era,
+#: and when that was.
 #: A window is written `slice:calls slice:calls …`; one of the future is a clock that went back.
 _SCRIPT = """
 local key, time = KEYS[1], redis.call('TIME')
@@ -115,7 +116,7 @@ if changed then
   redis.call('HSET', key, unpack(fields))
   redis.call('PEXPIRE', key, string.format('%.0f', math.max(life, closed - now + 1000)))
 end
-return {string.format('%.0f', wait), which, era}
+return {string.format('%.0f', wait), which, era, string.format('%.0f', now)}
 """
 
 
@@ -169,7 +170,7 @@ class SharedQuotas:
     # ── with Redis ───────────────────────────────────────────────────────────────────────────
 
     def _shared(self, key: str, quota: Quota) -> Hold | None:
-        wait, which = self._asked(key, quota, closing=0)
+        wait, which, _ = self._asked(key, quota, closing=0)
         with self._lock:
             known = self._of(key, quota)
             if not wait:
@@ -179,8 +180,8 @@ class SharedQuotas:
                 known.closed_until = self.clock() + wait / 1_000
         return Hold(wait / 1_000, quota.rates[which - 1] if which else None)
 
-    def _asked(self, key: str, quota: Quota, *, closing: int) -> tuple[int, int]:
-        """Run the script; return (milliseconds to wait, number of the rate)."""
+    def _asked(self, key: str, quota: Quota, *, closing: int) -> tuple[int, int, int]:
+        """Run the script; return milliseconds to wait, the number of the rate, Redis' time."""
         with self._lock:
             known, now = self._of(key, quota), self._now_ms()
             era, used = known.era, known.used.counts(now)
@@ -190,7 +191,7 @@ class SharedQuotas:
             arguments += [rate.calls, rate.width, rate.behind, mine, mine_untold]
         began = self.clock()
         try:
-            wait, which, new_era = self._script(keys=[key], args=arguments)
+            wait, which, new_era, at = self._script(keys=[key], args=arguments)
         except redis.RedisError:
             with self._lock:
                 self._ask_at = self.clock() + max(ASK_AGAIN_S, 3 * (self.clock() - began))
@@ -198,7 +199,7 @@ class SharedQuotas:
         with self._lock:
             known.era, known.alone = _text(new_era), None
         self._back()
-        return int(_text(wait)), int(which)
+        return int(_text(wait)), int(which), int(_text(at))
 
     def _gone(self, error: redis.RedisError) -> None:
         with self._lock:
