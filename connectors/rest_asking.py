@@ -119,7 +119,7 @@ class Asker:
                 raise failed
             return answer
 
-    def _later(  # noqa: PLR0917 - what was asked, and what came of it
+    def _later(
         self,
         answer: Answer,
         means: Meaning,

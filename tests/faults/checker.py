@@ -329,6 +329,7 @@ def i14_no_secret_leaves(history: History, facts: Facts) -> list[str]:
     """
     texts = {
         "run_logs": "SELECT l::text AS said FROM run_logs l",
+        "api_calls": "SELECT c::text AS said FROM api_calls c",
         "runs.error": "SELECT error AS said FROM runs WHERE error IS NOT NULL",
         "active_runs.error": "SELECT error AS said FROM active_runs WHERE error IS NOT NULL",
         "run_streams.error": "SELECT error AS said FROM run_streams WHERE error IS NOT NULL",

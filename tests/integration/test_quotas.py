@@ -108,7 +108,7 @@ def crowd(url: str, threads: int, processes: int) -> list[int]:
     client = open_client(url)
     shared = Recorded(client)
     client.rpush("ready", 1)
-    while client.llen("ready") < processes:  # type: ignore[operator]  # redis-py's stubs
+    while client.llen("ready") < processes:
         time.sleep(0.01)
     until = time.time() + 1.5
 

@@ -5,6 +5,7 @@ import pickle
 import re
 import secrets
 import time
+from datetime import timedelta
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -16,10 +17,12 @@ import redis
 
 from schemas.errors import TransientError
 from schemas.jobs import QUEUE, Job
+from schemas.quotas import Quota, Rate
 from schemas.runs import RunState
 from tests.faults.test_processes import Fleet
 from workers import main, messages
 from workers.enqueue import JobQueue, open_client
+from workers.quotas import SharedQuotas
 from workers.refusals import JobRefusals
 
 pytestmark = pytest.mark.integration
@@ -350,6 +353,13 @@ def test_the_documented_login_is_enough_for_all_that_we_do(
     admin.zadd("syncward:__heartbeats__", {"gone": 1})
     queue.send(Job(run_id=uuid4(), dispatch=1))
     until(lambda: admin.zscore("syncward:__heartbeats__", "gone") is None, "no maintenance")
+    shared = SharedQuotas(open_client(url))
+    limit = Quota("api", "all", (Rate(1, timedelta(hours=1)),))
+    assert shared.hold("syncward:quota:x", limit) is None
+    assert shared.hold("syncward:quota:x", limit) is not None
+    shared.close("syncward:quota:x", limit, 60)
+    assert shared._is_away is False
+    shared.client.close()
     health = queue.health()
     assert (health.problem, health.foreign_keys, health.append_only) == (None, 1, True)
     code, out, err = shell("doctor", "redis", "--json")
