@@ -419,6 +419,17 @@ def test_a_manifest_without_a_quota_asks_redis_nothing(shop, client):
     assert shop.world.control.all("SELECT 1 FROM keystore.dek WHERE purpose = 'pseudonyms'") == []
 
 
+def test_a_short_wait_is_waited_in_place_and_counted(shop):
+    shop.apply(manifest(rate_limit={"calls": 2, "per": "1s"}))
+    waits = [f"syncward_quota_{what}_total" for what in ("waits", "waited_seconds")]
+    before = [REGISTRY.get_sample_value(name, {"connector": "rest"}) or 0 for name in waits]
+    assert shop.sync("one").error is None
+    assert shop.calls() == 3
+    after = [REGISTRY.get_sample_value(name, {"connector": "rest"}) or 0 for name in waits]
+    assert after[0] - before[0] == 1
+    assert 0.5 < after[1] - before[1] < 2
+
+
 def test_a_run_goes_on_while_redis_is_away(shop, client):
     shop.apply(manifest(rate_limit={"calls": 800, "per": "1h"}))
     shared = shop.world.deps.quotas
