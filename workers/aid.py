@@ -20,6 +20,6 @@ def of_run(attempt: Attempt, resource: SealedResource, unseal: Unseal) -> Aid:
             deps.quotas,
             resource.resource_id,
             resource.kind,
-            token=lambda: PseudonymKeys.of_worker(deps).of(resource.account_id).token,
+            token_of=lambda: PseudonymKeys.of_worker(deps).of(resource.account_id).token,
         ),
     )

@@ -268,12 +268,12 @@ class RunQuotas:
         shared: SharedQuotas,
         resource_id: UUID,
         kind: str,
-        token: Callable[[], Callable[[bytes], bytes]],
+        token_of: Callable[[], Callable[[bytes], bytes]],
     ) -> None:
         self._shared = shared
         self._resource_id = resource_id
         self._connector = connector_of(kind)
-        self._token = token
+        self._token_of = token_of
         self._keys: dict[Quota, str] = {}
 
     def take(self, quota: Quota, *, patience: float, ended: Event) -> None:
@@ -294,6 +294,11 @@ class RunQuotas:
         """Let no worker call for so many seconds."""
         self._shared.close(self._key(quota), quota, seconds)
 
+    @cached_property
+    def _token(self) -> Callable[[bytes], bytes]:
+        """What the account's key makes of a value; asked for only where there is a quota."""
+        return self._token_of()
+
     def _key(self, quota: Quota) -> str:
         """Return the quota's key: of its login if that can be told, else of the resource.
 
@@ -305,7 +310,7 @@ class RunQuotas:
             said = b"syncward/quota/v1" + b"".join(
                 b"%d:%b," % (len(part), part) for part in map(str.encode, parts)
             )
-            made = self._token()(said) if quota.holder else _digest(said)
+            made = self._token(said) if quota.holder else _digest(said)
             self._keys[quota] = f"{NAMESPACE}:quota:{made.decode()}"
         return self._keys[quota]
 

@@ -240,7 +240,7 @@ def test_a_key_tells_no_login_and_accounts_share_none(client):
         def token(value: bytes) -> bytes:
             return hmac.digest(account, value, hashlib.sha256).hex()[:32].encode()
 
-        one = RunQuotas(SharedQuotas(client), resource or uuid4(), "rest", token=lambda: token)
+        one = RunQuotas(SharedQuotas(client), resource or uuid4(), "rest", token_of=lambda: token)
         return one._key(Quota("api", "all", (), holder))
 
     login = ("bearer", "tok-canary-1")
