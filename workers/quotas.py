@@ -252,10 +252,8 @@ def _text(value: bytes | int) -> str:
 
 
 def _reason(error: redis.RedisError) -> str:
-    """Say in our words why Redis does not count; NOPERM is what an older login gets."""
-    if isinstance(error, redis.exceptions.NoPermissionError) or "NOPERM" in str(error):
-        return "denied"
-    if "permission" in str(error).lower() or "can't run this command" in str(error):
+    """Say in our words why Redis does not count. An older login lacks rights, also in a script."""
+    if isinstance(error, redis.exceptions.NoPermissionError) or "permission" in str(error).lower():
         return "denied"
     return "away" if isinstance(error, redis.ConnectionError | redis.TimeoutError) else "refused"
 

@@ -275,6 +275,7 @@ READERS = {
     ("connectors/rest_manifest.py", "_unknown"): "the ValueError is our own, of rest_text",
     ("connectors/rest_turning.py", "path_of"): "the ValueError is our own, of rest_text",
     ("connectors/rest_tokens.py", "filled_endpoint"): "the ValueError is our own, of rest_text",
+    ("workers/quotas.py", "_reason"): "looked at, never shown",
     ("workers/causes.py", "_text"): "goes masked to the run's sealed log",
 }
 _WORDS = {"args", "message_primary", "message_detail", "message_hint", "context", "__notes__"}
