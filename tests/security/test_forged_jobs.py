@@ -136,9 +136,11 @@ class Worker:
         self.worker.start()
 
     def idle(self) -> bool:
-        """Say whether the queue is empty and nothing is held."""
+        """Say whether the queue is empty and nothing is held: in this order, for jobs move so."""
+        if self.client.llen(LIST) != 0:
+            return False
         held = [self.client.scard(k) for k in self.client.keys("syncward:__acks__.*")]
-        return self.client.llen(LIST) == 0 and sum(held) == 0
+        return sum(held) == 0
 
     def stop(self) -> None:
         self.worker.stop(timeout=5_000)
