@@ -18,10 +18,12 @@ from psycopg.types.json import Jsonb
 from connectors.pg_batch import Hidden
 from connectors.postgres import Connection
 from schemas.errors import LeaseLost, SyncwardError
-from schemas.records import Bound, Cursor, Kept, LoadRequest, Part
+from schemas.records import Cursor, Kept, LoadRequest, Part
 
 #: Seconds for which another run may go on with what one began: its rows are as old as that.
 _TAKEN_OVER_FOR = 86_400.0
+#: Makes a definition that no other attempt's is equal to: none goes on with such a read.
+_OF_ONE_SNAPSHOT = "of one snapshot"
 
 #: Statements that make the two tables, for a schema that has none of them.
 CREATE = """
@@ -151,24 +153,25 @@ def definition(request: LoadRequest) -> str:
 
     Guards and how often something is done decide about neither.
     """
-    ways = {"guards", "full_every", "key_sweep", "range_rows", "rejected_max"}
+    ways = {"guards", "full_every", "key_sweep", "range_rows", "ranges_at_once", "rejected_max"}
     stream = request.stream.model_dump(mode="json", exclude=ways)
     parts = [stream, request.target_schema, request.rewrite]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def begun(
-    request: LoadRequest, number: int, shape: str, upper: Cursor | None, bounds: tuple[Bound, ...]
+    request: LoadRequest, number: int, shape: str, upper: Cursor | None, part: Part
 ) -> Generation:
     """Describe a new generation. One stream has one hidden table, whatever becomes of it."""
+    reads = definition(request)
     named = hashlib.sha256(f"{request.connection_id} {request.stream.name}".encode()).hexdigest()
     return Generation(
         number=number,
-        reads=definition(request),
+        reads=reads if part.lasting else f"{reads} {_OF_ONE_SNAPSHOT}",
         schema=request.target_schema,
         hidden=f"_syncward_{named[:24]}",
         age=0.0,
-        kept=Kept(request.run_id, shape, upper, bounds, frozenset(), 0),
+        kept=Kept(request.run_id, shape, upper, part.bounds, frozenset(), 0),
     )
 
 

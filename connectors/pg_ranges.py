@@ -1,7 +1,9 @@
-"""A large full read as ranges of keys: where a table is cut, and the condition of each range.
+"""A large full read as ranges: where a table is cut, and the condition of each range.
 
-Values of keys are compared by the source alone, in its own order; everybody else keeps them as
-text. Each range is a scan of the key's index, so only keys that a constraint proves are cut by.
+It is cut by a key where there is one: values are compared by the source alone, in its own order;
+everybody else keeps them as text. Each range is a scan of the key's index, so only keys that a
+constraint proves are cut by. A table without one is cut by the place of its rows, which means
+something in one snapshot only.
 """
 
 from collections.abc import Sequence
@@ -36,6 +38,19 @@ ORDER BY place
 """
 
 
+#: The place of a row: its page and its number there.
+_PLACE = "ctid"
+#: Older servers read the whole table for each range of places.
+_READS_PLACES = 140_000
+#: A table that is no part of others and has none: rows of several would have the same places.
+_PAGES = """
+SELECT pg_relation_size(c.oid) / current_setting('block_size')::bigint
+FROM pg_class c JOIN pg_am a ON a.oid = c.relam
+WHERE c.oid = %s AND c.relkind IN ('r', 'm') AND a.amname = 'heap'
+  AND NOT EXISTS (SELECT FROM pg_inherits h WHERE h.inhparent = c.oid)
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Cut:
     """Where a full read is cut: a key of the table and the bounds between the ranges."""
@@ -43,6 +58,11 @@ class Cut:
     key: tuple[str, ...]
     bounds: tuple[Bound, ...]
     kept: Kept | None = None  # what the destination has of it already
+
+    @property
+    def lasting(self) -> bool:
+        """Whether the bounds mean the same rows in another snapshot."""
+        return self.key != (_PLACE,)
 
     @property
     def left(self) -> tuple[int, ...]:
@@ -55,7 +75,8 @@ class Cut:
         """What people should know."""
         ranges = len(self.bounds) + 1
         if self.kept is None:
-            return (f"read in {ranges} ranges of ({', '.join(self.key)})",)
+            by = f"({', '.join(self.key)})" if self.lasting else "the places of its rows"
+            return (f"read in {ranges} ranges of {by}",)
         there = f"{len(self.kept.done)} of {ranges} ranges ({self.kept.rows:,} rows)"
         return (f"goes on: {there} are at the destination already",)
 
@@ -73,7 +94,9 @@ class Cut:
         return sql.SQL(" AND ").join(parts) if parts else sql.SQL("true")
 
     def _compared(self, operator: str, bound: Bound) -> sql.Composed:
-        columns, values = map(sql.Identifier, self.key), map(sql.Literal, bound)
+        columns, values = map(sql.Identifier, self.key), list(map(sql.Literal, bound))
+        if not self.lasting:
+            return sql.SQL("{} {} {}::tid").format(*columns, sql.SQL(operator), *values)
         if len(self.key) == 1:
             return sql.SQL("{} {} {}").format(*columns, sql.SQL(operator), *values)
         return sql.SQL("({}) {} ({})").format(
@@ -113,10 +136,12 @@ def cut(conn: Connection, stream: StreamSpec, relation: Relation, ranges: Ranges
 
     Inside the snapshot. Costs two short questions, for large tables only.
     """
-    key = key_of(stream, relation)
     # Bounds are stored at the destination, where nothing of a masked stream may come in clear.
-    if not key or stream.mask or relation.rows_estimated < 2 * ranges.rows:
+    if stream.mask or relation.rows_estimated < 2 * ranges.rows:
         return None
+    key = key_of(stream, relation)
+    if not key:
+        return _by_place(conn, stream, relation, ranges)
     n = relation.rows_estimated // ranges.rows
     if _scattered(conn, stream, key):
         n = min(n, _SCATTERED)
@@ -132,6 +157,24 @@ def cut(conn: Connection, stream: StreamSpec, relation: Relation, ranges: Ranges
         )
     ).fetchall()
     return Cut(key, tuple(tuple(row) for row in found)) if found else None
+
+
+def _by_place(
+    conn: Connection, stream: StreamSpec, relation: Relation, ranges: Ranges
+) -> Cut | None:
+    """Cut by pages; None where places are no order of all rows.
+
+    The lock keeps the rows in their places: nothing rewrites the table before the snapshot ends.
+    """
+    if conn.info.server_version < _READS_PLACES or relation.kind not in {"r", "m"}:
+        return None
+    if relation.kind == "r":
+        table = sql.Identifier(stream.schema_name, stream.table_name)
+        conn.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(table))
+    row = conn.execute(_PAGES, (relation.oid,)).fetchone()
+    pages, n = (row[0] if row else 0), relation.rows_estimated // ranges.rows
+    cuts = sorted({pages * i // n for i in range(1, n)} - {0})
+    return Cut((_PLACE,), tuple((f"({page},0)",) for page in cuts)) if cuts else None
 
 
 def _scattered(conn: Connection, stream: StreamSpec, key: Sequence[str]) -> bool:

@@ -153,6 +153,8 @@ class Part:
     bounds: tuple[Bound, ...]
     n: int
     kept: Kept | None = None  # of the read that goes on with this part
+    beside: bool = False  # it may be loaded at the same time as others
+    lasting: bool = True  # no other attempt may go on: the bounds mean something in this one only
 
     @property
     def ranges(self) -> int:
@@ -165,10 +167,14 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Ranges:
-    """How a full read may be cut: ranges of about so many rows, and what there is of it already."""
+    """How a full read may be cut: ranges of about so many rows, and what there is of it already.
+
+    `at_once` of them may be read at the same time.
+    """
 
     rows: int
     kept: Kept | None = None
+    at_once: int = 1
 
 
 class Purge(StrEnum):

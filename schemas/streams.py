@@ -138,7 +138,8 @@ def _rejected_max(value: object) -> object:
 _OPTIONAL = frozenset(
     {
         "deletes", "key_sweep", "tombstone", "full_every", "guards", "drift",
-        "columns", "mask", "where", "range_rows", "rejected_max",
+        "columns", "mask", "where", "range_rows", "ranges_at_once",
+        "rejected_max",
     }
 )  # fmt: skip
 
@@ -160,6 +161,7 @@ class StreamSpec(BaseModel):
     tombstone: str | None = None  # a column that says that its row is deleted
     full_every: int | None = Field(None, ge=1)  # every so many runs everything is read
     range_rows: int = Field(RANGE_ROWS, ge=100)  # about so many rows of a large table at a time
+    ranges_at_once: int = Field(1, ge=1, le=8)  # each with a session of its own at both ends
     guards: Guards = Guards()
     columns: Columns | None = None
     mask: dict[str, MaskRule] = {}

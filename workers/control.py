@@ -50,6 +50,7 @@ class RunControl:
         #: what this run has unsealed: masked until the run has written its last line
         self.secrets = REDACTOR.holder()
         self._lock = Lock()
+        self._counting = Lock()
         self._ends: list[tuple[Callable[[], None], Callable[[], None]]] = []
         self._signal: Signal | None = None
         self._ended = Event()
@@ -189,14 +190,18 @@ class RunControl:
         return batch
 
     def _counted(self, batch: Batch, parts: Iterator[T], size: Callable[[T], int]) -> Iterator[T]:
-        before = 0
-        if batch.part is not None:  # the stream's rows are those of all its ranges
-            before = max(self._rows, batch.part.kept.rows if batch.part.kept else 0)
+        counted = 0
+        if batch.part is None:
+            self._rows = 0
+        elif batch.part.kept is not None:  # the stream's rows are those of all its ranges
+            self._rows = max(self._rows, batch.part.kept.rows)
         for part in self._checked(parts):
-            self._bytes += size(part)
-            self._rows = before + batch.rows()
+            with self._counting:  # ranges may come at the same time
+                self._bytes += size(part)
+                self._rows, counted = self._rows + batch.rows() - counted, batch.rows()
             yield part
-        self._rows = before + batch.rows()
+        with self._counting:
+            self._rows += batch.rows() - counted
 
 
 def left_behind(future: "Future[T]", close: Callable[[T], None]) -> None:

@@ -40,6 +40,7 @@ from workers.attempt import Attempt, Dependencies, Taken
 from workers.causes import raw_texts
 from workers.control import clock
 from workers.ends import common_wire, open_both, warm
+from workers.lanes import Lanes
 from workers.pseudonyms import PseudonymKeys
 from workers.run_log import RunLog
 
@@ -298,25 +299,34 @@ def _load(
     else:
         ranges = _ranges(attempt, spec, known)
         opened = source.extract(spec, cursor, wire, sweep=sweep, ranges=ranges)
-    with opened as batches:
+    with opened as batches, Lanes(spec.ranges_at_once, attempt.control) as lanes:
         for batch in batches:
             guards.check_cursor(request, batch)
             for note in batch.notes:
                 attempt.run_log.info(note, spec.name)
             watched = masking.masked(attempt.control.watch(batch), spec, token)
             if batch.part is not None and not batch.part.is_end and known.keep is not None:
-                known.keep(watched)
-                with _timed("checkpoint"), transaction(attempt.deps.engine) as tx:
-                    claims.progressed(tx, attempt.claim)
+                if batch.part.beside:
+                    _progressed(attempt, lanes.begin(known.keep, watched))
+                else:
+                    known.keep(watched)
+                    _progressed(attempt, 1)
                 continue
+            _progressed(attempt, lanes.rest())
             loaded = destination.load(request, watched)
             if batch.more:  # whatever becomes of the next one, this one counts
-                with _timed("checkpoint"), transaction(attempt.deps.engine) as tx:
-                    claims.progressed(tx, attempt.claim)
+                _progressed(attempt, 1)
             result = loaded if result is None else outcomes.joined(result, loaded)
     if result is None:
         raise RuntimeError(f"{spec.name}: the source ended without a batch")
     return result
+
+
+def _progressed(attempt: Attempt, parts: int) -> None:
+    """Note that a part of a stream is there for good, if there is one."""
+    if parts:
+        with _timed("checkpoint"), transaction(attempt.deps.engine) as tx:
+            claims.progressed(tx, attempt.claim)
 
 
 def _ranges(attempt: Attempt, spec: StreamSpec, known: StreamClaim) -> Ranges | None:
@@ -329,7 +339,7 @@ def _ranges(attempt: Attempt, spec: StreamSpec, known: StreamClaim) -> Ranges | 
     kept = known.kept
     if attempt.claim.options.full_refresh and kept and kept.run_id != attempt.claim.run_id:
         kept = None
-    return Ranges(spec.range_rows, kept)
+    return Ranges(spec.range_rows, kept, spec.ranges_at_once)
 
 
 def _give_up(attempt: Attempt, reason: SyncwardError) -> None:

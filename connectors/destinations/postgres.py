@@ -1,8 +1,10 @@
 """Postgres as a destination: rows, cursor and fence in one transaction."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from threading import Lock
 from time import monotonic
 from typing import Any
 from uuid import UUID
@@ -25,6 +27,7 @@ from connectors.pg_batch import Load
 from connectors.pg_catalog import check_names, ensure_schema, find
 from connectors.pg_generations import Generation
 from connectors.pg_refusals import Care, Refusals, RowsRefused, is_of_a_row, next_care
+from connectors.pg_sessions import Sessions
 from connectors.pg_state import StateRow
 from connectors.portable import schema_hash
 from connectors.postgres import (
@@ -67,20 +70,29 @@ def open_destination(
 ) -> "PostgresDestination":
     """Connect for writing; errors are ours and name the server."""
     checked = PostgresConfig.model_validate(dict(config))
-    conn = connect(checked, secrets, role="destination", session=_SESSION, policy=policy)
-    with translated(checked, "destination"):
-        watch_client(conn)
-    return PostgresDestination(checked, conn)
+
+    def opened() -> Connection:
+        conn = connect(checked, secrets, role="destination", session=_SESSION, policy=policy)
+        with translated(checked, "destination"):
+            watch_client(conn)
+        return conn
+
+    return PostgresDestination(checked, opened(), opened)
 
 
 class PostgresDestination:
-    """One writing session. Meets schemas.records.Destination."""
+    """One writing session, and more beside it for ranges. Meets schemas.records.Destination."""
 
     wires = (WireFormat.PG_BINARY, WireFormat.ROWS)
 
-    def __init__(self, config: PostgresConfig, conn: Connection) -> None:
+    def __init__(
+        self, config: PostgresConfig, conn: Connection, once_more: Callable[[], Connection]
+    ) -> None:
         self._config = config
         self._conn = conn
+        self._beside = Sessions(once_more)
+        self._alone = Lock()  # for what ranges that are loaded at the same time do in turn
+        self._begun_here: set[str] = set()  # streams whose generation is of this very read
         self._line = Line(conn)
         self._ready = False
         self._states: dict[str, StateRow] = {}
@@ -101,6 +113,7 @@ class PostgresDestination:
             if not state.resumable:  # nothing is there yet, or it goes elsewhere now
                 ensure_schema(self._conn, request.target_schema)
         name = request.stream.name
+        self._begun_here.discard(name)
         met = self._care.get(name, Care.NONE) if state.fence == request.fence else Care.NONE
         self._states[name], self._expected[name] = state, state.cursor
         self._care[name] = max(state.care, met)
@@ -140,24 +153,27 @@ class PostgresDestination:
 
         ReadAgain where a row was refused that may be: next time it is looked for.
         """
+        used = self._care[request.stream.name]
         try:
             return self._load(request, batch)
         except ConfigError as error:
-            self._more_carefully(request, error)
+            self._more_carefully(request, error, used)
             raise
 
-    def _more_carefully(self, request: LoadRequest, error: ConfigError) -> None:
-        """Ask for the same rows once more, if the stream may go on without the one refused."""
+    def _more_carefully(self, request: LoadRequest, error: ConfigError, before: Care) -> None:
+        """Ask for the same rows once more, if the stream may go on without the one refused.
+
+        `before` is the care that they were loaded with; another range may have asked for more.
+        """
         name, cause = request.stream.name, error.__cause__
         early = isinstance(error, RowsRefused)
         if request.stream.rejected_max == 0 or not (early or is_of_a_row(cause)):
             return
-        before = self._care[name]
         care = next_care(cause, before) if isinstance(cause, psycopg.Error) else Care.SETS
         begun = self._expected[name] != self._states[name].cursor
         if begun or care <= before:
             return
-        self._care[name] = care
+        self._care[name] = max(self._care[name], care)
         raise ReadAgain(f"{name}: {error.public}; the others are loaded", same=True) from error
 
     def _load(self, request: LoadRequest, batch: Batch) -> StreamResult:
@@ -208,10 +224,11 @@ class PostgresDestination:
 
     def _keep(self, request: LoadRequest, batch: Batch) -> None:
         """Keep one range, under this run's fence: its rows and the note that they are there."""
+        used = self._care[request.stream.name]
         try:
             self._keep_range(request, batch)
         except ConfigError as error:
-            self._more_carefully(request, error)
+            self._more_carefully(request, error, used)
             raise
 
     def _keep_range(self, request: LoadRequest, batch: Batch) -> None:
@@ -219,24 +236,40 @@ class PostgresDestination:
         if part is None:
             raise RuntimeError(f"{request.stream.name}: a batch that is no range")
         results.check_masked(request, batch)
-        generation, started = self._begun(request, batch, part), monotonic()
-        labels = pg_types.labels_named(self._conn, self._config, request, batch.shape.columns)
-        with translated(self._config, "destination"), labels, self._conn.transaction():
-            here = pg_types.settled(self._conn, self._config, request, batch)
-            load = self._plan(request, here)
-            rows, size, refused = pg_rejects.keep_range(load, generation.table)
-            if rows != here.rows() - refused:
-                raise results.rows_missing(request, here.rows(), rows)
-            counts = {"rows": rows, "bytes": size, "seconds": monotonic() - started}
-            pg_generations.done(self._conn, request, generation, part, counts)
+        with self._alone:
+            generation = self._begun(request, batch, part)
+        with self._session_for(request, part) as conn:
+            started = monotonic()
+            labels = pg_types.labels_named(conn, self._config, request, batch.shape.columns)
+            with translated(self._config, "destination"), labels, conn.transaction():
+                here = pg_types.settled(conn, self._config, request, batch)
+                load = self._plan(request, here, conn)
+                rows, size, refused = pg_rejects.keep_range(load, generation.table)
+                if rows != here.rows() - refused:
+                    raise results.rows_missing(request, here.rows(), rows)
+                counts = {"rows": rows, "bytes": size, "seconds": monotonic() - started}
+                pg_generations.done(conn, request, generation, part, counts)
+
+    @contextmanager
+    def _session_for(self, request: LoadRequest, part: Part) -> Iterator[Connection]:
+        """Lend the session for a range: one of its own, if it may be loaded beside others.
+
+        Where rows are refused and looked for, one after the other: they share what is noted.
+        """
+        if part.beside and not self._care[request.stream.name]:
+            with self._beside.one() as conn:
+                yield conn
+        else:
+            with self._alone:
+                yield self._conn
 
     def _begun(self, request: LoadRequest, batch: Batch, part: Part) -> Generation:
         """Return the generation that a range belongs to; the first range begins a new one."""
         name = request.stream.name
         state, shape = self._states[name], schema_hash(batch.shape)
-        if state.unfinished is not None and (part.kept or part.n > 0):
+        if state.unfinished is not None and (part.kept or name in self._begun_here):
             return state.unfinished
-        new = pg_generations.begun(request, state.generation + 1, shape, batch.upper, part.bounds)
+        new = pg_generations.begun(request, state.generation + 1, shape, batch.upper, part)
         with translated(self._config, "destination"):
             ensure_schema(self._conn, request.target_schema)
         labels = pg_types.labels_named(self._conn, self._config, request, batch.shape.columns)
@@ -247,6 +280,7 @@ class PostgresDestination:
                 pg_refusals.forget_ranges(self._conn, request)
             pg_load.make_hidden(self._plan(request, here), new.table)
         self._states[name] = replace(state, unfinished=new)
+        self._begun_here.add(name)
         return new
 
     def _refusals(self, request: LoadRequest, batch: Batch) -> Refusals | None:
@@ -260,12 +294,12 @@ class PostgresDestination:
             return pg_refusals.of_ranges(self._conn, refusals, unfinished.number)
         return refusals
 
-    def _plan(self, request: LoadRequest, batch: Batch) -> Load:
+    def _plan(self, request: LoadRequest, batch: Batch, conn: Connection | None = None) -> Load:
         """Decide whether the batch adds to the table or becomes its content."""
         state = self._states[request.stream.name]
         append = request.stream.mode is Mode.APPEND
         load = Load(
-            self._conn,
+            conn or self._conn,
             self._config,
             request,
             batch,
@@ -342,15 +376,18 @@ class PostgresDestination:
             pg_generations.drop(self._conn, request, state.unfinished)
 
     def cancel(self) -> None:
-        """End whatever the server is doing for this session; for another thread."""
+        """End whatever the server is doing for these sessions; for another thread."""
+        self._beside.cancel()
         self._line.cancel()
 
     def cut(self) -> None:
-        """End the link under whatever waits on it; for another thread."""
+        """End the links under whatever waits on them; for another thread."""
+        self._beside.cut()
         self._line.cut()
 
     def close(self) -> None:
-        """Close the session; the server rolls back what was open."""
+        """Close the sessions; the server rolls back what was open."""
+        self._beside.close()
         self._line.close()
 
 

@@ -1,8 +1,9 @@
 """Postgres as a source: one snapshot, one window, rows relayed as COPY binary."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -20,6 +21,7 @@ from connectors import (
 )
 from connectors.pg_catalog import Relation, check_key, describe
 from connectors.pg_relay import Relay
+from connectors.pg_sessions import Sessions
 from connectors.pg_window import Window
 from connectors.portable import schema_hash
 from connectors.postgres import (
@@ -53,6 +55,8 @@ from schemas.streams import Deletes, StreamSpec
 CONFIG = PostgresConfig
 __all__ = ["AIMED_BY", "CONFIG", "SECRET_FIELDS", "check_link", "open_source"]
 
+#: Longer than a range takes: the session that lends its snapshot waits meanwhile.
+_IDLE_BESIDE = "3600s"
 _SESSION = {"default_transaction_read_only": "on", "lock_timeout": "30s"}
 
 
@@ -61,7 +65,8 @@ def open_source(
 ) -> "PostgresSource":
     """Connect for reading; errors are ours and name the server."""
     checked = PostgresConfig.model_validate(dict(config))
-    conn = connect(checked, secrets, role="source", session=_SESSION, policy=policy)
+    once_more = partial(connect, checked, secrets, role="source", session=_SESSION, policy=policy)
+    conn = once_more()
     if policy.superuser_refused and _is_superuser(conn):
         conn.close()
         raise ConfigError(
@@ -71,7 +76,7 @@ def open_source(
         )
     with translated(checked, "source"):
         watch_client(conn)
-        return PostgresSource(checked, conn, zone=_pin_zone(conn))
+        return PostgresSource(checked, conn, zone=_pin_zone(conn), once_more=once_more)
 
 
 def _is_superuser(conn: Connection) -> bool:
@@ -88,15 +93,25 @@ def _pin_zone(conn: Connection) -> str:
 
 
 class PostgresSource:
-    """One read-only session. Meets schemas.records.Source."""
+    """One read-only session, and more beside it for ranges. Meets schemas.records.Source."""
 
     wires = (WireFormat.PG_BINARY, WireFormat.ROWS)
 
-    def __init__(self, config: PostgresConfig, conn: Connection, *, zone: str) -> None:
+    def __init__(
+        self,
+        config: PostgresConfig,
+        conn: Connection,
+        *,
+        zone: str,
+        once_more: Callable[[], Connection],
+    ) -> None:
         self._config = config
         self._conn = conn
         self._line = Line(conn)
         self._zone = zone
+        self._once_more = once_more
+        self._snapshot_id = ""
+        self._beside = Sessions(self._joined)
 
     def test(self) -> ServerReport:
         """Report the server and what this login lacks for exact reading."""
@@ -152,7 +167,8 @@ class PostgresSource:
                 if sweep or (window.full and cursor is not None):
                     batch.keys = self._keys(stream, relation, batch)
                 if cut is not None:
-                    yield self._in_ranges(stream, relation, window, batch, cut)
+                    at_once = min(ranges.at_once if ranges else 1, len(cut.left))
+                    yield self._in_ranges(stream, relation, window, batch, cut, at_once=at_once)
                     return
                 if wire is WireFormat.ROWS:
                     batch = self._in_rows(stream, relation, window, batch)
@@ -205,23 +221,60 @@ class PostgresSource:
         window: Window,
         batch: Batch,
         cut: pg_ranges.Cut,
+        *,
+        at_once: int,
     ) -> Iterator[Batch]:
         """Make of one batch the ranges that are left, and an end without rows of its own."""
+        part = Part(cut.bounds, 0, cut.kept, beside=at_once > 1, lasting=cut.lasting)
         told = (*cut.notes, *batch.notes)
+        if part.beside:
+            told = (f"{at_once} ranges are read at the same time", *told)
+            self._lend_snapshot()
         for n in cut.left:
             query = _query(stream, relation, replace(window, where=cut.within(window.where, n)))
-            copy = _Copy(self._conn, query, self._config, stream)
+            copy = (
+                _CopyBeside(self._beside, query, self._config, stream)
+                if part.beside
+                else _Copy(self._conn, query, self._config, stream)
+            )
             yield replace(
                 batch,
                 chunks=copy.chunks(),
                 rows=copy.rows,
                 notes=told,
                 keys=None,
-                part=Part(cut.bounds, n, cut.kept),
+                part=replace(part, n=n),
             )
             told = ()
-        end = Part(cut.bounds, len(cut.bounds) + 1, cut.kept)
+            if part.beside:  # it waits for the others, and is not to look forgotten
+                self._conn.execute("SELECT")
+        end = replace(part, n=len(cut.bounds) + 1, beside=False)
         yield replace(batch, chunks=iter(()), rows=lambda: 0, notes=told, part=end)
+
+    def _lend_snapshot(self) -> None:
+        """Let the sessions beside this one see what it sees."""
+        row = self._conn.execute(
+            "SELECT pg_export_snapshot(), "
+            "set_config('idle_in_transaction_session_timeout', %s, true)",
+            (_IDLE_BESIDE,),
+        ).fetchone()
+        self._snapshot_id = str(row[0]) if row else ""
+
+    def _joined(self) -> Connection:
+        """Open a session that sees what the first one sees; for the thread that uses it."""
+        with translated(self._config, "source"):
+            conn = self._once_more()
+            try:
+                watch_client(conn)
+                conn.execute("SET TimeZone = 'UTC'")
+                conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                conn.execute(
+                    sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(self._snapshot_id))
+                )
+            except BaseException:
+                conn.close()
+                raise
+            return conn
 
     def _batch(self, stream: StreamSpec, relation: Relation, window: Window) -> Batch:
         copy = _Copy(self._conn, _query(stream, relation, window), self._config, stream)
@@ -277,15 +330,18 @@ class PostgresSource:
             )
 
     def cancel(self) -> None:
-        """End whatever the server is doing for this session; for another thread."""
+        """End whatever the server is doing for these sessions; for another thread."""
+        self._beside.cancel()
         self._line.cancel()
 
     def cut(self) -> None:
-        """End the link under whatever waits on it; for another thread."""
+        """End the links under whatever waits on them; for another thread."""
+        self._beside.cut()
         self._line.cut()
 
     def close(self) -> None:
-        """Close the session; the server rolls back what was open."""
+        """Close the sessions; the server rolls back what was open."""
+        self._beside.close()
         self._line.close()
 
 
@@ -332,3 +388,24 @@ class _Copy:
                     raise
                 raise pg_types.too_large(self._conn, self._config, self._stream) from error
             yield self._relay.rest
+
+
+class _CopyBeside:
+    """As `_Copy`, in a session that is borrowed while the rows are read."""
+
+    def __init__(
+        self, sessions: Sessions, query: sql.Composed, config: PostgresConfig, stream: StreamSpec
+    ) -> None:
+        self._sessions = sessions
+        self._made = partial(_Copy, query=query, config=config, stream=stream)
+        self._copy: _Copy | None = None
+
+    def rows(self) -> int:
+        """Return what `_Copy.rows` does; 0 before it has begun."""
+        return 0 if self._copy is None else self._copy.rows()
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the stream in blocks, as `_Copy.chunks`."""
+        with self._sessions.one() as conn:
+            self._copy = self._made(conn)
+            yield from self._copy.chunks()

@@ -153,12 +153,18 @@ def test_a_second_full_read_touches_what_differs_only(ends, spec):
     assert ends.left_behind() == (0, 0, 0)
 
 
-def test_a_small_table_and_one_without_a_key_come_in_one_piece(ends):
+def test_a_small_table_and_what_has_no_places_come_in_one_piece(ends):
+    """A table that others inherit from has rows of several, at the same places."""
     ends.pair.source(
-        "CREATE TABLE t (id int, v text)",
-        f"INSERT INTO t SELECT n, 'v' FROM generate_series(1, {ROWS}) AS n", "ANALYZE t",
+        "CREATE TABLE above (id int, v text)", "CREATE TABLE t () INHERITS (above)",
+        "ALTER TABLE above RENAME TO x", "ALTER TABLE t RENAME TO below",
+        "ALTER TABLE x RENAME TO t",
+        f"INSERT INTO below SELECT n, 'v' FROM generate_series(1, {ROWS}) AS n",
+        f"INSERT INTO t SELECT n, 'v' FROM generate_series(1, {ROWS}) AS n", "ANALYZE",
     )  # fmt: skip
-    assert ends.attempt(**REPLACE).rows_inserted == ROWS
+    assert ends.attempt(**REPLACE).rows_inserted == 2 * ROWS
+    assert ends.asked == []
+    ends.pair.source("DROP TABLE below", "DELETE FROM t WHERE id > 500")
     ends.pair.source("DELETE FROM t WHERE id > 190", "ALTER TABLE t ADD PRIMARY KEY (id)")
     ends.pair.source("VACUUM FULL t", "ANALYZE t")
     ends.attempt(**REPLACE, guards={"delete_ratio": False})
