@@ -196,7 +196,7 @@ def test_a_code_of_postgres_means_one_thing():
 
 
 def test_only_what_would_repeat_at_once_pauses_at_once():
-    assert {"credentials", "unsealable", "lost_leases"} == PAUSING
+    assert {"credentials", "unsealable", "lost_leases", "needs_reauth"} == PAUSING
 
 
 def test_every_error_class_says_who_can_act():
