@@ -24,7 +24,7 @@ import orjson
 from benchmarks import rest_page
 from benchmarks.lab import HERE, Lab, Usage, measured
 from benchmarks.report import Case, document, show
-from benchmarks.rest_server import record
+from benchmarks.rest_server import ceiling, record
 from benchmarks.rest_written import TRUTH, Written, compare, make_truth
 from benchmarks.rivals import CACHE, NotToBeHad, installed, private, versions
 from cli.apply import make_so
@@ -259,6 +259,7 @@ class Found:
     written: list[Written] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     postgres: str = ""
+    server: list[float] = field(default_factory=list)  # records/s that it sends a plain client
 
     def middle(self, name: str, of: Callable[[Usage], float]) -> float:
         return median(of(usage) for usage in self.usages[name])
@@ -288,6 +289,7 @@ def race(rows: int, rounds: int, rivals: Sequence[str], cache: Path) -> Found:
             make_truth(made, rows)
             contestants = _contestants(made, rivals, cache, found)
             for number in range(rounds):
+                found.server.append(ceiling(made.url, rows, PAGE_SIZE))
                 for one in contestants if number % 2 == 0 else reversed(contestants):
                     if one.name not in found.left_out:
                         _load(made, one, found, number + 1)
@@ -360,6 +362,7 @@ def main() -> None:
         "rounds": found.rounds,
         "page_size": PAGE_SIZE,
         "load_before": load,
+        "server_rows_per_second": round(median(found.server)),
         "seconds": {n: [round(u.seconds, 3) for u in us] for n, us in found.usages.items()},
         "cpu_seconds": {n: [round(u.cpu_seconds, 2) for u in us] for n, us in found.usages.items()},
         "memory_mb": {n: round(max(u.memory_mb for u in us)) for n, us in found.usages.items()},

@@ -21,12 +21,14 @@ _INTRO = """\
 <!-- Written by `python -m benchmarks.rest --write`; do not edit. -->
 
 One API on loopback, all of its records into a new table, by this engine, by dlt's REST source and
-by a Singer tap and target, in turn in one run on one machine. Lower is better everywhere. The pages
-of {page_size:,} records are written before anybody asks, so that the API costs next to nothing; a
-record has ten fields and a document. How the others are set up is in `benchmarks/rest.py`.
+by a Singer tap and target, in turn in one run on one machine. Lower is better everywhere. A record
+has ten fields and a document. The pages of {page_size:,} records are written before anybody asks:
+to a client that does nothing with them the API sends {server_rows_per_second:,} records a second.
+How the others are set up is in `benchmarks/rest.py`.
 
 {versions}
-`{command}`, {date}, {rows:,} records, {rounds}. Load of the machine before it: {load_before}.
+`{command}`, {date}, {rows:,} records, {rounds}. Load of
+the machine before it: {load_before}.
 
 ## What was promised
 
@@ -64,7 +66,17 @@ def page(made: Mapping[str, object], cases: Sequence[Case], written: Sequence[Wr
     versions, rounds = _of(made, "versions"), made["rounds"]
     said = f"{made['machine']}; " + ", ".join(f"{n} {v}" for n, v in versions.items()) + "."
     text = _INTRO.format(
-        **{n: made[n] for n in ("page_size", "command", "date", "rows", "load_before")},
+        **{
+            n: made[n]
+            for n in (
+                "page_size",
+                "server_rows_per_second",
+                "command",
+                "date",
+                "rows",
+                "load_before",
+            )
+        },
         versions="\n".join(wrap(said, _WIDTH)),
         rounds="once" if rounds == 1 else f"medians of {rounds}",
     )

@@ -6,6 +6,8 @@ standard input ends. It is so plain that every client is measured against itself
 
 import json
 import sys
+import time
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from urllib.parse import parse_qs, urlsplit
@@ -61,6 +63,18 @@ def server(rows: int, size: int) -> ThreadingHTTPServer:
             """Say nothing of each request."""
 
     return ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+
+
+def ceiling(url: str, rows: int, size: int) -> float:
+    """Return how many records a second a client gets that only takes the bytes, page after page."""
+    client = HTTPConnection(urlsplit(url).netloc)
+    started = time.monotonic()
+    for after in range(0, rows, size):
+        client.request("GET", f"/customers?after={after}")
+        client.getresponse().read()
+    spent = time.monotonic() - started
+    client.close()
+    return rows / spent
 
 
 def main() -> None:

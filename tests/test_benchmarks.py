@@ -73,6 +73,7 @@ def test_the_race_over_an_api_loads_every_record_as_it_is(tmp_path):
     assert [case.case for case in found.cases()] == ["landing"]
     made = document(found.cases()) | {
         "rows": 1_500, "rounds": 1, "page_size": rest.PAGE_SIZE, "load_before": 0.1,
+        "server_rows_per_second": round(found.server[0]),
         "seconds": {"syncward": [1.0]}, "cpu_seconds": {"syncward": [0.5]},
         "memory_mb": {"syncward": 90}, "left_out": {"dlt": "dlt: not to be had"},
     }  # fmt: skip
