@@ -141,21 +141,21 @@ class Directory:
 
     def __init__(self, path: Path, shown: str, check: Callable[[], None]) -> None:
         self.path = path
-        self._shown = shown
+        self.shown = shown
         self._check = check
 
     def make(self) -> None:
         """Make the directory and those above it."""
-        with explained(self._shown):
+        with explained(self.shown):
             for one in (self.path.parent, self.path):
                 one.mkdir(mode=0o750, exist_ok=True)
                 if one.is_symlink():
-                    raise ConfigError(f"{self._shown}: a directory there is a symbolic link")
+                    raise ConfigError(f"{self.shown}: a directory there is a symbolic link")
                 _sync_directory(one.parent)
 
     def claim(self, request: LoadRequest) -> tuple[Manifest, Manifest | None]:
         """Raise the fence; return the manifest now and before. Waits out a zombie's commit."""
-        with self._locked():
+        with self.locked():
             before = self.read()
             if before is not None:
                 self._refuse_others(before, request)
@@ -180,7 +180,7 @@ class Directory:
         changed: Callable[[Manifest], Manifest],
     ) -> None:
         """Replace the manifest; LeaseLost if another run has taken over since our claim."""
-        with self._locked():
+        with self.locked():
             now = self.read()
             if now is None or not _ours(now, request) or now.cursor != expected:
                 raise LeaseLost(
@@ -201,7 +201,7 @@ class Directory:
 
     def read(self) -> Manifest | None:
         """Return the manifest; None if there is none yet."""
-        with explained(self._shown):
+        with explained(self.shown):
             try:
                 text = (self.path / NAME).read_bytes()
             except FileNotFoundError:
@@ -210,21 +210,21 @@ class Directory:
             return Manifest.model_validate_json(text)
         except ValidationError:
             raise ConfigError(
-                f"{self._shown}: its manifest.json cannot be read; restore it, or remove the "
+                f"{self.shown}: its manifest.json cannot be read; restore it, or remove the "
                 "directory so that everything is read again"
             ) from None
 
     def _refuse_others(self, before: Manifest, request: LoadRequest) -> None:
         if (before.connection_id, before.stream) != (request.connection_id, request.stream.name):
             raise ConfigError(
-                f"{self._shown}: holds rows that this connection has not loaded; choose another "
+                f"{self.shown}: holds rows that this connection has not loaded; choose another "
                 "target schema, or remove the directory"
             )
 
     def _replace(self, manifest: Manifest) -> None:
         """Write the manifest beside the old one and rename it: readers see one or the other."""
         text = manifest.model_dump_json(indent=1).encode()
-        with explained(self._shown):
+        with explained(self.shown):
             temporary = self.path / f".{NAME}.tmp"
             with temporary.open("wb") as file:
                 file.write(text + b"\n")
@@ -243,8 +243,9 @@ class Directory:
                     found.unlink()
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with explained(self._shown):
+    def locked(self) -> Iterator[None]:
+        """Keep every other process away from the manifest."""
+        with explained(self.shown):
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             descriptor = os.open(self.path / _LOCK, flags, 0o600)
         try:
@@ -262,7 +263,7 @@ class Directory:
                 self._check()
                 if time.monotonic() > deadline:
                     raise TransientError(
-                        f"{self._shown}: another process has held its lock for {_LOCK_S:.0f} s",
+                        f"{self.shown}: another process has held its lock for {_LOCK_S:.0f} s",
                         code="lock_timeout",
                     ) from None
                 time.sleep(_LOCK_LOOK_S)

@@ -159,7 +159,12 @@ def bring_back(conn: Connection, request: LoadRequest, *, generation: int) -> Ke
             f"{name}: the kept rows are of {'.'.join(kept.target)}, and the stream goes elsewhere "
             "now; set the target schema as it was to bring them back"
         )
-    table = _locked(conn, request)
+    table = _locked(
+        conn,
+        request,
+        then=f"make it again, with its key, e.g. as CREATE TABLE (LIKE {SCHEMA}.{kept.table}), and "
+        "undo once more; or load everything with: syncward run enqueue CONNECTION",
+    )
     some = conn.execute(sql.SQL("SELECT FROM {} LIMIT 1").format(table)).fetchone()
     if some is not None or kept.generation != generation:
         raise ConfigError(
@@ -203,7 +208,9 @@ def remove(conn: Connection, request: LoadRequest, kept: str) -> bool:
     return True
 
 
-def _locked(conn: Connection, request: LoadRequest) -> sql.Identifier:
+def _locked(
+    conn: Connection, request: LoadRequest, then: str = "the next run makes it and loads everything"
+) -> sql.Identifier:
     """Name the stream's table, and keep other writers away; readers go on."""
     table = sql.Identifier(request.target_schema, request.stream.table_name)
     try:
@@ -211,7 +218,7 @@ def _locked(conn: Connection, request: LoadRequest) -> sql.Identifier:
     except (psycopg.errors.UndefinedTable, psycopg.errors.WrongObjectType):
         raise ConfigError(
             f"{request.stream.name}: there is no table {request.target_schema}."
-            f"{request.stream.table_name}; nothing was changed"
+            f"{request.stream.table_name}; nothing was changed: {then}"
         ) from None
     ours = conn.execute(
         "SELECT row_security_active(attrelid) FROM pg_attribute WHERE attrelid = %s::regclass "

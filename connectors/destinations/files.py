@@ -3,7 +3,7 @@
 import importlib.util
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,7 +14,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from connectors import results
+from connectors import files_purge, results
 from connectors.files_guards import check_narrowed, check_rows
 from connectors.files_manifest import (
     NAME,
@@ -151,6 +151,7 @@ class FilesDestination:
         stream, directory = request.stream, self._directory(request)
         directory.make()
         now, before = directory.claim(request)
+        files_purge.tidy(directory, now)
         found = _Claimed(
             directory,
             now,
@@ -374,23 +375,60 @@ class FilesDestination:
         claimed = self._claimed[name]
         result = results.acted(request, cursor_from=claimed.manifest.cursor)
         rewound = {"cursor": None, "reads": None, "run_id": request.run_id, "result": result}
-        claimed.directory.commit(
-            request,
-            expected=self._expected[name],
-            grace=self._config.grace,
-            changed=lambda now: now.model_copy(update=rewound),
-        )
-        self._expected[name] = None
+
+        def changed(now: Manifest) -> Manifest:
+            files_purge.forget_cursor(claimed.directory)
+            return now.model_copy(update=rewound)
+
+        self._act(request, changed)
         return result
 
     def purge(self, request: LoadRequest, how: Purge) -> StreamResult:
-        """Refuse it: files that readers may have open are for their owner to remove."""
-        del how
-        raise ConfigError(
-            f"{request.stream.name}: purge works for Postgres; move the stream's directory away to "
-            "be able to move it back, or remove it. The next run reads everything either way",
-            code="unsupported",
+        """Let the manifest name no file of the claimed stream, or those that were purged again."""
+        claimed, started = self._claimed[request.stream.name], monotonic()
+        if not claimed.known:
+            raise ConfigError(
+                f"{request.stream.name}: this connection has loaded no rows of it; there is "
+                "nothing to purge"
+            )
+        done: list[tuple[Manifest, StreamResult]] = []
+
+        def changed(now: Manifest) -> Manifest:
+            if how is Purge.UNDO:
+                new = files_purge.bring_back(claimed.directory, request, now)
+            elif how is Purge.NOW:
+                new = files_purge.delete(now)
+            else:
+                new = files_purge.put_away(claimed.directory, request, now)
+            rows = sum(part.rows for part in (new if how is Purge.UNDO else dict(now))["files"])
+            result = results.acted(
+                request,
+                inserted=rows if how is Purge.UNDO else 0,
+                deleted=0 if how is Purge.UNDO else rows,
+                cursor_from=None if how is Purge.UNDO else now.cursor,
+                cursor_to=new["cursor"],
+                seconds=monotonic() - started,
+            )
+            done.append((now, result))
+            return now.model_copy(update={**new, "run_id": request.run_id, "result": result})
+
+        self._act(request, changed)
+        ((before, result),) = done
+        if how is Purge.NOW:
+            files_purge.forget_files(claimed.directory, before)
+        elif how is Purge.UNDO:
+            files_purge.tidy(claimed.directory, claimed.directory.read() or before)
+        return result
+
+    def _act(self, request: LoadRequest, changed: Callable[[Manifest], Manifest]) -> None:
+        """Replace the manifest of a claimed stream, which a person asked for."""
+        name = request.stream.name
+        directory = self._claimed[name].directory
+        directory.commit(
+            request, expected=self._expected[name], grace=self._config.grace, changed=changed
         )
+        now = directory.read()
+        self._expected[name] = None if now is None else now.cursor
 
     # ── signals ──────────────────────────────────────────────────────────────────────────────
 

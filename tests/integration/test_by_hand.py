@@ -599,3 +599,21 @@ def test_the_schema_commands_show_compare_and_accept(working, shell):
     shell("connection", "pause", "shop-to-lake")
     code, _, err = shell("connection", "reset", "shop-to-lake")
     assert (code, "resume it first" in err) == (1, True)
+
+
+def test_an_undo_into_a_table_that_was_dropped_says_how_to_make_it_again(shop):
+    session = shop.pair.session("destination")
+    assert purge(shop, Purge.KEEP)[0].state is RunState.SUCCEEDED
+    session.execute("DROP TABLE acme.orders")
+    run, _ = purge(shop, Purge.UNDO)
+    kept = served(shop, "SELECT kept FROM _syncward.purged")
+    assert run.state is RunState.FAILED
+    assert f"CREATE TABLE (LIKE _syncward.{kept})" in run.error
+    assert "run enqueue" in run.error
+    session.execute(
+        f"CREATE TABLE acme.orders (LIKE _syncward.{kept}, PRIMARY KEY (id)); "
+        "ALTER TABLE acme.orders OWNER TO writer"
+    )
+    assert purge(shop, Purge.UNDO)[0].state is RunState.SUCCEEDED
+    assert served(shop) == 54
+    assert shop.sync()[1]["orders"].rows_inserted == 0
