@@ -1,6 +1,9 @@
 """`cursor: xmin` under fire: transactions that stay open, numbers that wrap, servers set back."""
 
+import os
 import shutil
+import signal
+import time
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -316,6 +319,56 @@ def test_a_standby_is_read_by_xmin_exactly_and_by_time_inexactly(own, tmp_path):
         assert times.notes[0] == "inexact: a standby; rows are read 60 s behind"
         # it takes over: the timeline is another one, whatever was or was not lost
         copy.act("SELECT pg_promote()")
-        copy.act("CHECKPOINT")
         assert sorted(stream.read()) == [1, 2]
         assert "a standby took over" in stream.notes[0]
+
+
+@pytest.mark.full
+def test_a_standby_that_took_over_is_known_before_its_first_checkpoint(own, tmp_path):
+    """What its primary committed last is lost, and other rows get the numbers of those."""
+    copy = own.copied_to(tmp_path / "copy")
+    (copy.data / "standby.signal").touch()
+    copy.cluster._own(copy.data / "standby.signal")
+    with running(own):
+        source = (
+            f"host={own.cluster.host} port={own.cluster.port} user=postgres "
+            f"password={own.cluster.password}"
+        )
+        with (copy.data / "postgresql.auto.conf").open("a") as settings:
+            settings.write(f"primary_conninfo = '{source}'\n")
+        own.act("INSERT INTO t VALUES (3)")
+        with running(copy):
+            reached(copy, "SELECT max(id) = 3 FROM t")
+            reached(copy, "SELECT count(*) = 1 FROM pg_stat_wal_receiver")
+            on_standby = copy.follow(**MERGE)
+            on_standby.until({1, 2, 3})
+            assert on_standby.cursor["timeline"] == "1"
+        stream = own.follow(**MERGE)
+        for i in range(10, 20):  # which the standby never gets
+            own.act(f"INSERT INTO t VALUES ({i})")
+        stream.until({1, 2, 3, *range(10, 20)})
+    with running(copy):
+        ((checkpointer,),) = copy.act(
+            "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'"
+        )
+        os.kill(int(str(checkpointer)), signal.SIGSTOP)
+        try:
+            copy.act("SELECT pg_promote()")
+            for i in range(100, 140):  # in the numbers below the last bound, and beyond it
+                copy.act(f"INSERT INTO t VALUES ({i})")
+            assert copy.act("SELECT timeline_id FROM pg_control_checkpoint()") == [(1,)]
+            copy.again(stream)
+            assert set(stream.read()) == {1, 2, 3, *range(100, 140)}
+            assert "a standby took over" in stream.notes[0]
+            assert (stream.cursor["timeline"], stream.read()) == ("2", [])
+        finally:
+            os.kill(int(str(checkpointer)), signal.SIGCONT)
+        copy.act("CHECKPOINT")
+        assert stream.read() == []  # its control file says so, too, and that changes nothing
+
+
+def reached(own: Own, question: str) -> None:
+    deadline = time.monotonic() + 60
+    while own.act(question) != [(True,)]:
+        assert time.monotonic() < deadline, question
+        time.sleep(0.05)
