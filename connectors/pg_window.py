@@ -293,20 +293,17 @@ def _endless(conn: Connection, kind: str, column: sql.Identifier) -> sql.Composa
     return sql.SQL("{} >= {}").format(column, sql.Literal("Infinity" if known else "NaN"))
 
 
-#: The timeline that a server is on. A server that took over writes on a new one at once, which the
-#: names of its WAL files show; its control file does after a checkpoint, minutes later. A standby
-#: writes none: it is on the newest one that it has received or reached.
-_TIMELINE = """
-CASE WHEN pg_is_in_recovery() THEN
-  (SELECT greatest(c.timeline_id, r.min_recovery_end_timeline,
-                   (SELECT max(received_tli) FROM pg_stat_wal_receiver))
-   FROM pg_control_checkpoint() AS c, pg_control_recovery() AS r)
-ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END
-"""
-_SNAPSHOT = f"""
+#: Of the timeline: a server that took over writes on a new one at once, which the names of its WAL
+#: files show; its control file does after a checkpoint, minutes later. A standby writes none: it is
+#: on the newest one that it has received or reached.
+_SNAPSHOT = """
 SELECT pg_snapshot_xmin(s)::text, pg_snapshot_xmax(s)::text,
        (SELECT system_identifier::text FROM pg_control_system()),
-       ({_TIMELINE})::text,
+       (CASE WHEN pg_is_in_recovery() THEN
+          (SELECT greatest(c.timeline_id, r.min_recovery_end_timeline,
+                           (SELECT max(received_tli) FROM pg_stat_wal_receiver))
+           FROM pg_control_checkpoint() AS c, pg_control_recovery() AS r)
+        ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END)::text,
        (SELECT 'prepared transaction ' || quote_literal(gid) FROM pg_prepared_xacts
         WHERE transaction::text = xid AND prepared < clock_timestamp() - %(long)s LIMIT 1),
        (SELECT 'the open transaction of pid ' || pid FROM pg_stat_activity
