@@ -422,11 +422,14 @@ def _replace_by_content(load: Load, staged: int, size: int) -> LoadCounts:
     place = sql.SQL("ctid AS place")
     here = pg_types.images(load.columns, [sql.Identifier(c.name) for c in load.columns])
     staged_here = pg_types.images(load.columns, values(load, ""))
-    old = numbered.format(id=place, images=here, table=load.table)
+    # a place is one of each partition
+    old = numbered.format(id=sql.SQL("tableoid AS part, ctid AS place"), images=here,
+                          table=load.table)  # fmt: skip
     new = numbered.format(id=place, images=staged_here, table=load.staging)
     gone = sql.SQL(
-        "WITH old AS ({old}), new AS ({new}) DELETE FROM {table} WHERE ctid IN (SELECT o.place "
-        "FROM old o LEFT JOIN new n USING (digest, copy) WHERE n.digest IS NULL)"
+        "WITH old AS ({old}), new AS ({new}), gone AS (SELECT o.part, o.place FROM old o LEFT JOIN "
+        "new n USING (digest, copy) WHERE n.digest IS NULL) DELETE FROM {table} t USING gone g "
+        "WHERE t.ctid = g.place AND t.tableoid = g.part"
     )
     deleted = pg_guards.marked(load.conn, gone.format(old=old, new=new, table=load.table))
     kept, inserted = _insert_missing(load, old, new)

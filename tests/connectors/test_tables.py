@@ -65,6 +65,35 @@ def test_generated_identity_serial_and_dropped_columns_are_columns(ends):
     assert same(ends, "made")
 
 
+@pytest.mark.parametrize("tolerated", [0, 5])
+def test_rows_of_a_partitioned_target_without_a_key_are_replaced_alone(ends, tolerated):
+    """Rows of two partitions may lie at the same place in theirs."""
+    make(
+        ends,
+        "CREATE TABLE bag (p int, v text)",
+        "INSERT INTO bag SELECT n % 4, 'v' || n FROM generate_series(1, 200) AS n",
+    )
+    parts = [
+        f"CREATE TABLE acme.bag_{n} PARTITION OF acme.bag FOR VALUES IN ({n})" for n in (0, 1, 2)
+    ]
+    ends.sync("bag", mode="replace")
+    ends.run(
+        "destination",
+        "ALTER TABLE acme.bag RENAME TO old",
+        "CREATE TABLE acme.bag (LIKE acme.old INCLUDING DEFAULTS) PARTITION BY LIST (p)",
+        *parts,
+        "CREATE TABLE acme.bag_rest PARTITION OF acme.bag DEFAULT",
+        "INSERT INTO acme.bag SELECT * FROM acme.old",
+        "ALTER TABLE acme.bag OWNER TO writer",
+        *(f"ALTER TABLE acme.bag_{n} OWNER TO writer" for n in (0, 1, 2, "rest")),
+    )
+    make(ends, "DELETE FROM bag WHERE v IN ('v1', 'v100')", "INSERT INTO bag VALUES (2, 'new')")
+    result = ends.sync("bag", mode="replace", rejected_max=tolerated)
+    counted = (result.rows_deleted, result.rows_inserted, result.rows_unchanged)
+    assert counted == (2, 1, 198)
+    assert same(ends, "bag")
+
+
 def test_a_partitioned_table_is_one_table(ends):
     make(
         ends,
