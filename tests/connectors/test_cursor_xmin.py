@@ -277,6 +277,7 @@ def test_a_backup_that_was_restored_and_ran_on_is_not_taken_for_what_it_was(own,
     with (copy.data / "postgresql.auto.conf").open("a") as settings:
         settings.write("restore_command = 'false'\n")
     with running(copy):
+        reached(copy, "SELECT NOT pg_is_in_recovery()")
         copy.again(stream)
         for i in range(100, 140):  # in the numbers below the last bound, and beyond it
             copy.act(f"INSERT INTO t VALUES ({i})")
