@@ -89,6 +89,9 @@ class Table:
     keys: tuple[tuple[str, ...], ...]  # every proven key
     snapshot: bool  # False: its engine knows none
     rows: int  # about
+    #: which rows a stream takes, with the values of the condition
+    rows_where: str = "1"
+    rows_values: tuple[str | int, ...] = ()
 
     @property
     def sql(self) -> str:

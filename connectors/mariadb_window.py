@@ -283,7 +283,7 @@ def _of_order(
             "no order here; use a number, a text or a time"
         )
     column = f"t.{quoted(field.column.name)}"
-    (top,) = session.all(f"/* syncward */ SELECT MAX({column}) FROM {table.sql} t")[0]  # noqa: S608 - quoted names
+    top = _largest(session, table, column)
     note = f"inexact: rows whose {stream.cursor} is smaller than one already read are missed"
     value = lower if top is None else str(top)
     upper = None if value is None else _stored(stream, value)
@@ -357,7 +357,7 @@ def _beyond(
     if margin is None:
         return None
     column = f"t.{quoted(stream.cursor or '')}"
-    (newest,) = session.all(f"/* syncward */ SELECT MAX({column}) FROM {table.sql} t")[0]  # noqa: S608 - quoted names
+    newest = _largest(session, table, column)
     if newest is None or newest.startswith("0000"):
         return None
     at = _moment(newest)
@@ -366,6 +366,13 @@ def _beyond(
     if at <= now + margin:
         return None
     return FarCursor(newest, int(at.timestamp()))
+
+
+def _largest(session: Asking, table: Table, column: str) -> str | None:
+    """Return the largest value of a column in the stream's rows."""
+    query = f"/* syncward */ SELECT MAX({column}) FROM {table.sql} t WHERE {table.rows_where}"  # noqa: S608 - quoted names
+    ((found,),) = session.all(query, *table.rows_values)
+    return None if found is None else str(found)
 
 
 def is_dead(stream: StreamSpec, table: Table) -> str:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import psycopg
 from psycopg import sql
 
+from connectors import selection
 from connectors.pg_catalog import Relation
 from connectors.postgres import Connection
 from schemas import conditions
@@ -22,21 +23,16 @@ def selected(conn: Connection, stream: StreamSpec, relation: Relation) -> Relati
 
     Masked columns are of type text then, and read as such: their bytes do not depend on a session.
     """
-    if stream.columns is None and not stream.mask and stream.where is None:
+    if selection.is_whole(stream):
         return relation
     known = {column.name: column for column in relation.shape.columns}
-    chosen = stream.columns
-    named = [*(() if chosen is None else (*chosen.include, *chosen.exclude)), *stream.mask]
-    _check_known(stream, named, known)
+    names = selection.chosen(stream, relation.shape.columns)
     columns = tuple(
         _as_text(column) if column.name in stream.mask else column
         for column in relation.shape.columns
-        if stream.reads(column.name)
+        if column.name in names
     )
-    if not columns:
-        raise ConfigError(f"{stream.name}: all of its columns are excluded; name one less")
-    whole = {c.name for c in columns if stream.mask.get(c.name, "hmac") == "hmac"}
-    keys = tuple(key for key in relation.keys if set(key) <= whole)
+    keys = selection.kept_keys(stream, names, relation.keys)
     shape = replace(
         relation.shape,
         columns=columns,
@@ -51,26 +47,15 @@ def _as_text(column: Column) -> Column:
     return Column(column.name, "text", column.nullable, as_text=True)
 
 
-def _check_known(stream: StreamSpec, named: list[str], known: dict[str, Column]) -> None:
-    unknown = sorted({name for name in named if name not in known})
-    if unknown:
-        raise ConfigError(
-            f"{stream.name}: no column {', '.join(unknown)} at the source; there are "
-            f"{', '.join(known)}"
-        )
-
-
 def _rows(conn: Connection, stream: StreamSpec, known: dict[str, Column]) -> sql.Composable:
     """Write the stream's condition as SQL, once the server has read all of its literals."""
     parsed = conditions.parse(stream.where or "")
-    _check_known(stream, [test.column for test in conditions.tests(parsed)], known)
+    tested = [test.column for test in conditions.tests(parsed)]
+    selection.check_known(stream, tested, known)
     if not _is_read(conn, stream, parsed):
         for test in conditions.tests(parsed):
             if not _is_read(conn, stream, test):
-                raise ConfigError(
-                    f"{stream.name}: where: column {test.column} is {known[test.column].type}, and "
-                    "the source cannot compare it like that; correct the literal or the test"
-                )
+                raise selection.incomparable(stream, test.column, known[test.column].type)
         raise ConfigError(f"{stream.name}: where: the source does not take it; read a view instead")
     return sql.SQL("({})").format(_sql(parsed))
 

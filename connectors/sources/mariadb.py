@@ -14,8 +14,9 @@ from connectors.mariadb import (
     describe,
     names,
 )
+from connectors.mariadb_selection import selected
 from connectors.mariadb_window import is_dead, look, window, window_between
-from connectors.row_reads import Reading, Window, batch_of, check_key, keys_of, refuse, wants_keys
+from connectors.row_reads import Reading, Window, batch_of, check_key, keys_of, wants_keys
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError, TransientError
 from schemas.records import (
@@ -137,13 +138,6 @@ class MariadbSource:
             self._session.undo()
 
     def _described(self, stream: StreamSpec) -> Table:
-        refuse(
-            stream,
-            "columns",
-            "mask",
-            "where",
-            instead="read a view that leaves out what must not leave the server",
-        )
         database = self._config.database
         known = stream.schema_name == database
         table = describe(self._session, database, stream.table_name) if known else None
@@ -153,6 +147,7 @@ class MariadbSource:
                 f"names begin with {database}., and syncward resource discover lists what there is"
             )
         check_key(stream, table.columns)
+        table = selected(stream, table)
         strange = [f for f in table.fields if f.convert is None]
         if strange:
             what = ", ".join(f"{f.column.name} ({f.declared.column_type})" for f in strange)
@@ -178,7 +173,11 @@ class MariadbSource:
         self, stream: StreamSpec, table: Table, where: str, values: tuple[str | int, ...]
     ) -> Reading:
         columns = ", ".join(field.select for field in table.fields)
-        query = f"/* syncward */ SELECT {columns} FROM {table.sql} t WHERE {where}"  # noqa: S608 - quoted names
+        query = (
+            f"/* syncward */ SELECT {columns} FROM {table.sql} t "  # noqa: S608 - quoted names
+            f"WHERE ({where}) AND {table.rows_where}"
+        )
+        values = (*values, *table.rows_values)
         converters = [f.convert for f in table.fields if f.convert is not None]
         return Reading(
             stream,
