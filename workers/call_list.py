@@ -54,10 +54,11 @@ class CallWriter:
         self._thread.start()
 
     def stop(self) -> None:
-        """Write what is left, then end the thread."""
+        """End the thread, if there is one, and write what is left."""
         self._stopping = True
         self._wake.set()
-        self._thread.join(timeout=10)
+        if self._thread.is_alive():
+            self._thread.join(timeout=10)
         self.flush()
 
     def add(self, call: RunCall) -> None:
