@@ -52,7 +52,8 @@ def test_what_users_do_while_stripe_is_read_is_there_after_the_next_run(synced, 
     stripe.create("balance_transactions", amount=100, fee=3, net=97, currency="eur")
     synced.apply(
         {
-            "customers": MORTAL, "products": MORTAL, "subscriptions": MERGE,
+            "customers": MORTAL, "subscriptions": MERGE,
+            "products": {**MORTAL, "mode": "history", "deletes": "soft"},
             "balance_transactions": {**MERGE, "mode": "append", "key": []},
         }
     )  # fmt: skip
@@ -88,7 +89,8 @@ def test_what_users_do_while_stripe_is_read_is_there_after_the_next_run(synced, 
     assert (done.rows_inserted, done.rows_updated, done.rows_deleted) == (0, 1, 1)
     assert {one.path for one in stripe.asked} == {"/v1/events", "/v1/balance_transactions"}
     assert same(synced)
-    assert same(synced, "products")
+    versions = "name, active, _syncward_valid_to IS NULL"
+    assert synced.rows("products", versions) == [("Coffee", False, True), ("Tea", True, False)]
     assert same(synced, "subscriptions", "status")
     assert same(synced, "balance_transactions", "amount")
 
