@@ -77,14 +77,14 @@ class Settings:
     """The whole config of a child, and what of it is secret."""
 
     def __init__(self, config: ChildConfig, secrets: Mapping[str, str]) -> None:
-        self._clear = config.settings
+        self.clear = config.settings
         self.secrets = dict(secrets)
         self._secret = _read(secrets.get(SECRET), config.connector)
 
     @property
     def merged(self) -> dict[str, Any]:
         """The config as the child gets it."""
-        return merged(self._clear, self._secret)
+        return merged(self.clear, self._secret)
 
     def document(self) -> bytes:
         """Return it as the child reads it."""

@@ -67,6 +67,10 @@ class Talk(Protocol):
         """Take a line; return the record or the state of the stream that is in it."""
         ...
 
+    def check_failure(self) -> None:
+        """Raise what the child itself says that went wrong, whatever its exit code is."""
+        ...
+
     def check_complete(self) -> None:
         """Raise unless the protocol says that all of the stream was sent; after a good end."""
         ...
@@ -130,6 +134,7 @@ class Reading:
                 yield event
         ending = self._child.ending()
         self._look()
+        self._talk.check_failure()
         check_ending(self._child, ending)
         shown = self._child.shown
         if self._child.torn:

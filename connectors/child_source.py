@@ -59,9 +59,11 @@ class Order:
 
 
 class Runs(Protocol):
-    """Runs the connector; the config is among its documents already."""
+    """Runs the connector, with its config among its documents unless told otherwise."""
 
-    def __call__(self, arguments: Sequence[str], documents: Documents) -> Child: ...
+    def __call__(
+        self, arguments: Sequence[str], documents: Documents, *, config: bool = True
+    ) -> Child: ...
 
 
 class Dialect(Protocol):
@@ -69,11 +71,11 @@ class Dialect(Protocol):
 
     kind: Kind
 
-    def test(self, start: Runs) -> None:
-        """Let it try its config; an error says what is wrong."""
+    def test(self, start: Runs, where: "Where") -> tuple[str, ...]:
+        """Let it try its config; an error says what is wrong, a sentence what is better changed."""
         ...
 
-    def offered(self, start: Runs) -> Sequence[Offered]:
+    def offered(self, start: Runs, where: "Where") -> Sequence[Offered]:
         """Return the streams that it has with this config."""
         ...
 
@@ -128,9 +130,10 @@ class ChildSource:
 
     def test(self) -> ServerReport:
         """Let the connector try its config."""
-        self._dialect.test(self._started)
+        with self._where() as where:
+            missing = self._dialect.test(self._started, where)
         own = "known to the connector alone"
-        return ServerReport(server_version=self.shown, tls=own, login=own)
+        return ServerReport(server_version=self.shown, tls=own, login=own, missing=missing)
 
     def discover(self) -> Sequence[DiscoveredStream]:
         """List the streams that the connector says it has."""
@@ -157,8 +160,21 @@ class ChildSource:
 
     def _offered(self) -> Sequence[Offered]:
         if self._known is None:
-            self._known = self._dialect.offered(self._started)
+            with self._where() as where:
+                self._known = self._dialect.offered(self._started, where)
         return self._known
+
+    @contextmanager
+    def _where(self) -> Iterator["Where"]:
+        """Return what a dialect works with; what it says is bounded like a child's own words."""
+        voice = Voice(self._heard)
+        try:
+            yield Where(
+                self.shown, self._config.raw, self._settings, self._rewritten,
+                lambda text: voice.feed(f"{text}\n".encode("utf-8", "replace")),
+            )  # fmt: skip
+        finally:
+            voice.close()
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────
 
@@ -183,10 +199,9 @@ class ChildSource:
         self._begun.add(stream.name)
         one = stream.cursor is None or between is not None or (cursor is None and again)
         how = How(stream, _resumed(stream, cursor), one, between)
-        say = self._aid.say
-        where = Where(self.shown, self._config.raw, self._settings, self._rewritten, say)
-        order = self._dialect.order(offered, how, where)
         with ExitStack() as opened:
+            where = opened.enter_context(self._where())
+            order = self._dialect.order(offered, how, where)
             child = opened.enter_context(self._started(order.arguments, order.documents))
             look = partial(self._look, child)
             try:
@@ -208,7 +223,9 @@ class ChildSource:
 
     # ── children ─────────────────────────────────────────────────────────────────────────────
 
-    def _started(self, arguments: Sequence[str], documents: Documents) -> Child:
+    def _started(
+        self, arguments: Sequence[str], documents: Documents, *, config: bool = True
+    ) -> Child:
         """Start the connector; its files are looked at each time."""
         found = installed(
             self._policy, self._dialect.kind, self._config.connector, self._config.executable
@@ -220,7 +237,8 @@ class ChildSource:
         if cancelled:
             child.close()
             raise TransientError(f"{self.shown}: was cancelled", code="cancelled_there")
-        return child.start(arguments, {"config": self._settings.document(), **documents})
+        own = {"config": self._settings.document()} if config else {}
+        return child.start(arguments, {**own, **documents})
 
     def _heard(self, line: str) -> None:
         self._aid.say(f"{self._package}: {line}")

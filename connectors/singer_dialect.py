@@ -20,16 +20,17 @@ class Singer:
 
     kind: Kind = "singer"
 
-    def test(self, start: Runs) -> None:
+    def test(self, start: Runs, where: Where) -> tuple[str, ...]:
         """Discover: the one thing besides reading that every tap does."""
-        self.offered(start)
+        self.offered(start, where)
+        return ()
 
-    def offered(self, start: Runs) -> Sequence[Offered]:
+    def offered(self, start: Runs, where: Where) -> Sequence[Offered]:
         """Return the streams of the tap's catalog."""
         with start(["--config", "{config}", "--discover"], {}) as child:
             output = child.whole_output(_CATALOG_MAX)
             check_ending(child, child.ending())
-            return [_offered(entry) for entry in _entries(child.shown, output)]
+        return [_offered(entry) for entry in _entries(where.shown, output)]
 
     def order(self, stream: Offered, how: How, where: Where) -> Order:
         """Select one stream of the catalog and no other."""
@@ -232,6 +233,9 @@ class SingerTalk:
         if self._how.cursor is not None and version != self._active:
             raise ReadAgain(f"{self._spec.name}: the tap has begun a new version of the stream")
         self._active = version
+
+    def check_failure(self) -> None:
+        """Say nothing: a tap has no message for that."""
 
     def check_complete(self) -> None:
         """Raise unless the stream's schema came, and no state says that it goes on."""

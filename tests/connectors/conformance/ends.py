@@ -597,6 +597,10 @@ class SingerSource(ChildSource):
     kind: Kind = "singer"
 
 
+class AirbyteSource(ChildSource):
+    kind: Kind = "airbyte"
+
+
 def _schema_of(type_: str) -> dict[str, Any]:
     match _IN_JSON.get(type_, "string"):
         case "timestamp":
@@ -711,7 +715,15 @@ class JsonDestination(FilesDestination):
 
 
 SOURCES: dict[str, Any] = {
-    cls.kind: cls for cls in (PostgresSource, SqliteSource, MariadbSource, RestSource, SingerSource)
+    cls.kind: cls
+    for cls in (
+        PostgresSource,
+        SqliteSource,
+        MariadbSource,
+        RestSource,
+        SingerSource,
+        AirbyteSource,
+    )
 }
 #: What `make test` leaves out.
 FULL_ONLY = {"mariadb"}
