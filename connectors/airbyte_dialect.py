@@ -209,26 +209,26 @@ def _is_entry(entry: object) -> bool:
 def _offered(entry: Mapping[str, Any]) -> Offered:
     namespace = entry.get("namespace")
     key = entry.get("source_defined_primary_key")
-    columns = [path[0] for path in key if _is_column(path)] if isinstance(key, list) else []
-    if not isinstance(key, list) or len(columns) != len(key):
+    columns = [_column(path) for path in key] if isinstance(key, list) else []
+    if None in columns:
         columns = []  # a part of it lies deeper in the record, where there is no column
     cursors: tuple[str, ...] = ()
     if "incremental" in (entry.get("supported_sync_modes") or ()):
         default = entry.get("default_cursor_field")
-        cursors = (
-            (str(default[0]),) if isinstance(default, list) and _is_column(default) else (STATE,)
-        )
+        cursors = (_column(default) or STATE,)
     return Offered(
         name=f"{namespace}.{entry['name']}" if namespace else entry["name"],
         entry=entry,
         schema=entry.get("json_schema"),
-        key=tuple(columns),
+        key=tuple(name for name in columns if name is not None),
         cursors=cursors,
     )
 
 
-def _is_column(path: object) -> bool:
-    return isinstance(path, list) and len(path) == 1 and isinstance(path[0], str)
+def _column(path: object) -> str | None:
+    """Return the column that a path of one step names; None for others."""
+    one = path[0] if isinstance(path, list) and len(path) == 1 else None
+    return one if isinstance(one, str) else None
 
 
 def _configured(stream: Offered, how: How, where: Where) -> dict[str, Any]:
@@ -245,7 +245,7 @@ def _configured(stream: Offered, how: How, where: Where) -> dict[str, Any]:
     if how.incremental and spec.cursor != STATE:
         cursor = [spec.cursor]
         if entry.get("source_defined_cursor") and cursor != default:
-            own = default[0] if _is_column(default) else STATE
+            own = _column(default) or STATE
             raise ConfigError(f"{spec.name}: its cursor is the connector's own; say cursor: {own}")
     written = {Mode.APPEND: "append", Mode.REPLACE: "overwrite"}.get(spec.mode, "append_dedup")
     return {

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 import traceback
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -22,7 +22,14 @@ from connectors.child_reading import BATCH_ROWS
 from connectors.child_voice import LINES_MAX
 from schemas.aid import Aid
 from schemas.egress import LinkPolicy
-from schemas.errors import ConfigError, CredentialsError, ReadAgain, SyncwardError, TransientError
+from schemas.errors import (
+    ConfigError,
+    CredentialsError,
+    Deferral,
+    ReadAgain,
+    SyncwardError,
+    TransientError,
+)
 from schemas.records import WireFormat
 from schemas.redaction import REDACTOR
 from schemas.streams import StreamSpec
@@ -81,13 +88,25 @@ class Fake:
         return {**seen, **self.kept[-1]}
 
 
+@contextmanager
+def fake(root: Path, kind: Kind, monkeypatch):
+    """A fake of a kind, of which nothing is left at the end."""
+    (root / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(root / "scratch"))
+    yield Fake(root, kind)
+    assert left_behind(root) == []
+
+
 @pytest.fixture
 def tap(tmp_path, monkeypatch):
-    (tmp_path / "scratch").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
-    fake = Fake(tmp_path, "singer")
-    yield fake
-    assert left_behind(tmp_path) == []
+    with fake(tmp_path, "singer", monkeypatch) as found:
+        yield found
+
+
+@pytest.fixture
+def airbyte(tmp_path, monkeypatch):
+    with fake(tmp_path, "airbyte", monkeypatch) as found:
+        yield found
 
 
 def left_behind(root: Path) -> list[str]:
@@ -403,3 +422,100 @@ def test_what_is_not_installed_or_of_another_kind_says_so(tap):
         with pytest.raises(ConfigError, match=says) as caught:
             installed(tap.policy, kind, connector, "")
         assert caught.value.code == "connector_missing"
+
+
+# ── what is peculiar to Airbyte ──────────────────────────────────────────────────────────────
+
+OF_AIRBYTE: dict[str, tuple[type[SyncwardError], str]] = {
+    "garbage": (ConfigError, "connector_answer"),
+    "giant_line": (ConfigError, "connector_limit"),
+    "partial_last_line": (TransientError, "connector_incomplete"),
+    "nothing": (TransientError, "connector_incomplete"),
+    "exit_0_after_an_error": (TransientError, "connector_failed"),
+    "config_is_wrong": (ConfigError, "connector_refused"),
+    "transient": (TransientError, "connector_failed"),
+    "exit_1_after_all_rows": (TransientError, "connector_failed"),
+    "incomplete": (TransientError, "connector_incomplete"),
+    "never_complete": (TransientError, "connector_incomplete"),
+    "told_to_wait": (Deferral, "deferred"),
+    "state_before_rows": (TransientError, "connector_incomplete"),
+    "fewer_than_counted": (TransientError, "connector_incomplete"),
+    "without_key": (ConfigError, "data_refused"),
+    "wrong_type": (ConfigError, "data_refused"),
+    "no_object": (ConfigError, "connector_answer"),
+    "secret_in_state": (ConfigError, "connector_answer"),
+}
+
+
+@pytest.mark.parametrize("misbehave", OF_AIRBYTE)
+def test_each_misbehaviour_of_a_source_ends_in_its_own_error(airbyte, misbehave):
+    kind, code = OF_AIRBYTE[misbehave]
+    with REDACTOR.holder() as secrets:
+        secrets.know(json.dumps({"login": LOGIN}))
+        with pytest.raises(kind) as caught:
+            airbyte.read(misbehave)
+    assert caught.value.code == code
+    assert LOGIN not in everything(caught.value) + "\n".join(airbyte.said)
+    assert "canary" not in everything(caught.value)
+
+
+@pytest.mark.parametrize("misbehave", ["noise", "clock_skew"])
+def test_what_of_a_source_does_no_harm_is_borne(airbyte, misbehave):
+    found = airbyte.read(misbehave)
+    ids = [row[0] for rows, _ in found for row in rows]
+    assert ids == ([1] if misbehave == "clock_skew" else [1, 2, 3])
+    (state,) = json.loads(found[-1][1].upper["state"])
+    assert state["stream"]["stream_descriptor"] == {"name": "t"}
+
+
+@pytest.mark.parametrize(
+    ("misbehave", "kept"),
+    [
+        ("legacy_state", {"t": {"at": 3}}),
+        ("global_state", [{"type": "GLOBAL", "global": {
+            "shared_state": {"lsn": 7},
+            "stream_states": [{"stream_descriptor": {"name": "t"}, "stream_state": {"at": 3}}],
+        }}]),
+    ],
+)  # fmt: skip
+def test_older_and_global_states_are_kept_as_the_source_takes_them(airbyte, misbehave, kept):
+    assert json.loads(airbyte.read(misbehave)[-1][1].upper["state"]) == kept
+
+
+def test_a_new_login_is_stored_at_once(airbyte):
+    with (
+        closing(airbyte.open("rotate")) as source,
+        source.extract(airbyte.spec(), None, WireFormat.ROWS) as batches,
+    ):
+        batch = next(batches)
+        assert [json.loads(one["config"]) for one in airbyte.kept] == [{"login": f"{LOGIN}-next"}]
+        list(batch.groups)
+    assert len(airbyte.kept) == 1
+
+
+def test_what_a_source_says_is_masked(airbyte):
+    with REDACTOR.holder() as secrets:
+        secrets.know(json.dumps({"login": LOGIN}))
+        airbyte.read("show_config")
+    said = "\n".join(airbyte.said)
+    assert "my config is" in said
+    assert "my login is ***" in said
+    assert LOGIN not in said
+
+
+def test_check_says_what_is_refused_and_which_settings_are_secrets(airbyte):
+    with closing(airbyte.open(pin="1234")) as source:
+        (said,) = source.test().missing
+        assert said.startswith("settings.pin is a secret, by the connector's own words")
+        (found,) = source.discover()
+    assert (found.name, found.key, found.cursors) == ("airbyte-source-fake.t", ("id",), ("id",))
+    with closing(airbyte.open(login="right")) as source:
+        source._settings._secret = {"login": "wrong"}
+        with pytest.raises(ConfigError, match="refuses its config") as caught:
+            source.test()
+    assert caught.value.code == "connector_refused"
+
+
+def test_processes_that_a_source_leaves_behind_end_with_it(airbyte):
+    airbyte.read("grandchildren")
+    assert not alive(int((airbyte.data / "pids").read_text()))

@@ -93,3 +93,29 @@ def test_tap_jsonl_from_pypi(world, root, tmp_path):
     (files / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some[:1_100]))
     result = sync.run(whole)
     assert (result.rows_extracted, result.rows_deleted) == (1_100, 100)
+
+
+def test_airbyte_source_faker_from_pypi(world, root):
+    installed(world, "airbyte-source-faker==7.2.1")
+    settings = {
+        "count": 2_500, "seed": 1, "parallelism": 2, "records_per_slice": 500,
+        "always_updated": False,
+    }  # fmt: skip
+    sync = Sync(world, root, "airbyte", "airbyte-source-faker==7.2.1", settings)
+    with closing(sync.open()) as source:
+        assert source.test().missing == ()
+        found = {one.name: one for one in source.discover()}
+    assert set(found) == {f"airbyte-source-faker.{n}" for n in ("users", "products", "purchases")}
+    users = found["airbyte-source-faker.users"]
+    assert (users.key, users.cursors) == (("id",), ("updated_at",))
+    spec = StreamSpec(name=users.name, mode="merge", key=("id",), cursor="updated_at")
+    assert sync.run(spec).rows_inserted == 2_500
+    rows = world.pair.rows(
+        "destination", "SELECT count(*), sum(id), count(raw->'address'->>'city') FROM acme.users"
+    )
+    assert rows == [(2_500, 2_500 * 2_501 // 2, 2_500)]
+    again = sync.run(spec)
+    assert (again.rows_inserted, again.rows_updated) == (0, 0)
+    whole = StreamSpec(name="airbyte-source-faker.products", mode="replace", key=("id",))
+    assert sync.run(whole).rows_inserted == 100
+    assert sync.run(whole).rows_unchanged == 100
