@@ -59,6 +59,7 @@ class Installed:
     shown: str
     command: tuple[str, ...]
     bin: Path
+    readable: tuple[Path, ...]  # its environment, and the interpreter's own files
 
 
 def place(root: Path, connector: str) -> Path:
@@ -113,7 +114,8 @@ def installed(policy: ChildPolicy, kind: Kind, connector: str, executable: str) 
         )
     _verify(directory, manifest, connector)
     path = directory / VENV / "bin"
-    return Installed(connector, _command(path, name), path)
+    interpreter = (path / "python").resolve().parent.parent
+    return Installed(connector, _command(path, name), path, (directory / VENV, interpreter))
 
 
 def _allowed(policy: ChildPolicy, connector: str) -> Path:

@@ -111,6 +111,8 @@ class Child:
             "memory": self._policy.memory,
             "cpu": self._policy.cpu.total_seconds(),
             "user": self._policy.user,
+            "confined": self._policy.confined,
+            "readable": [*map(str, self._installed.readable), *map(str, self._policy.readable)],
         }
         try:
             launcher = subprocess.Popen(  # noqa: S603 - our own program; what it starts was verified

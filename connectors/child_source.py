@@ -6,7 +6,7 @@ and the messages. docs/child-connectors.md tells operators what may run and what
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from threading import Lock
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from connectors import rest_json
 from connectors.child_config import SECRET, ChildConfig, Settings
 from connectors.child_installed import Kind, installed
+from connectors.child_launcher import landlock
 from connectors.child_process import DOCUMENT_MAX, Child
 from connectors.child_reading import KIND, STATE, How, Reading, Talk, no_backfill
 from connectors.child_schema import Declared, declared
@@ -36,6 +37,12 @@ from schemas.streams import StreamSpec
 
 #: Name -> content of what a child inherits; `{NAME}` among its arguments is where it is.
 Documents = Mapping[str, bytes]
+
+
+_UNCONFINED = (
+    "it is not confined on this worker and may read and write what its login may "
+    "(docs/child-connectors.md)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +118,9 @@ class ChildSource:
         self._dialect = dialect
         self._config = config
         self._settings = Settings(config, secrets)
-        self._policy = policy.children
-        self._files = policy.files_root
+        files = () if policy.files_root is None else (policy.files_root,)
+        allowed = policy.children
+        self._policy = replace(allowed, readable=(*allowed.readable, *files))
         self._aid = aid
         self._lock = Lock()
         self._children: set[Child] = set()
@@ -132,6 +140,8 @@ class ChildSource:
         """Let the connector try its config."""
         with self._where() as where:
             missing = self._dialect.test(self._started, where)
+        if not (self._policy.confined and landlock()):
+            missing += (_UNCONFINED,)
         own = "known to the connector alone"
         return ServerReport(server_version=self.shown, tls=own, login=own, missing=missing)
 

@@ -22,4 +22,6 @@ class ChildPolicy:
     memory: int = 2**30  # bytes, of a connector with all its processes
     cpu: timedelta = timedelta(hours=1)  # of each process
     silence: timedelta = timedelta(minutes=10)
+    confined: bool = True  # by Landlock, where the kernel has it
+    readable: tuple[Path, ...] = ()  # besides the system and its own environment
     user: str | None = None  # another login of this host; needs a worker that may switch to it

@@ -110,6 +110,15 @@ class Settings(BaseSettings):
         description="Login that they run as; needs a worker that may switch to it. Unset: the "
         "worker's own.",
     )
+    connectors_confined: bool = Field(
+        default=True,
+        description="They write in a directory of their own only and read little but the system, "
+        "where the kernel has Landlock.",
+    )
+    connectors_readable: str | None = Field(
+        None,
+        description="Directories that they may read besides, separated by `:`; `/` is everything.",
+    )
     connectors_memory: int = Field(
         1_024, ge=64, description="MiB that one of them may have, with all its processes."
     )
@@ -194,6 +203,8 @@ class Settings(BaseSettings):
                 memory=self.connectors_memory << 20,
                 cpu=self.connectors_cpu,
                 silence=self.connectors_silence,
+                confined=self.connectors_confined,
+                readable=tuple(Path(p) for p in (self.connectors_readable or "").split(":") if p),
                 user=self.connectors_user,
             ),
         )

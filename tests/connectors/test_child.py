@@ -18,6 +18,7 @@ import pytest
 
 from connectors import registry
 from connectors.child_installed import Kind, installed, place
+from connectors.child_launcher import landlock
 from connectors.child_reading import BATCH_ROWS
 from connectors.child_voice import LINES_MAX
 from schemas.aid import Aid
@@ -54,7 +55,7 @@ class Fake:
         self.package = self.connector.partition("==")[0]
         self.said: list[str] = []
         self.kept: list[dict[str, str]] = []
-        self.policy = policy_of(self.root)
+        self.policy = policy_of(self.root, confined=False)  # most of them write down what they did
         self.settings: dict[str, object] = {"directory": str(self.data)}
         (self.data / "t.json").write_text(json.dumps(TABLE))
         (self.data / "t.rows").write_text("".join(f'{n}\t\t{{"id":{n}}}\n' for n in range(1, 4)))
@@ -241,7 +242,7 @@ def test_cancel_ends_a_child_with_all_its_processes_within_two_seconds(tap, misb
     ],
 )
 def test_a_child_beyond_a_limit_is_ended(tap, misbehave, limits, kind, code):
-    tap.policy = policy_of(tap.root, **limits)
+    tap.policy = policy_of(tap.root, confined=False, **limits)
     with pytest.raises(kind) as caught:
         tap.read(misbehave)
     assert caught.value.code == code
@@ -288,6 +289,24 @@ def test_a_child_sees_its_config_and_nothing_else(tap):
     assert (
         len(seen["descriptors"]) <= 3 + 2 + 1
     )  # standard ones, config, catalog, the listing itself
+
+
+@pytest.mark.skipif(landlock() == 0, reason="this kernel has no Landlock")
+def test_a_confined_child_reads_and_writes_nothing_of_the_workers(tap, tmp_path):
+    tap.policy = policy_of(tap.root, readable=(tap.data,))
+    (tmp_path / "keys").mkdir()
+    forbidden = tmp_path / "keys" / "worker.json"
+    forbidden.write_text("canary")
+    settings = {"forbidden": str(forbidden), "worker": os.getpid()}
+    assert len(tap.read("reach_out", settings=settings)[0][0]) == 3
+    (tried,) = [line for line in tap.said if "tried" in line]
+    found = json.loads(tried.partition("tried ")[2])
+    signals = "refused" if landlock() >= 6 else "done"
+    assert found == dict.fromkeys(("read", "write", "spy"), "refused") | {"signal": signals}
+    tap.policy = replace(tap.policy, confined=False)
+    tap.said.clear()
+    tap.read("reach_out", settings=settings)
+    assert [line for line in tap.said if '"read": "done"' in line]
 
 
 def test_a_slow_reader_slows_the_child_down(tap):
@@ -505,8 +524,9 @@ def test_what_a_source_says_is_masked(airbyte):
 
 def test_check_says_what_is_refused_and_which_settings_are_secrets(airbyte):
     with closing(airbyte.open(pin="1234")) as source:
-        (said,) = source.test().missing
+        said, unconfined = source.test().missing
         assert said.startswith("settings.pin is a secret, by the connector's own words")
+        assert "not confined" in unconfined
         (found,) = source.discover()
     assert (found.name, found.key, found.cursors) == ("airbyte-source-fake.t", ("id",), ("id",))
     with closing(airbyte.open(login="right")) as source:

@@ -26,7 +26,7 @@ class Sync:
         self.pair, self.kind = world.pair, kind
         self.config = {"connector": connector, "settings": settings}
         self.policy = LinkPolicy(
-            loopback=True, tls_required=False, superuser_refused=False,
+            loopback=True, tls_required=False, superuser_refused=False, files_root=root.parent,
             children=replace(policy_of(root), silence=policy_of(root).silence * 10),
         )  # fmt: skip
         self.connection, self.fence = uuid4(), 0
@@ -78,7 +78,7 @@ def test_tap_jsonl_from_pypi(world, root, tmp_path):
     settings = {"path": f"{files}/*.jsonl", "primary_keys": ["id"]}
     sync = Sync(world, root, "singer", "tap-jsonl==0.3.1", settings)
     with closing(sync.open()) as source:
-        source.test()
+        assert source.test().missing == ()  # it is confined, too
         (found,) = source.discover()
     assert (found.name, found.key) == ("tap-jsonl.jsonl", ("id",))
     spec = StreamSpec(name="tap-jsonl.jsonl", mode="merge", key=("id",), cursor="state")
