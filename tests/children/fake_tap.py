@@ -311,6 +311,12 @@ def look_around(config):
     state(3)
 
 
+def who_am_i(_):
+    sys.stderr.write(f"uid {os.getuid()}, groups {os.getgroups()}\n")
+    some()
+    state(3)
+
+
 def reach_out(config):
     """Try what a confined program must not: read a file of the worker, write one, signal it."""
     tried = {}

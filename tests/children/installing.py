@@ -17,14 +17,14 @@ CONNECTORS: dict[Kind, tuple[str, str, str]] = {
 }
 
 
-def install(root: Path, kind: Kind) -> str:
+def install(root: Path, kind: Kind, interpreter: str = sys.executable) -> str:
     """Install the fake of a kind below a directory; return what a resource calls it."""
     package, version, script = CONNECTORS[kind]
     directory = place(root, f"{package}=={version}")
     path = directory / VENV / "bin"
     if not path.exists():
         path.mkdir(parents=True)
-        (path / "python").symlink_to(Path(sys.executable).resolve())
+        (path / "python").symlink_to(Path(interpreter).resolve())
         shutil.copy(HERE / script, path / package)
     files = {name: hash_of(entry) for name, entry in files_below(directory / VENV)}
     manifest = Manifest(

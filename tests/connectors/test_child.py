@@ -3,7 +3,9 @@
 import itertools
 import json
 import os
+import pwd
 import re
+import shutil
 import signal
 import tempfile
 import threading
@@ -307,6 +309,26 @@ def test_a_confined_child_reads_and_writes_nothing_of_the_workers(tap, tmp_path)
     tap.said.clear()
     tap.read("reach_out", settings=settings)
     assert [line for line in tap.said if '"read": "done"' in line]
+
+
+_PYTHON = Path("/usr/bin/python3")  # one that every login may start
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not _PYTHON.exists(), reason="needs root to switch")
+def test_a_child_runs_as_another_login_where_that_is_set(monkeypatch):
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as made:
+        root = Path(made)
+        root.chmod(0o755)
+        with fake(root, "singer", monkeypatch) as tap:
+            (root / "scratch").chmod(0o755)
+            shutil.rmtree(place(tap.root, tap.connector))
+            install(tap.root, "singer", str(_PYTHON))
+            tap.policy = replace(tap.policy, user="nobody")
+            assert len(tap.read("who_am_i")[0][0]) == 3
+            assert f"tap-fake: uid {pwd.getpwnam('nobody').pw_uid}, groups []" in tap.said
+            tap.policy = replace(tap.policy, user="no-such-login")
+            with pytest.raises(ConfigError, match="SYNCWARD_CONNECTORS_USER"):
+                tap.read("who_am_i")
 
 
 def test_a_slow_reader_slows_the_child_down(tap):
