@@ -25,13 +25,23 @@ UNPROVEN = {"rest", "singer", "airbyte"}
 CHILDREN = {"singer", "airbyte"}
 
 
+#: Tests that start many of them, and with what they are done in `make test`.
+LONG_WITH_CHILDREN = {
+    "test_a_crash_at_each_step_repeats_nothing_and_skips_nothing",
+    "test_memory_does_not_depend_on_the_table",
+}
+ENOUGH = {("singer", "merge"), ("airbyte", "replace")}
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         asked = getattr(item, "callspec", None)
         if asked is None or asked.params.get("source_kind") not in CHILDREN:
             continue
-        if asked.params.get("destination_kind") not in {None, "postgres"}:
+        of_one = getattr(item, "originalname", "") in LONG_WITH_CHILDREN
+        again = of_one and (asked.params["source_kind"], asked.params.get("mode")) not in ENOUGH
+        if again or asked.params.get("destination_kind") not in {None, "postgres"}:
             item.add_marker(pytest.mark.full)
 
 
