@@ -29,7 +29,7 @@ class Shop:
         self.root = directory / "connectors"
         self.connector = install(self.root, kind)
         self.package = self.connector.partition("==")[0]
-        policy = replace(world.deps.policy, children=policy_of(self.root))
+        policy = replace(world.deps.policy, children=policy_of(self.root, readable=(self.data,)))
         world.deps = replace(world.deps, policy=policy)
         (self.data / "t.json").write_text(json.dumps(TABLE))
         self.fill(3)
