@@ -105,13 +105,14 @@ def _resource(
         for key in sorted({*config, *known.config})
         if config.get(key) != known.config.get(key)
     ]
-    stored = resources.fingerprints(applying.tx, known.resource_id)
-    fresh = {f: s for f, s in wanted.items() if not _same(s, stored.get(f))}
+    renewed = registry.renewed_fields(entry.kind)
+    stored = resources.fingerprints(applying.tx, known.resource_id, renewed)
+    fresh = {f: s for f, s in wanted.items() if not _same(s, stored.get(f, []))}
     forget = resources.check_aim(
         known,
         wanted,
         moved=_moved(entry.kind, known.config, config),
-        renewed=registry.renewed_fields(entry.kind),
+        renewed=renewed,
     )
     if applying.write:
         if details:
@@ -142,8 +143,8 @@ def _moved(kind: str, before: Mapping[str, object], after: Mapping[str, object])
         return True
 
 
-def _same(secret: Secret, stored: bytes | None) -> bool:
-    return stored is not None and matches(secret.reveal().encode(), stored)
+def _same(secret: Secret, stored: Sequence[bytes]) -> bool:
+    return any(matches(secret.reveal().encode(), one) for one in stored)
 
 
 def _origin(entry: ResourceEntry, field: str) -> str:

@@ -128,11 +128,11 @@ def _secrets(manifest: Manifest, files: tuple[str, ...], stdin: str | None) -> M
     for entry in files:
         field, _, path = entry.partition("=")
         sources[field] = path
-    unknown = sorted(set(sources) - set(manifest.secrets))
+    unknown = sorted(set(sources) - set(manifest.tried_with))
     if unknown:
-        wanted = ", ".join(manifest.secrets) or "none"
+        wanted = ", ".join(manifest.tried_with) or "none"
         raise ConfigError(f"{manifest.name} has no secret {', '.join(unknown)}; it has {wanted}")
-    missing = [field for field in manifest.secrets if field not in sources]
+    missing = [field for field in manifest.tried_with if field not in sources]
     if missing and not interactive():
         raise ConfigError(
             f"{manifest.name}: its {missing[0]} is missing; give it by --secret-file or "

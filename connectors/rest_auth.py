@@ -46,6 +46,8 @@ def login_of(
     manifest: Manifest, secrets: Mapping[str, str], names: rest_text.Names, link: Link, aid: Aid
 ) -> Login:
     """Return the login that a manifest names; ConfigError if a secret is missing or no secret."""
+    if isinstance(manifest.authenticator, OAuth) and manifest.authenticator.renews:
+        return Refreshed(manifest.authenticator, secrets, names, link, aid=aid)
     given = {field: _secret(manifest, secrets, field) for field in manifest.secrets}
     match manifest.authenticator:
         case Bearer() as one:
@@ -55,8 +57,6 @@ def login_of(
             return _Fixed({"Authorization": basic(user, given["password"])})
         case ApiKey() as one:
             return _Fixed({one.header: given["api_key"]})
-        case OAuth() as one if one.renews:
-            return Refreshed(one, secrets, names, link, aid=aid)
         case OAuth() as one:
             return _ClientCredentials(one, given["client_secret"], names, link)
         case _:

@@ -278,6 +278,12 @@ class Manifest(Part):
             return ()
         return SECRETS[who.type]
 
+    @property
+    def tried_with(self) -> tuple[str, ...]:
+        """The secrets for a trial, which renews nothing: there is nowhere to store it."""
+        who = self.authenticator
+        return ("access_token",) if isinstance(who, OAuth) and who.renews else self.secrets
+
     def checked(self, given: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """Return all parameters with their defaults; ConfigError names each that is wrong."""
         unknown = sorted(set(given) - set(self.parameters))

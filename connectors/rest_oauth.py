@@ -17,7 +17,7 @@ from connectors.rest_tokens import TOKEN, Token, TokenEndpoint, filled_endpoint
 from schemas.aid import Aid
 from schemas.consent import FIELD, REFUSED, Consent
 from schemas.egress import LinkPolicy
-from schemas.errors import CredentialsError, ReauthNeeded, TransientError
+from schemas.errors import ConfigError, CredentialsError, ReauthNeeded, TransientError
 from schemas.redaction import REDACTOR
 
 ACCESS, REFRESH, CODE = "access_token", "refresh_token", FIELD
@@ -105,6 +105,12 @@ class Refreshed:
     def _exchange(self, stored: Mapping[str, str]) -> Mapping[str, str]:
         """Return what is new: the token, and the refresh token if it changes with each use."""
         client = stored.get("client_secret", "")
+        if not client and self._config.client_login != "none":
+            raise ConfigError(
+                f"{self._endpoint.where}: the client_secret was never stored; give it to syncward "
+                "resource rotate, by --secret-file or --secret-stdin",
+                code="no_credentials",
+            )
         code = stored.get(CODE, _USED)
         if code in {_USED, _REFUSED}:
             return self._refreshed(stored, client)

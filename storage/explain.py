@@ -110,7 +110,7 @@ def _paused(live: Row[Any], state: InstanceState) -> tuple[Rule, str] | None:
         return Rule.INSTANCE_PAUSED, f"drained ({state.reason}); go on with: syncward drain --end"
     if live.account_paused:
         return Rule.ACCOUNT_PAUSED, "the account is paused; syncward account resume"
-    if live.schedule_state == "paused" and live.dead_logins is not None:
+    if live.state_reason == "needs_reauth" and live.dead_logins is not None:
         text_ = (
             f"the connection waits for the login of {live.dead_logins}; syncward resource "
             f"authorize {live.dead_logins}"

@@ -233,16 +233,26 @@ def store_secret(
         renewals.revive(tx, account.account_id, resource_id, principal)
 
 
-def fingerprints(tx: Connection, resource_id: UUID) -> dict[str, bytes]:
-    """Return the salted fingerprint of each newest secret, to see whether a new one differs."""
+def fingerprints(
+    tx: Connection, resource_id: UUID, renewed: Collection[str] = ()
+) -> dict[str, list[bytes]]:
+    """Return salted fingerprints of each field, to see whether a given secret is new.
+
+    Of the newest version; of the fields `renewed`, where workers store newer ones, of each that is
+    kept, so that what an operator gave first is not taken for new.
+    """
     rows = tx.execute(
         text(
-            "SELECT DISTINCT ON (field) field, fingerprint FROM credentials "
-            "WHERE resource_id = :id ORDER BY field, version DESC"
+            "SELECT field, fingerprint, version = max(version) OVER (PARTITION BY field) AS newest "
+            "FROM credentials WHERE resource_id = :id"
         ),
         {"id": resource_id},
     )
-    return {row.field: bytes(row.fingerprint) for row in rows}
+    found: dict[str, list[bytes]] = {}
+    for row in rows:
+        if row.newest or row.field in renewed:
+            found.setdefault(row.field, []).append(bytes(row.fingerprint))
+    return found
 
 
 def delete(

@@ -1,23 +1,29 @@
 """Logins on refresh tokens, renewed by many runs at once: they rotate, die and come back."""
 
+import json
 import threading
 import time
 from dataclasses import replace
+from typing import Any
 from uuid import uuid4
 
+import psycopg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 
-from connectors import rest_oauth
+from connectors import registry, rest_oauth
+from connectors.sources.rest import RestSource
 from scheduler import ticks
+from schemas.aid import Aid
+from schemas.errors import SyncwardError
 from schemas.runs import Outcome, OutcomeKind
 from storage import claims, connections, tenancy
 from storage.engine import transaction
 from tests.faults.crash_points import DIED, Point, arm, die
-from tests.oauth_world import OAuthWorld, ended, forked, store, work
-from tests.rest_api import Api, Reply
-from tests.world import OPERATOR
+from tests.oauth_world import MANIFEST, OAuthWorld, ended, forked, store, work
+from tests.rest_api import Api, Issuer, Reply
+from tests.world import LOOSE, OPERATOR
 
 pytestmark = pytest.mark.integration
 
@@ -38,8 +44,8 @@ def test_fifty_runs_in_five_processes_on_one_expired_rotating_token_refresh_it_o
     shop = OAuthWorld(world, api, 50)
     shop.apply()
 
-    def slowly(asked):  # so that the others have come by then
-        time.sleep(0.3)
+    def slowly(asked):  # so that the others have come by then, and have waited for the row
+        time.sleep(1.1)
         return shop.issuer.proper(asked)
 
     asked, jobs = shop.jobs()
@@ -53,6 +59,19 @@ def test_fifty_runs_in_five_processes_on_one_expired_rotating_token_refresh_it_o
     assert shop.count("credential.sealed") == 3 + 2
 
 
+@pytest.mark.full
+def test_fifty_runs_in_five_processes_meet_a_dead_login_and_one_event_says_so(world, api):
+    shop = OAuthWorld(world, api, 50)
+    shop.apply()
+    shop.issuer.revoke()
+    asked, jobs = shop.jobs()
+    children = [forked(world, lambda n=n: work(world, jobs[n::5])) for n in range(5)]
+    assert [ended(pid) for pid in children] == [0] * 5
+    assert {world.run(run_id).error_code for run_id in asked} == {"needs_reauth"}
+    assert (shop.count("credential.expired"), shop.issuer.refused) == (1, ["refresh_token"])
+    assert shop.count("connection.paused") == 50
+
+
 def test_a_token_that_is_refused_before_its_end_is_renewed_and_a_rotating_one_stays_usable(shop):
     shop.apply()
     assert shop.sync().error is None
@@ -64,11 +83,13 @@ def test_a_token_that_is_refused_before_its_end_is_renewed_and_a_rotating_one_st
     kept = shop.world.control.all(
         "SELECT version FROM credentials WHERE field = 'refresh_token' ORDER BY version"
     )
-    assert kept == [(4,), (5,)]  # older ones are gone, and their keys go with the backups
+    assert kept == [(1,), (4,), (5,)]  # the operator's; others are gone, keys go with backups
     unused = shop.world.control.one(
         "SELECT count(*) FROM keystore.dek WHERE unused_since IS NOT NULL"
     )
-    assert unused == 2 * 3
+    assert unused == 2 * 2
+    shop.apply()  # the document still holds the first refresh token
+    assert shop.versions()["refresh_token"] == 5
     assert shop.sync().error is None  # no exchange: it is good for an hour
     assert len(shop.issuer.granted) == 4
 
@@ -228,6 +249,68 @@ def test_a_token_endpoint_that_hangs_costs_its_bound_once_and_holds_nothing(shop
     assert "timeout" in {run.error_code for run in found}
     idle = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in%'"
     assert shop.world.control.one(idle) == 0
+
+
+class Kept:
+    """Secrets in memory, renewed at once."""
+
+    def __init__(self, **secrets: str) -> None:
+        self.stored = dict(secrets)
+
+    def renewed(self, seen, exchange):
+        del seen
+        self.stored |= exchange(self.stored)
+        return self.stored
+
+
+def test_cancelling_leaves_an_exchange_time_to_end_and_cutting_does_not(api, tmp_path):
+    issuer = Issuer(api)
+    api.tables["orders"] = [{"id": 1}]
+    file = tmp_path / "shop.yaml"
+    file.write_text(json.dumps(MANIFEST))
+    config = {"manifest": str(file), "parameters": {"port": api.port}}
+    for end, survives in ((RestSource.cancel, True), (RestSource.cut, False)):
+        kept = Kept(client_secret=issuer.client[1], refresh_token=issuer.refresh)
+        source: Any = registry.open_source("rest", config, kept.stored, LOOSE, Aid(secrets=kept))
+        came, go_on = threading.Event(), threading.Event()
+        ended_: list[str] = []
+
+        def hangs(asked, came=came, go_on=go_on):
+            came.set()
+            go_on.wait(20)
+            return issuer.proper(asked)
+
+        def read(source=source, ended_=ended_):
+            try:
+                source.test()
+            except SyncwardError as error:
+                ended_.append(error.code)
+
+        issuer.answers.append(hangs)
+        reading = threading.Thread(target=read)
+        reading.start()
+        assert came.wait(20)
+        end(source)
+        if survives:
+            go_on.set()
+        reading.join(8)
+        assert not reading.is_alive()
+        assert ended_ == ["cancelled_there"]
+        assert ("access_token" in kept.stored) is survives
+        go_on.set()
+        source.close()
+
+
+def test_a_login_is_renewed_beside_a_keystore_of_its_own(apart, api):
+    shop = OAuthWorld(apart, api)
+    shop.apply()
+    for _ in range(3):
+        shop.api.logins = set()
+        assert shop.sync().error is None
+    assert shop.versions()["refresh_token"] == 4
+    with psycopg.connect(apart.keystore_url) as keys:
+        unused = keys.execute("SELECT count(*) FROM keystore.dek WHERE unused_since IS NOT NULL")
+        assert unused.fetchone() == (2,)
 
 
 # ── deaths between the exchange and the commit ───────────────────────────────────────────────

@@ -279,3 +279,17 @@ def test_a_verifier_is_new_each_time_and_its_challenge_is_s256():
     digest = urlsafe_b64encode(sha256(first.encode()).digest()).decode().rstrip("=")
     assert challenge == digest
     assert Tickets(life_s=1).redeem("é", "me") is Refusal.FOREIGN
+
+
+def test_a_trial_uses_a_token_and_renews_none(shop, shell):
+    token = shop.world.directory / "bare.txt"
+    token.write_text("bare-canary")
+    given = ("--set", f"port={shop.api.port}", "--secret-file", f"access_token={token}")
+    shop.api.logins = {"Bearer bare-canary"}
+    code, out, err = shell("connector", "try", str(shop.manifest), "--stream", "orders", *given)
+    assert (code, "2 records" in out) == (0, True), err
+    shop.api.logins = set()
+    code, out, err = shell("connector", "try", str(shop.manifest), "--stream", "orders", *given)
+    assert code == 1
+    assert "only a worker can store what is new" in err
+    assert (shop.issuer.granted, shop.issuer.refused) == ([], [])

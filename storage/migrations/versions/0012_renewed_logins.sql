@@ -2,6 +2,9 @@
 -- syncward_owner. Adds only: the version before renews none.
 -- Lock order: the resource, then as everywhere: schedules, leases, active_runs, account_queues.
 
+-- Stored by a worker. What a person has stored is kept: a document that still holds it is no change.
+ALTER TABLE credentials ADD COLUMN renewed boolean NOT NULL DEFAULT false;
+
 -- The other system does not take them any more; a person must authorise again.
 CREATE TABLE dead_logins (
   resource_id uuid PRIMARY KEY,
@@ -43,8 +46,8 @@ BEGIN
   RETURN NEXT;
 END $$;
 
--- Keep the next version of one field, and the one before it; returns the data keys of those that went,
--- NULL if the lease is gone.
+-- Keep the next version of one field, the one before it and what people stored; returns the data keys of
+-- those that went, NULL if the lease is gone.
 CREATE FUNCTION store_renewed(for_run uuid, lease uuid, of_resource uuid, of_field text,
     of_version integer, new_envelope bytea, new_fingerprint bytea, is_short boolean) RETURNS uuid[]
   LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
@@ -60,11 +63,12 @@ BEGIN
     RAISE EXCEPTION 'another version was stored meanwhile' USING ERRCODE = '40001';
   END IF;
   INSERT INTO public.credentials
-    (resource_id, field, version, account_id, envelope, fingerprint, short)
-  VALUES (of_resource, of_field, of_version, of_account, new_envelope, new_fingerprint, is_short);
+    (resource_id, field, version, account_id, envelope, fingerprint, short, renewed)
+  VALUES (of_resource, of_field, of_version, of_account, new_envelope, new_fingerprint, is_short,
+    true);
   WITH gone AS (
     DELETE FROM public.credentials c WHERE c.resource_id = of_resource AND c.field = of_field
-      AND c.version < of_version - 1 RETURNING public.key_of(c.envelope) AS key)
+      AND c.renewed AND c.version < of_version - 1 RETURNING public.key_of(c.envelope) AS key)
   SELECT coalesce(array_agg(g.key) FILTER (WHERE g.key IS NOT NULL), '{}') INTO superseded
     FROM gone g;
   RETURN superseded;
