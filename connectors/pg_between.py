@@ -1,13 +1,17 @@
-"""The rows of a backfill: those whose cursor column lies between two values that a person wrote."""
+"""The rows of a backfill: those whose cursor column lies between two values that a person wrote.
+
+Where they are many they are cut into ranges of the stream's key, as a large full read is.
+"""
 
 import psycopg
 from psycopg import sql
 
+from connectors import pg_ranges
 from connectors.pg_catalog import Relation
 from connectors.pg_window import Window
 from connectors.postgres import Connection
 from schemas.errors import ConfigError
-from schemas.records import Between, Cursor
+from schemas.records import Between, Cursor, Ranges
 from schemas.streams import StreamSpec
 
 #: A size or a domain would cut, round or refuse what was written; its order is the column's.
@@ -23,6 +27,26 @@ LEFT JOIN pg_collation c ON c.oid = b.collation LEFT JOIN pg_namespace n ON n.oi
 """
 #: Types that leave an hour or a zone unread without a word, and move the window by it.
 _LESS_THAN_A_MOMENT = ("date", "timestamp without time zone")
+#: Rows of the table looked at to find bounds: so many at least, and so many for each range of all.
+_SAMPLE = 200_000
+_SAMPLE_OF_EACH = 1_000
+#: As text, where the share of the window's rows before it passes the next n-th. None if the sample
+#: says that the window is less than two ranges.
+_BOUNDS = """
+WITH _syncward_sample AS (
+  SELECT {key}, row_number() OVER (ORDER BY {key}) - 1 AS _syncward_place
+  FROM {table} TABLESAMPLE SYSTEM ({share}) REPEATABLE (0) WHERE {window}),
+_syncward_counted AS (SELECT count(*) AS _syncward_rows FROM _syncward_sample),
+_syncward_cut AS (
+  SELECT _syncward_rows, least(floor(_syncward_rows * {times} / {each})::bigint,
+    CASE WHEN {few} OR _syncward_rows * {times} * 2 < {rows} THEN {most} END) AS _syncward_n
+  FROM _syncward_counted)
+SELECT {texts} FROM _syncward_sample, _syncward_cut
+WHERE _syncward_n > 1 AND _syncward_place > 0
+  AND _syncward_place * _syncward_n / _syncward_rows
+    <> (_syncward_place - 1) * _syncward_n / _syncward_rows
+ORDER BY _syncward_place
+"""
 
 
 def window(conn: Connection, stream: StreamSpec, relation: Relation, between: Between) -> Window:
@@ -59,6 +83,48 @@ def window(conn: Connection, stream: StreamSpec, relation: Relation, between: Be
         )
     where = sql.SQL("{column} >= {lower} AND {column} < {upper}").format(**ends)
     return Window(where, _cursor(name, lower), _cursor(name, upper), full=False)
+
+
+def cut(
+    conn: Connection,
+    stream: StreamSpec,
+    relation: Relation,
+    window: Window,
+    ranges: Ranges,
+    digest: str,
+) -> pg_ranges.Cut | None:
+    """Find where a large window is cut, or how it was; None if it is read in one piece.
+
+    Inside the snapshot. Rows that are equal in the stream's key are read in one range, so they
+    never meet at the destination as they were at two times.
+    """
+    key = pg_ranges.key_of(stream, relation)
+    if not key or not set(key) <= set(stream.key) or stream.mask:
+        return None
+    kept = pg_ranges.resumed(stream, relation, digest, ranges)
+    if kept is not None and kept.upper == window.upper:
+        return pg_ranges.Cut(key, kept.bounds, kept)
+    rows = relation.rows_estimated
+    if rows < 2 * ranges.rows:
+        return None
+    share = min(1.0, max(_SAMPLE, rows // ranges.rows * _SAMPLE_OF_EACH) / rows)
+    columns = [sql.Identifier(name) for name in key]
+    found = conn.execute(
+        sql.SQL(_BOUNDS).format(
+            texts=sql.SQL(", ").join(sql.SQL("{}::text").format(column) for column in columns),
+            key=sql.SQL(", ").join(columns),
+            # each range may go through all of the window, or through its share of the table
+            few=sql.Literal(pg_ranges.scattered(conn, stream, key)),
+            most=sql.Literal(pg_ranges.SCATTERED),
+            times=sql.Literal(1 / share),
+            rows=sql.Literal(rows),
+            each=sql.Literal(ranges.rows),
+            table=sql.Identifier(stream.schema_name, stream.table_name),
+            share=sql.Literal(100 * share),
+            window=sql.SQL("({}) AND {}").format(window.where, relation.rows),
+        )
+    ).fetchall()
+    return pg_ranges.Cut(key, tuple(tuple(row) for row in found)) if found else None
 
 
 def _read(conn: Connection, stream: StreamSpec, option: str, value: str, type_: str) -> str:

@@ -151,11 +151,13 @@ def parsed(found: Mapping[str, Any] | None) -> Generation | None:
 def definition(request: LoadRequest) -> str:
     """Return a digest of what decides which rows are read and how they are written.
 
-    Guards and how often something is done decide about neither.
+    Guards and how often something is done decide about neither. A backfill is of one run: what it
+    keeps is no part of a full read, and its rows are as they were when somebody asked.
     """
     ways = {"guards", "full_every", "key_sweep", "range_rows", "ranges_at_once", "rejected_max"}
     stream = request.stream.model_dump(mode="json", exclude=ways)
     parts = [stream, request.target_schema, request.rewrite]
+    parts += [f"backfill {request.run_id}"] if request.backfill else []
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -25,16 +25,18 @@ _SAMPLE = 100_000
 _SAMPLE_OF_EACH = 1_000
 #: A key without any relation to where its rows lie makes each range read much of the table, so
 #: there are no more ranges than this.
-_SCATTERED = 8
+SCATTERED = 8
 _CORRELATED = 0.5
 
-#: As text, where the share of the rows before it passes the next n-th.
+#: As text, where the share of the rows before it passes the next n-th. No column has names of ours.
 _BOUNDS = """
 SELECT {texts} FROM (
-  SELECT {key}, row_number() OVER (ORDER BY {key}) - 1 AS place, count(*) OVER () AS total
+  SELECT {key}, row_number() OVER (ORDER BY {key}) - 1 AS _syncward_place,
+    count(*) OVER () AS _syncward_rows
   FROM {table} TABLESAMPLE SYSTEM ({share}) REPEATABLE (0)) AS sample
-WHERE place > 0 AND place * {n} / total <> (place - 1) * {n} / total
-ORDER BY place
+WHERE _syncward_place > 0 AND _syncward_place * {n} / _syncward_rows
+  <> (_syncward_place - 1) * {n} / _syncward_rows
+ORDER BY _syncward_place
 """
 
 
@@ -143,8 +145,8 @@ def cut(conn: Connection, stream: StreamSpec, relation: Relation, ranges: Ranges
     if not key:
         return _by_place(conn, stream, relation, ranges)
     n = relation.rows_estimated // ranges.rows
-    if _scattered(conn, stream, key):
-        n = min(n, _SCATTERED)
+    if scattered(conn, stream, key):
+        n = min(n, SCATTERED)
     wanted = max(_SAMPLE, n * _SAMPLE_OF_EACH)
     columns = [sql.Identifier(name) for name in key]
     found = conn.execute(
@@ -177,7 +179,7 @@ def _by_place(
     return Cut((_PLACE,), tuple((f"({page},0)",) for page in cuts)) if cuts else None
 
 
-def _scattered(conn: Connection, stream: StreamSpec, key: Sequence[str]) -> bool:
+def scattered(conn: Connection, stream: StreamSpec, key: Sequence[str]) -> bool:
     """Say whether the key's order is known to have little to do with where its rows lie."""
     row = conn.execute(
         "SELECT max(abs(correlation)) FROM pg_stats "

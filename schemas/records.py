@@ -419,6 +419,7 @@ class Source(Protocol):
         `ranges` a large full read comes as ranges of keys and their end, each batch with its
         `part`; ranges that are kept already are left out. With `between` the rows are those whose
         cursor column lies there, and nothing else decides; ConfigError if it has no such column.
+        They come in ranges, too, if they are many.
         """
         ...
 

@@ -295,7 +295,8 @@ def _load(
     sweep = known.loaded_before and (cursor is None or known.sweep_due)
     wire = common_wire(attempt.taken, source, destination)
     if request.backfill:
-        opened = source.extract(spec, None, wire, between=attempt.claim.options.window)
+        window, ranges = attempt.claim.options.window, _ranges(attempt, spec, known)
+        opened = source.extract(spec, None, wire, between=window, ranges=ranges)
     else:
         ranges = _ranges(attempt, spec, known)
         opened = source.extract(spec, cursor, wire, sweep=sweep, ranges=ranges)
@@ -330,7 +331,7 @@ def _progressed(attempt: Attempt, parts: int) -> None:
 
 
 def _ranges(attempt: Attempt, spec: StreamSpec, known: StreamClaim) -> Ranges | None:
-    """Say how a large full read is cut, and what there is of one that did not come to its end.
+    """Say how a large read is cut, and what there is of one that did not come to its end.
 
     Somebody who asks for everything wants it as it is now: only this very run goes on then.
     """

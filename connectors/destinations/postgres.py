@@ -196,7 +196,7 @@ class PostgresDestination:
                 here.rows, started = (lambda: read), started - before
                 load = replace(load, hidden=hidden)
             counts = pg_load.run(load)
-            if unfinished is not None and not request.backfill:
+            if unfinished is not None:  # of a backfill, or with rows older than these
                 pg_generations.drop(self._conn, request, unfinished)
             pg_types.check_intervals(self._conn, self._config, request, here.shape.columns)
             result = results.result_of(request, here, counts, seconds=monotonic() - started)
@@ -275,6 +275,7 @@ class PostgresDestination:
         labels = pg_types.labels_named(self._conn, self._config, request, batch.shape.columns)
         with translated(self._config, "destination"), labels, self._conn.transaction():
             here = pg_types.settled(self._conn, self._config, request, batch)
+            results.check_backfill(request, here, state.schema_hash)
             pg_generations.begin(self._conn, request, new, before=state.unfinished)
             if self._care[name]:
                 pg_refusals.forget_ranges(self._conn, request)

@@ -136,8 +136,8 @@ class PostgresSource:
     ) -> Iterator[Iterator[Batch]]:
         """Open a snapshot and yield its batches: the window from the cursor to a frozen bound.
 
-        It is one batch, unless everything is read of a large table: then one for each range of
-        keys that the destination does not have yet, and an empty one that ends them.
+        It is one batch, unless everything or much is read of a large table: then one for each range
+        of keys that the destination does not have yet, and an empty one that ends them.
         """
         with translated(self._config, "source"):
             relation = describe(self._conn, self._config, stream.schema_name, stream.table_name)
@@ -160,7 +160,8 @@ class PostgresSource:
                 else:
                     window = self._window(stream, relation, cursor)
                 cut = None
-                if ranges is not None and window.full and wire is WireFormat.PG_BINARY:
+                large = window.full or between is not None
+                if ranges is not None and large and wire is WireFormat.PG_BINARY:
                     window, cut = self._cut(stream, relation, window, ranges)
                 batch = self._batch(stream, relation, window)
                 batch.beyond = bound.beyond if bound is not None else None
@@ -199,11 +200,14 @@ class PostgresSource:
     def _cut(
         self, stream: StreamSpec, relation: Relation, window: Window, ranges: Ranges
     ) -> tuple[Window, pg_ranges.Cut | None]:
-        """Return where a full read is cut, with its window: that of the read that goes on, if any.
+        """Return where a large read is cut, with its window: that of the read that goes on, if any.
 
         None if it is read in one piece.
         """
         digest = schema_hash(_shape(stream, relation))
+        if not window.full:
+            part = pg_between.cut(self._conn, stream, relation, window, ranges, digest)
+            return window, part
         kept = pg_ranges.resumed(stream, relation, digest, ranges)
         if kept is not None:
             frozen = pg_window.resumed_window(
