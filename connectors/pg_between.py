@@ -86,22 +86,18 @@ def window(conn: Connection, stream: StreamSpec, relation: Relation, between: Be
 
 
 def cut(
-    conn: Connection,
-    stream: StreamSpec,
-    relation: Relation,
-    window: Window,
-    ranges: Ranges,
-    digest: str,
+    conn: Connection, stream: StreamSpec, relation: Relation, window: Window, ranges: Ranges
 ) -> pg_ranges.Cut | None:
-    """Find where a large window is cut, or how it was; None if it is read in one piece.
+    """Find where a large window is cut; None if it is read in one piece.
 
-    Inside the snapshot. Rows that are equal in the stream's key are read in one range, so they
-    never meet at the destination as they were at two times.
+    What is kept goes on, if it is of this window. Inside the snapshot. Rows that are equal in the
+    stream's key are read in one range, so they never meet at the destination as they were at two
+    times.
     """
     key = pg_ranges.key_of(stream, relation)
     if not key or not set(key) <= set(stream.key) or stream.mask:
         return None
-    kept = pg_ranges.resumed(stream, relation, digest, ranges)
+    kept = ranges.kept
     if kept is not None and kept.upper == window.upper:
         return pg_ranges.Cut(key, kept.bounds, kept)
     rows = relation.rows_estimated

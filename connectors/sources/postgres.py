@@ -205,10 +205,10 @@ class PostgresSource:
         None if it is read in one piece.
         """
         digest = schema_hash(_shape(stream, relation))
-        if not window.full:
-            part = pg_between.cut(self._conn, stream, relation, window, ranges, digest)
-            return window, part
         kept = pg_ranges.resumed(stream, relation, digest, ranges)
+        if not window.full:
+            of_window = replace(ranges, kept=kept)
+            return window, pg_between.cut(self._conn, stream, relation, window, of_window)
         if kept is not None:
             frozen = pg_window.resumed_window(
                 self._conn, self._config, stream, relation, kept.upper
