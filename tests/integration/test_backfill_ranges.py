@@ -2,6 +2,7 @@
 
 import os
 import signal
+from typing import Literal
 
 import pytest
 
@@ -79,9 +80,13 @@ def left_behind(shop) -> tuple[int, int]:
     )
 
 
-def dies(shop, run_id, when: str, function: str, nth: int = 1) -> None:
+def at(when: Literal["before", "after"], function: str, nth: int = 1) -> Point:
+    return Point("execute", when, function, "backfill", nth)
+
+
+def dies(shop, run_id, point: Point) -> None:
     """Let a process of its own execute a run and die at one place."""
-    point, jobs = Point("execute", when, function, "backfill", nth), shop.dispatch()
+    jobs = shop.dispatch()
     child = os.fork()
     if child == 0:
         try:
@@ -118,8 +123,8 @@ def test_a_large_window_comes_in_ranges_and_a_small_one_in_one_piece(shop):
         assert counted == (ROWS - 1, ROWS - 1, 0), table
         assert served(shop, f"SELECT count(*) FROM acme.{table} WHERE v = 'old'") <= 1, table
         assert served(shop, f"SELECT count(*) FROM acme.{table}") == ROWS  # none is taken for gone
-    assert result.cursor_from["value"] == "2026-01-01 00:00:00+00"
-    assert result.cursor_to["value"] == "2026-02-01 00:00:00+00"
+        assert result.cursor_from["value"] == "2026-01-01 00:00:00+00", table
+        assert result.cursor_to["value"] == "2026-02-01 00:00:00+00", table
     assert (state(shop, "t"), copied(shop, "t")) == (before, cursor)
     assert left_behind(shop) == (0, 0)
     # a window of 300 rows of the 1000, of 150, of one and of none
@@ -138,15 +143,15 @@ def test_a_large_window_comes_in_ranges_and_a_small_one_in_one_piece(shop):
 
 
 def test_a_kill_in_the_middle_is_followed_by_what_is_left(shop):
-    for value, (when, function, nth, there) in {
-        "a": ("after", "psycopg:Copy.write", 1, 0),
-        "b": ("after", "connectors.pg_generations:done", 4, 3),
-        "c": ("after", f"{DESTINATION}._keep", 4, 4),
-        "d": ("before", "connectors.pg_state:commit", 1, 10),
+    for value, (point, there) in {
+        "a": (at("after", "psycopg:Copy.write"), 0),
+        "b": (at("after", "connectors.pg_generations:done", 4), 3),
+        "c": (at("after", f"{DESTINATION}._keep", 4), 4),
+        "d": (at("before", "connectors.pg_state:commit"), 10),
     }.items():
         corrected(shop, value=value)
         run_id = ask(shop, RunKind.BACKFILL, "t", window=ALL)
-        dies(shop, run_id, when, function, nth)
+        dies(shop, run_id, point)
         # nothing is there in part
         assert served(shop, f"SELECT count(*) FROM acme.t WHERE v = '{value}'") == 0
         # rows that move to a range that is there, to one that is left, and out of the window
@@ -177,7 +182,7 @@ def test_a_kill_in_the_middle_is_followed_by_what_is_left(shop):
 def test_what_a_backfill_leaves_is_no_part_of_a_sync_nor_of_another_backfill(shop):
     corrected(shop)
     run_id = ask(shop, RunKind.BACKFILL, "t", window=ALL)
-    dies(shop, run_id, "after", f"{DESTINATION}._keep", 4)
+    dies(shop, run_id, at("after", f"{DESTINATION}._keep", 4))
     shop.pair.source("ALTER TABLE t ADD COLUMN extra int")
     shop.step()
     run = shop.run(run_id)
@@ -193,7 +198,7 @@ def test_what_a_backfill_leaves_is_no_part_of_a_sync_nor_of_another_backfill(sho
     assert left_behind(shop) == (0, 0)
     corrected(shop, value="newest")
     run_id = ask(shop, RunKind.BACKFILL, "t", window=ALL)
-    dies(shop, run_id, "after", f"{DESTINATION}._keep", 4)
+    dies(shop, run_id, at("after", f"{DESTINATION}._keep", 4))
     with shop.cli.transaction() as tx:
         runs.cancel(tx, run_id, OPERATOR)
     shop.step()
@@ -209,7 +214,7 @@ def test_what_a_backfill_leaves_is_no_part_of_a_sync_nor_of_another_backfill(sho
     ends.connection_id, ends.fence = connection, fence
     spec = {"mode": "merge", "key": ("id",), "cursor": "at"}
     with pytest.raises(Crash):
-        ends.attempt(crash=lambda *at: at == ("kept", 4), full=True, **spec)
+        ends.attempt(crash=lambda *place: place == ("kept", 4), full=True, **spec)
     assert left_behind(shop) == (1, 1)
     shop.control.act("UPDATE schedules SET fence = fence + 5")
     corrected(shop, value="after that")
