@@ -188,6 +188,8 @@ class PostgresSource:
                 else:
                     self._conn.execute("ROLLBACK")
             raise
+        finally:  # those beside see this snapshot as long as they live
+            self._beside.close()
         self._conn.execute("COMMIT")
 
     def _window(self, stream: StreamSpec, relation: Relation, cursor: Cursor | None) -> Window:

@@ -105,6 +105,22 @@ def test_ranges_are_loaded_at_the_same_time_and_are_the_same_rows(shop, steps):
     assert streams["keyed"].rows_unchanged == streams["plain"].rows_unchanged == ROWS
 
 
+def test_the_next_stream_of_a_run_is_read_by_a_snapshot_of_its_own(shop, steps):
+    """What is written while the first stream is read belongs to the second one."""
+    begun = []
+
+    def after(_conn, new) -> None:
+        if not begun:
+            for table in ("keyed", "plain"):
+                shop.pair.source(f"INSERT INTO {table} SELECT -n, 'n' FROM generate_series(1, 50) n")
+        begun.append(new)
+
+    steps.begun = after
+    run, streams = shop.sync()
+    assert run.state is RunState.SUCCEEDED, run
+    assert sorted(r.rows_inserted for r in streams.values()) == [ROWS, ROWS + 50]
+
+
 @pytest.mark.parametrize("table", ["keyed", "plain"])
 def test_what_is_written_meanwhile_is_in_none_of_the_ranges(shop, steps, table):
     """One snapshot: rows that move to another range come once, as they were."""
