@@ -111,8 +111,8 @@ def test_the_next_stream_of_a_run_is_read_by_a_snapshot_of_its_own(shop, steps):
 
     def after(_conn, new) -> None:
         if not begun:
-            for table in ("keyed", "plain"):
-                shop.pair.source(f"INSERT INTO {table} SELECT -n, 'n' FROM generate_series(1, 50) n")
+            rows = "SELECT -n, 'n' FROM generate_series(1, 50) n"
+            shop.pair.source(*(f"INSERT INTO {table} {rows}" for table in ("keyed", "plain")))
         begun.append(new)
 
     steps.begun = after

@@ -28,7 +28,7 @@ TABLES = {
     "place": (  # the names that the question for bounds could trip over
         'place text COLLATE "C", total int, PRIMARY KEY (place, total)',
         "CASE WHEN n % 10 = 0 THEN chr(65 + n % 26) ELSE 'é''\\' END, n",
-        "mode: merge, key: [place, total], cursor: at, range_rows: 100",
+        "mode: merge, key: [place, total], cursor: at, range_rows: 100, ranges_at_once: 3",
     ),
     "scattered": ("id uuid PRIMARY KEY", "gen_random_uuid()", SPEC),
     "masked": ("id int PRIMARY KEY", "n", f"{SPEC}, mask: {{v: hmac}}"),
