@@ -107,7 +107,7 @@ def test_ranges_are_loaded_at_the_same_time_and_are_the_same_rows(shop, steps):
 
 def test_the_next_stream_of_a_run_is_read_by_a_snapshot_of_its_own(shop, steps):
     """What is written while the first stream is read belongs to the second one."""
-    begun = []
+    begun: list[object] = []
 
     def after(_conn, new) -> None:
         if not begun:
