@@ -512,13 +512,15 @@ def test_a_kept_range_is_progress_under_the_lease_only(world):
 
 
 @pytest.mark.full  # 12 s; the conformance suite crashes at each step
-def test_kill_9_in_the_middle_and_the_next_attempt_reads_what_is_left(world):
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_kill_9_in_the_middle_and_the_next_attempt_reads_what_is_left(world, at_once):
     world.pair.source(
         "CREATE TABLE t (id int PRIMARY KEY, v text)",
         "INSERT INTO t SELECT n, repeat(md5(n::text), 8) FROM generate_series(1, 400000) AS n",
         "ANALYZE t",
     )
-    world.apply({"public.t": "{mode: replace, range_rows: 10000}"})
+    spec = f"mode: replace, range_rows: 10000, ranges_at_once: {at_once}"
+    world.apply({"public.t": f"{{{spec}}}"})
     asked = world.enqueue()
     fleet = Fleet(world, 1)
     try:
