@@ -3,7 +3,7 @@
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
@@ -154,6 +154,16 @@ def connect(
             autocommit=True,
             prepare_threshold=None,
         )
+
+
+def where_it_is(conn: Connection, config: PostgresConfig) -> Lookup:
+    """Return a look-up that knows one address: further sessions go where this one is."""
+    name, address = validate_host(config.host), conn.info.hostaddr
+
+    def lookup(host: str, port: int) -> Sequence[str]:
+        return (address,) if host == name else look_up(host, port)
+
+    return lookup
 
 
 def _tls(config: PostgresConfig) -> dict[str, Any]:

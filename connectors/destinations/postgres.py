@@ -23,6 +23,7 @@ from connectors import (
     pg_types,
     results,
 )
+from connectors.egress import Lookup, look_up
 from connectors.pg_batch import Load
 from connectors.pg_catalog import check_names, ensure_schema, find
 from connectors.pg_generations import Generation
@@ -40,6 +41,7 @@ from connectors.postgres import (
     connect,
     translated,
     watch_client,
+    where_it_is,
 )
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError, ReadAgain
@@ -71,13 +73,16 @@ def open_destination(
     """Connect for writing; errors are ours and name the server."""
     checked = PostgresConfig.model_validate(dict(config))
 
-    def opened() -> Connection:
-        conn = connect(checked, secrets, role="destination", session=_SESSION, policy=policy)
+    def opened(lookup: Lookup = look_up) -> Connection:
+        conn = connect(
+            checked, secrets, role="destination", session=_SESSION, policy=policy, lookup=lookup
+        )
         with translated(checked, "destination"):
             watch_client(conn)
         return conn
 
-    return PostgresDestination(checked, opened(), opened)
+    conn = opened()
+    return PostgresDestination(checked, conn, partial(opened, where_it_is(conn, checked)))
 
 
 class PostgresDestination:

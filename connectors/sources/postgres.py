@@ -34,6 +34,7 @@ from connectors.postgres import (
     connect,
     translated,
     watch_client,
+    where_it_is,
 )
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError
@@ -65,8 +66,8 @@ def open_source(
 ) -> "PostgresSource":
     """Connect for reading; errors are ours and name the server."""
     checked = PostgresConfig.model_validate(dict(config))
-    once_more = partial(connect, checked, secrets, role="source", session=_SESSION, policy=policy)
-    conn = once_more()
+    opened = partial(connect, checked, secrets, role="source", session=_SESSION, policy=policy)
+    conn = opened()
     if policy.superuser_refused and _is_superuser(conn):
         conn.close()
         raise ConfigError(
@@ -76,6 +77,7 @@ def open_source(
         )
     with translated(checked, "source"):
         watch_client(conn)
+        once_more = partial(opened, lookup=where_it_is(conn, checked))
         return PostgresSource(checked, conn, zone=_pin_zone(conn), once_more=once_more)
 
 

@@ -1,15 +1,19 @@
 """Ranges that are read and loaded at the same time, and ranges of tables without a key."""
 
+import socket
 import threading
 import time
+from uuid import uuid4
 
 import pytest
 
-from connectors import pg_generations
+from connectors import pg_generations, registry
 from schemas.errors import ConfigError
+from schemas.records import LoadRequest, Ranges
 from schemas.runs import RunState
+from schemas.streams import StreamSpec
 from storage import runs
-from tests.world import OPERATOR
+from tests.world import LOOSE, OPERATOR
 from workers import run_sync
 
 pytestmark = pytest.mark.integration
@@ -243,3 +247,41 @@ def test_cancel_reaches_all_of_them(shop, steps):
         worker.join(30)
     assert shop.run(asked.run_id).state is RunState.CANCELLED
     nobody_is_left(shop)
+
+
+def test_all_sessions_go_to_the_address_that_was_looked_up_first(shop, monkeypatch):
+    """A name that leads elsewhere by now leads none of them there."""
+    answers: dict[str, list[str]] = {}
+    asked = socket.getaddrinfo
+
+    def moving(host, port, *more, **named):
+        if not str(host).endswith(".test"):
+            return asked(host, port, *more, **named)
+        address = "127.0.0.9" if host in answers else "127.0.0.1"
+        answers.setdefault(host, []).append(address)
+        return asked(address, port, *more, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", moving)
+    ends = [
+        getattr(registry, f"open_{role}")(
+            "postgres", {**shop.pair.config(role), "host": f"{role}.test"},
+            shop.pair.secret(role), LOOSE,
+        )
+        for role in ("source", "destination")
+    ]  # fmt: skip
+    source, destination = ends
+    stream = StreamSpec.model_validate({"name": "public.keyed", "mode": "replace"})
+    request = LoadRequest(uuid4(), uuid4(), 1, 1, stream, "acme")
+    known = destination.claim_stream(request)
+    try:
+        with source.extract(stream, None, ranges=Ranges(100, at_once=2)) as batches:
+            for batch in batches:
+                if not batch.part.is_end:
+                    assert batch.part.beside
+                    known.keep(batch)
+                else:
+                    assert destination.load(request, batch).rows_inserted == ROWS
+    finally:
+        for end in ends:
+            end.close()
+    assert answers == {"source.test": ["127.0.0.1"], "destination.test": ["127.0.0.1"]}
