@@ -202,7 +202,8 @@ class Batch:
     """Rows of one stream plus the cursor after them.
 
     `chunks` (of PG_BINARY) or `groups` (of ROWS) may be consumed once, inside the source's
-    snapshot; `rows()` is true only after that. `full` says that these are all rows of the stream,
+    snapshot; `rows()` is true only after that, and so are `more` and what is in `upper`, where the
+    source learns them while it reads. `full` says that these are all rows of the stream,
     not a window of them.
     """
 
