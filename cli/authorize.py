@@ -80,7 +80,11 @@ class _Flow:
         """Return what a person pastes."""
         self._send(redirect_uri)
         _tell("then paste the address at which the browser ended (its page does not load):")
-        return consent.pasted(sys.stdin.readline(consent.LONGEST + 2), redirect_uri, self._expected)
+        try:
+            line = sys.stdin.readline(consent.LONGEST + 2)
+        except UnicodeDecodeError:
+            return consent.Refused("it is no text")
+        return consent.pasted(line, redirect_uri, self._expected)
 
     def _send(self, redirect_uri: str) -> None:
         state = self._tickets.issue(self._purpose)
@@ -122,7 +126,7 @@ def _seal(cli: Cli, full: str, before: Resource, pending: Secret) -> None:
             keyring,
             resource_id=now.resource_id,
             field=FIELD,
-            version=now.secret_versions.get(FIELD, 0) + 1,
+            version=resources.next_version(tx, now, FIELD),
             secret=pending,
             revives=False,  # a worker does, once the API has given tokens for it
         )

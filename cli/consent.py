@@ -6,6 +6,7 @@ is refused is neither shown nor logged, and the wait goes on: anybody on this ho
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from http.client import HTTP_PORT
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from queue import Empty, Queue
 from threading import Lock, Thread
@@ -139,8 +140,14 @@ class _Server(ThreadingHTTPServer):
         self.knocks += 1
         if self.knocks > _KNOCKS_MAX:
             return 429, "Too many requests came here."
-        parts = urlsplit(path[: LONGEST + 1])
-        if host != f"127.0.0.1:{self.server_port}" or parts.scheme or parts.netloc:
+        try:
+            parts = urlsplit(path[: LONGEST + 1])
+        except ValueError:
+            return self._refuse(400, "it is no redirect of an authorisation")
+        ours = {f"127.0.0.1:{self.server_port}"}
+        if self.server_port == HTTP_PORT:  # which a browser does not write
+            ours.add("127.0.0.1")
+        if host not in ours or parts.scheme or parts.netloc:
             return self._refuse(400, "it was sent to another host")
         if parts.path != PATH:
             return 404, "Nothing is here."

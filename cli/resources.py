@@ -16,7 +16,7 @@ from schemas.accounts import Account, Resource
 from schemas.errors import ConfigError
 from schemas.ids import new_id
 from schemas.runs import Run, RunKind, RunOptions
-from schemas.secret import looks_secret
+from schemas.secret import Secret, looks_secret
 from storage import resources
 from storage.runs import Subject
 
@@ -44,6 +44,7 @@ def create(  # noqa: PLR0917 - click passes what the operator typed
     config = registry.validate_config(kind, _clear(settings), cli.settings.link_policy())
     given = _sources(kind, secret_file, secret_stdin, config)
     keyring = credentials.open_keyring(cli)
+    secrets = _read(given)
     with cli.inside(name) as (tx, account, short):
         resource_id = new_id()
         resources.create(
@@ -56,7 +57,7 @@ def create(  # noqa: PLR0917 - click passes what the operator typed
             runs_max=cli.settings.resource_runs_max,
             principal=cli.principal,
         )
-        for field, source in given.items():
+        for field, secret in secrets.items():
             credentials.store(
                 cli,
                 tx,
@@ -65,7 +66,7 @@ def create(  # noqa: PLR0917 - click passes what the operator typed
                 resource_id=resource_id,
                 field=field,
                 version=1,
-                secret=credentials.read(field, source, base=Path()),
+                secret=secret,
             )
     cli.answer(
         {"created": short, "sealed": sorted(given)},
@@ -105,6 +106,11 @@ def _sources(
         prompted = [*registry.wanted_secrets(kind, config), *given]
         return {field: given.get(field, "prompt") for field in prompted}
     return given
+
+
+def _read(given: Mapping[str, str]) -> dict[str, Secret]:
+    """Read all secrets; not within a transaction, which would wait for whoever types."""
+    return {field: credentials.read(field, source, base=Path()) for field, source in given.items()}
 
 
 @command(resource, "list")
@@ -220,12 +226,17 @@ def rotate(cli: Cli, name: str, secret_file: tuple[str, ...], secret_stdin: str 
     """Store new credentials as a new version; the next run uses them."""
     keyring = credentials.open_keyring(cli)
     with cli.inside(name) as (tx, account, short):
+        before = resources.get(tx, short)
+    given = _sources(before.kind, secret_file, secret_stdin, before.config)
+    if not given:
+        raise ConfigError("no secret was given; use --secret-file FIELD=FILE or --secret-stdin")
+    secrets = _read(given)
+    with cli.inside(f"{account.name}/{short}") as (tx, account, short):
         resources.lock(tx, short)
         found = resources.get(tx, short)
-        given = _sources(found.kind, secret_file, secret_stdin, found.config)
-        if not given:
-            raise ConfigError("no secret was given; use --secret-file FIELD=FILE or --secret-stdin")
-        for field, source in given.items():
+        if (found.resource_id, found.config) != (before.resource_id, before.config):
+            raise ConfigError(f"resource {short}: changed meanwhile; rotate again")
+        for field, secret in secrets.items():
             credentials.store(
                 cli,
                 tx,
@@ -234,7 +245,7 @@ def rotate(cli: Cli, name: str, secret_file: tuple[str, ...], secret_stdin: str 
                 resource_id=found.resource_id,
                 field=field,
                 version=found.secret_versions.get(field, 0) + 1,
-                secret=credentials.read(field, source, base=Path()),
+                secret=secret,
             )
     cli.answer(
         {"rotated": short, "fields": sorted(given)}, lambda: f"resource {short}: credentials stored"

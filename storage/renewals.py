@@ -19,6 +19,8 @@ from schemas.sealed_secret import SealedSecret
 from storage import audit, keystore
 from storage.keystore import RootOffer, StoredKey
 
+#: How long the other rows of such a transaction are waited for: as everywhere in a worker.
+_OTHERS = "10s"
 #: Why a connection is paused, and why it goes on.
 NEEDS_REAUTH, AUTHORIZED = "needs_reauth", "authorized"
 
@@ -36,12 +38,12 @@ def lock(tx: Connection, held: Claim, resource_id: UUID, *, wait_s: float) -> Lo
 
     TransientError (`rolled_back`) if somebody else has it for longer than `wait_s`.
     """
-    tx.execute(
-        text("SELECT set_config('lock_timeout', :wait, true)"), {"wait": f"{wait_s * 1000:.0f}ms"}
-    )
+    wait = text("SELECT set_config('lock_timeout', :wait, true)")
+    tx.execute(wait, {"wait": f"{wait_s * 1000:.0f}ms"})
     row = tx.execute(
         text("SELECT * FROM lock_login(:run, :token, :resource)"), _of(held, resource_id)
     ).one()
+    tx.execute(wait, {"wait": _OTHERS})  # a new login is not lost to somebody who pauses something
     if not row.held:
         raise _lost(held)
     return LoginLock(resource_id, row.dead)

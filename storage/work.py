@@ -175,8 +175,14 @@ def newest(
 ) -> SealedResource:
     """Return the resource with its credentials as they are now; LeaseLost without a live lease.
 
+    TransientError if its settings are others now: they would send what is new where it is not for.
     Whoever opens what is newer than `resource` records it before (`unsealed_event`).
     """
+    settings = text("SELECT config FROM resources WHERE id = :id")
+    if tx.execute(settings, {"id": resource.resource_id}).scalar_one_or_none() != resource.config:
+        raise TransientError(
+            f"resource {resource.name}: its settings were changed meanwhile; tried again with them"
+        )
     rows = tx.execute(
         _NEWEST,
         {

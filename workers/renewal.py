@@ -35,8 +35,9 @@ logger = logging.getLogger(__name__)
 WAIT_S = 40.0
 #: Seconds between two looks at the run's signal meanwhile.
 _LOOK_S = 1.0
-#: Data keys that are wrapped before an exchange: a KMS that goes away during it costs no login.
-_KEYS_AHEAD = 2
+#: Data keys that are wrapped before an exchange, as many as one brings fields (a token, a refresh
+#: token, a code that is used): a KMS that goes away during it costs no login.
+_KEYS_AHEAD = 3
 #: A new login is stored as often as this, so many seconds apart, before it is given up.
 _STORE_TRIES, _STORE_EVERY_S = 5, 1.0
 
@@ -222,7 +223,7 @@ class StoredRenewal:
             raise
         known = {field: attempt.control.secrets.know(value) for field, value in brought.items()}
         changed = {f: value for f, value in known.items() if done.secrets.get(f) != value}
-        keys += [credentials.new_key(keyring, account_id) for _ in changed][len(keys) :]
+        keys += [credentials.new_key(keyring, account_id) for _ in range(len(changed) - len(keys))]
         sealed = [
             credentials.seal_with(
                 key,
