@@ -60,10 +60,8 @@ class Applying:
 def run(applying: Applying, document: Document, specs: dict[str, ConnectionSpec]) -> list[Change]:
     """Compare, and with `write` make it so. Idempotent: a second pass changes nothing."""
     known = {r.name: r for r in resources.listing(applying.tx)}
-    changes = [
-        _resource(applying, name, entry, known.get(name))
-        for name, entry in document.resources.items()
-    ]
+    wanted = [_wanted(applying, name, entry) for name, entry in document.resources.items()]
+    changes = [_resource(applying, one, known.get(one.name)) for one in wanted]
     after = {r.name: r for r in resources.listing(applying.tx)}
     if not applying.write:  # pretend: names of the document count as there
         after |= {n: known.get(n) or _imagined(applying, n) for n in document.resources}
@@ -79,11 +77,24 @@ def _imagined(applying: Applying, name: str) -> Resource:
     return Resource(new_id(), account.account_id, name, "", {}, {}, 0, applying.now, applying.now)
 
 
-def _resource(
-    applying: Applying, name: str, entry: ResourceEntry, known: Resource | None
-) -> Change:
-    config = registry.validate_config(entry.kind, entry.config, applying.cli.settings.link_policy())
-    wanted = _secrets(applying, name, entry)
+@dataclass(frozen=True, slots=True, repr=False)
+class _Wanted:
+    """A resource of the document: checked, and its secrets read before anything is locked."""
+
+    name: str
+    entry: ResourceEntry
+    config: dict[str, object]
+    secrets: Mapping[str, Secret]
+
+
+def _wanted(applying: Applying, name: str, entry: ResourceEntry) -> _Wanted:
+    policy = applying.cli.settings.link_policy()
+    config = registry.validate_config(entry.kind, entry.config, policy)
+    return _Wanted(name, entry, config, _secrets(applying, name, entry))
+
+
+def _resource(applying: Applying, one: _Wanted, known: Resource | None) -> Change:
+    name, entry, config, wanted = one.name, one.entry, one.config, one.secrets
     if known is not None and applying.write:
         resources.lock(applying.tx, name)
         known = resources.get(applying.tx, name)
@@ -106,20 +117,18 @@ def _resource(
         if config.get(key) != known.config.get(key)
     ]
     renewed = registry.renewed_fields(entry.kind)
-    stored = resources.fingerprints(applying.tx, known.resource_id, renewed)
+    moved = bool(details) and _moved(entry.kind, known.config, config)
+    # who knows an older version may not send the newest one elsewhere
+    older = frozenset() if moved else renewed
+    stored = resources.fingerprints(applying.tx, known.resource_id, older)
     fresh = {f: s for f, s in wanted.items() if not _same(s, stored.get(f, []))}
-    forget = resources.check_aim(
-        known,
-        wanted,
-        moved=_moved(entry.kind, known.config, config),
-        renewed=renewed,
-    )
+    forget = resources.check_aim(known, wanted, moved=moved, renewed=renewed)
     if applying.write:
         if details:
             _update(applying, known, config, forget)
         for field, secret in fresh.items():
             version = known.secret_versions.get(field, 0) + 1
-            _store(applying, known, field, version, secret)
+            _store(applying, known, field, version, secret, revives=not forget)
     details += [f"{field}: sealed again, it differs" for field in fresh]
     details += [f"{field}: forgotten, it is not sent elsewhere" for field in sorted(forget)]
     return Change("update" if details else "unchanged", f"resource {name}", tuple(details))
@@ -179,7 +188,7 @@ def _create_resource(
     name: str,
     entry: ResourceEntry,
     config: dict[str, object],
-    wanted: dict[str, Secret],
+    wanted: Mapping[str, Secret],
 ) -> None:
     resource_id = new_id()
     resources.create(
@@ -197,7 +206,15 @@ def _create_resource(
         _store(applying, made, field, 1, secret)
 
 
-def _store(applying: Applying, known: Resource, field: str, version: int, secret: Secret) -> None:
+def _store(
+    applying: Applying,
+    known: Resource,
+    field: str,
+    version: int,
+    secret: Secret,
+    *,
+    revives: bool = True,  # not where what is forgotten has to be authorised first
+) -> None:
     credentials.store(
         applying.cli,
         applying.tx,
@@ -207,6 +224,7 @@ def _store(applying: Applying, known: Resource, field: str, version: int, secret
         field=field,
         version=version,
         secret=secret,
+        revives=revives,
     )
 
 

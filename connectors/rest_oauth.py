@@ -116,8 +116,10 @@ class Refreshed:
             return self._refreshed(stored, client)
         try:
             found = self._endpoint.ask(_of_code(code), client)
-        except ReauthNeeded:
+        except ConfigError as refused:  # APIs have many words for it
             if stored.get(REFRESH) is None:
+                if not isinstance(refused, ReauthNeeded):
+                    raise
                 raise ReauthNeeded(
                     f"{self._endpoint.where}: refuses what was authorised; authorise once more: "
                     "syncward resource authorize NAME"

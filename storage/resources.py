@@ -16,6 +16,9 @@ from schemas.sealed_secret import SealedSecret
 from storage import audit, commitments, keystore, renewals
 from storage.keystore import RootOffer, StoredKey
 
+#: Longer than a worker holds a resource, which may exchange twice; less than a statement may take.
+_RENEWED_WITHIN = "25s"
+
 _SELECT = """
 SELECT r.*, coalesce(q.runs_max, 0) AS runs_max, coalesce((
   SELECT jsonb_object_agg(v.field, v.version) FROM (
@@ -59,7 +62,21 @@ def lock(tx: Connection, name: str) -> None:
 
     What its newest versions are is asked after this.
     """
+    tx.execute(text("SELECT set_config('lock_timeout', :wait, true)"), {"wait": _RENEWED_WITHIN})
     tx.execute(text("SELECT FROM resources WHERE name = :name FOR NO KEY UPDATE"), {"name": name})
+
+
+def next_version(tx: Connection, resource: Resource, field: str) -> int:
+    """Return the next version of a field: none that the other system has refused already."""
+    found: int = tx.execute(
+        text(
+            "SELECT 1 + greatest((SELECT max(version) FROM credentials WHERE resource_id = :id "
+            "AND field = :field), (SELECT CAST(versions ->> :field AS integer) FROM dead_logins "
+            "WHERE resource_id = :id), 0)"
+        ),
+        {"id": resource.resource_id, "field": field},
+    ).scalar_one()
+    return found
 
 
 def create(

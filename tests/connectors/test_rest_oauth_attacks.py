@@ -10,6 +10,7 @@ from hashlib import sha256
 from typing import Any
 
 import pytest
+import yaml
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
@@ -55,6 +56,16 @@ def consented(shop: OAuthWorld, code: str = "code-canary-9") -> None:
     shop.issuer.codes[code] = challenge, uri
     pending = {"code": code, "verifier": VERIFIER, "redirect_uri": uri}
     store(shop.world, FIELD, json.dumps(pending))
+
+
+def bare(shop: OAuthWorld, **parameters: str) -> None:
+    """Apply the document without any secret."""
+    path = shop.document(secrets={}, **parameters)
+    document = yaml.safe_load(path.read_text())
+    del document["resources"]["shop"]["secret"]
+    path.write_text(yaml.safe_dump(document))
+    shop.world.apply_file(path)
+    shop.world.deps.heartbeat.beat()
 
 
 # ── between the exchange and the commit ──────────────────────────────────────────────────────
@@ -181,6 +192,26 @@ def test_what_is_authorised_after_settings_were_corrected_is_not_taken_for_the_d
     assert shop.issuer.granted == ["authorization_code"]
 
 
+@pytest.mark.usefixtures("browser")
+def test_the_same_for_an_app_without_a_secret_of_which_nothing_else_is_stored(shop, shell):
+    manifest = json.loads(shop.manifest.read_text())
+    manifest["authenticator"]["client_login"] = "none"
+    shop.manifest.write_text(json.dumps(manifest))
+    bare(shop)
+    shop.issuer.client = ("app", None)
+    shop.issuer.answers.append(Reply(400, {"error": "invalid_grant"}))
+    with shop.world.working():
+        assert shell("resource", "authorize", "shop", "--browser")[0] == 1
+    shop.issuer.client = ("app", "unused")
+    bare(shop, site="corrected")
+    shop.issuer.client = ("app", None)
+    assert shop.versions() == {}
+    with shop.world.working():
+        code, _, err = shell("resource", "authorize", "shop", "--browser")
+    assert code == 0, err
+    assert shop.versions()["authorization"] == 3
+
+
 # ── consents that are not taken ──────────────────────────────────────────────────────────────
 
 
@@ -227,6 +258,9 @@ def test_a_person_at_a_prompt_keeps_no_worker_from_renewing(shop, shell, monkeyp
     looked = []
 
     class Person:
+        def isatty(self) -> bool:
+            return False
+
         def readline(self, *_: object) -> str:
             free = "SELECT count(*) FROM (SELECT FROM resources FOR NO KEY UPDATE SKIP LOCKED) r"
             looked.append(shop.world.control.one(free))

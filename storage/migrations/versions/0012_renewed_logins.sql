@@ -46,8 +46,8 @@ BEGIN
   RETURN NEXT;
 END $$;
 
--- Keep the next version of one field, the one before it and what people stored; returns the data keys of
--- those that went, NULL if the lease is gone.
+-- Keep the next version of one field that connectors renew, the one before it and what people stored, but
+-- no codes; returns the data keys of those that went, NULL if the lease is gone.
 CREATE FUNCTION store_renewed(for_run uuid, lease uuid, of_resource uuid, of_field text,
     of_version integer, new_envelope bytea, new_fingerprint bytea, is_short boolean) RETURNS uuid[]
   LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
@@ -55,6 +55,9 @@ DECLARE
   of_account uuid := public.runs_with(for_run, lease, of_resource);
   superseded uuid[];
 BEGIN
+  IF of_field NOT IN ('access_token', 'refresh_token', 'authorization', 'config') THEN
+    RAISE EXCEPTION 'no worker stores this field' USING ERRCODE = '42501';
+  END IF;
   IF of_account IS NULL THEN
     RETURN NULL;
   END IF;
@@ -68,7 +71,7 @@ BEGIN
     true);
   WITH gone AS (
     DELETE FROM public.credentials c WHERE c.resource_id = of_resource AND c.field = of_field
-      AND c.renewed AND c.version < of_version - 1 RETURNING public.key_of(c.envelope) AS key)
+      AND (c.renewed OR of_field = 'authorization') AND c.version < of_version - 1 RETURNING public.key_of(c.envelope) AS key)
   SELECT coalesce(array_agg(g.key) FILTER (WHERE g.key IS NOT NULL), '{}') INTO superseded
     FROM gone g;
   RETURN superseded;
