@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from queue import Empty, Queue
 from threading import Lock, Thread
 from typing import Self
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from crypto.tickets import Tickets
 from schemas.consent import ERROR_NAME
@@ -140,14 +140,8 @@ class _Server(ThreadingHTTPServer):
         self.knocks += 1
         if self.knocks > _KNOCKS_MAX:
             return 429, "Too many requests came here."
-        try:
-            parts = urlsplit(path[: LONGEST + 1])
-        except ValueError:
-            return self._refuse(400, "it is no redirect of an authorisation")
-        ours = {f"127.0.0.1:{self.server_port}"}
-        if self.server_port == HTTP_PORT:  # which a browser does not write
-            ours.add("127.0.0.1")
-        if host not in ours or parts.scheme or parts.netloc:
+        parts = self._ours(path, host)
+        if parts is None:
             return self._refuse(400, "it was sent to another host")
         if parts.path != PATH:
             return 404, "Nothing is here."
@@ -160,6 +154,17 @@ class _Server(ThreadingHTTPServer):
         if isinstance(found, Declined):
             return 200, "The API did not grant it. You can close this page."
         return 200, "Received. You can close this page; the command goes on."
+
+    def _ours(self, path: str, host: str | None) -> SplitResult | None:
+        """Return what a request asks for; None if it is not for this host."""
+        bare = self.server_port == HTTP_PORT  # which a browser does not write
+        if host != "127.0.0.1" + ("" if bare else f":{self.server_port}"):
+            return None
+        try:
+            parts = urlsplit(path[: LONGEST + 1])
+        except ValueError:
+            return None
+        return None if parts.scheme or parts.netloc else parts
 
     def _refuse(self, status: int, why: str) -> tuple[int, str]:
         self.tell(f"a request was refused: {why}; still waiting")

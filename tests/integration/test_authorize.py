@@ -224,8 +224,9 @@ def test_a_no_with_the_right_state_ends_the_wait_and_its_words_are_not_shown(wai
         b"GET /callback HTTP/1.1\r\n" + b"a: b\r\n" * 200 + b"\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         b"GET http://127.0.0.1/callback?code=canary HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+        b"GET http://[canary/callback HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
     ],
-    ids=["post", "long", "headers", "tls", "absolute"],
+    ids=["post", "long", "headers", "tls", "absolute", "bracket"],
 )
 def test_what_is_no_redirect_is_refused_without_a_word_of_it(waiting, sent, capfd):
     port = int(waiting.loopback.redirect_uri.split(":")[2].partition("/")[0])
