@@ -22,7 +22,7 @@ ENDED = {"run.succeeded", "run.failed", "run.cancelled"}
 RELEASED = ENDED | {"run.requeued", "run.awaiting_approval"}
 #: Requeued for these reasons, an attempt was handed back and does not count.
 HANDED_BACK = {"draining", "lease_lost"}
-SERIES_MAX = 1_000
+SERIES_MAX = 1_500
 JAIN_MIN = 0.95
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _LABEL = re.compile(r'\w+="((?:[^"\\]|\\.)*)"')

@@ -68,7 +68,7 @@ def test_ten_thousand_accounts_make_no_new_series(world, scheduler):
     for tick in (ticks.due_tick, ticks.dispatch_tick, ticks.reap_tick, ticks.upkeep_tick):
         tick(scheduler)
     before, own = look(scheduler), len(list_samples())
-    assert len(before) == 69
+    assert len(before) == 70
     assert max(before.values()) == 1
     seed(world.control, 10_000)
     world.control.act("UPDATE schedules SET next_due_at = now() WHERE state = 'active'")

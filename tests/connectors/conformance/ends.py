@@ -23,6 +23,7 @@ from psycopg import sql
 from pyarrow import parquet
 
 from connectors.child_installed import Kind
+from schemas.children import ChildPolicy
 from schemas.egress import LinkPolicy
 from tests.children.installing import install, policy_of
 from tests.rest_api import Api, Asked, Reply
@@ -727,8 +728,8 @@ DESTINATIONS: dict[str, Any] = {
 }
 
 
-def policy(root: Path) -> LinkPolicy:
+def policy(root: Path | None) -> LinkPolicy:
     return LinkPolicy(
         loopback=True, tls_required=False, superuser_refused=False, files_root=root,
-        children=policy_of(children_of(root)),
+        children=ChildPolicy() if root is None else policy_of(children_of(root)),
     )  # fmt: skip
