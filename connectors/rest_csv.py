@@ -16,7 +16,7 @@ from connectors.rest_parts import FieldSpec
 from connectors.rest_values import Type
 from schemas.errors import ConfigError
 
-# The limit is the whole process's: set once and for all, as answers are bounded in bytes themselves.
+# The limit is the whole process's: set once and for all, as answers are bounded themselves.
 csv.field_size_limit(2**31 - 1)
 
 _WORDS = {"true": True, "false": False}
