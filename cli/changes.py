@@ -118,10 +118,9 @@ def _resource(applying: Applying, one: _Wanted, known: Resource | None) -> Chang
     ]
     renewed = registry.renewed_fields(entry.kind)
     moved = bool(details) and _moved(entry.kind, known.config, config)
-    # who knows an older version may not send the newest one elsewhere
-    older = frozenset() if moved else renewed
-    stored = resources.fingerprints(applying.tx, known.resource_id, older)
-    fresh = {f: s for f, s in wanted.items() if not _same(s, stored.get(f, []))}
+    stored = resources.fingerprints(applying.tx, known.resource_id, renewed)
+    # elsewhere goes what was given now, no newer version that who gives it may not know
+    fresh = {f: s for f, s in wanted.items() if moved or not _same(s, stored.get(f, []))}
     forget = resources.check_aim(known, wanted, moved=moved, renewed=renewed)
     if applying.write:
         if details:
@@ -129,7 +128,8 @@ def _resource(applying: Applying, one: _Wanted, known: Resource | None) -> Chang
         for field, secret in fresh.items():
             version = known.secret_versions.get(field, 0) + 1
             _store(applying, known, field, version, secret, revives=not forget)
-    details += [f"{field}: sealed again, it differs" for field in fresh]
+    why = "for where it goes now" if moved else "it differs"
+    details += [f"{field}: sealed again, {why}" for field in fresh]
     details += [f"{field}: forgotten, it is not sent elsewhere" for field in sorted(forget)]
     return Change("update" if details else "unchanged", f"resource {name}", tuple(details))
 

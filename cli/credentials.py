@@ -8,6 +8,7 @@ import click
 from sqlalchemy import Connection
 
 from cli.context import Cli, interactive
+from connectors import registry
 from crypto import credentials
 from crypto import keyring as keyrings
 from crypto.canary import make_canary
@@ -98,7 +99,11 @@ def store(
     secret: Secret,
     revives: bool = True,
 ) -> None:
-    """Seal one credential and store it as a version of its field; see resources.store_secret."""
+    """Seal one credential and store it as a version of its field; see resources.store_secret.
+
+    It is bound to where the resource's settings lead now.
+    """
+    aim = registry.aim_digest(*resources.settings(tx, resource_id))
     with cli.keystore.beside(tx) as keys:
         keystore.follow(keys, keyring.prefer)
         sealed = seal_credential(
@@ -111,5 +116,5 @@ def store(
         )
         resources.store_secret(
             tx, keys, account, resource_id, sealed, offer=offer(keyring), principal=cli.principal,
-            revives=revives,
+            aim=aim, revives=revives,
         )  # fmt: skip

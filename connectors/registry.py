@@ -1,8 +1,10 @@
 """Connectors by name: a file in sources/ or destinations/ is a connector of that name."""
 
 import importlib
+import json
 import pkgutil
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import Any
 
 from pydantic import ValidationError
@@ -99,7 +101,12 @@ def aim(kind: str, config: Mapping[str, Any]) -> tuple[str, ...]:
     if own is not None:
         return tuple(own(config))
     names = getattr(module, "AIMED_BY", sorted(config) if module.SECRET_FIELDS else ())
-    return tuple(str(config.get(name)) for name in names)
+    return tuple(json.dumps([name, config.get(name)], sort_keys=True) for name in names)
+
+
+def aim_digest(kind: str, config: Mapping[str, Any]) -> bytes:
+    """Return what is stored beside a secret, and must be the same when a worker sends it."""
+    return sha256(json.dumps([kind, *aim(kind, config)]).encode()).digest()
 
 
 def renewed_fields(kind: str) -> frozenset[str]:

@@ -12,7 +12,7 @@ from time import time
 from connectors import rest_text
 from connectors.http_link import Bounds, Link, check_origin
 from connectors.rest_manifest import Manifest
-from connectors.rest_parts import OAuth
+from connectors.rest_parts import OAuth, Scalar
 from connectors.rest_tokens import TOKEN, Token, TokenEndpoint, filled_endpoint
 from schemas.aid import Aid
 from schemas.consent import FIELD, REFUSED, Consent
@@ -144,13 +144,13 @@ class Refreshed:
         return fields
 
 
-def addresses(manifest: Manifest, parameters: Mapping[str, object]) -> tuple[str, ...]:
-    """Return where a login's secrets are sent, and where a person is."""
-    names, who = {"config": parameters}, manifest.authenticator
-    texts = [manifest.url_base]
+def leading(manifest: Manifest, parameters: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
+    """Return the parameters that say where a login's secrets are sent, and where a person is."""
+    texts, who = [manifest.url_base], manifest.authenticator
     if isinstance(who, OAuth):
         texts += [who.token_refresh_endpoint, who.authorization_endpoint or ""]
-    return manifest.name, *(filled_endpoint("url_base", text, names) for text in texts)
+    names = {name for one in texts for _, name in rest_text.holes(one)}
+    return {name: parameters[name] for name in names if name in parameters}
 
 
 def consent(

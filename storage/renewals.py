@@ -56,10 +56,14 @@ def store(
     resource_id: UUID,
     secrets: Sequence[SealedSecret],
     *,
+    aim: bytes,
     offer: RootOffer,
     principal: Principal,
 ) -> None:
-    """Store the next version of each field; what was paused because the login was dead goes on."""
+    """Store the next version of each field; what was paused because the login was dead goes on.
+
+    `aim` is where the settings lead that it came by.
+    """
     superseded: list[UUID] = []
     for one in secrets:
         key = StoredKey(one.dek_id, held.account_id, one.root_id, one.wrapped)
@@ -67,7 +71,7 @@ def store(
         gone = tx.execute(
             text(
                 "SELECT store_renewed(:run, :token, :resource, :field, :version, :envelope, "
-                ":fingerprint, :short)"
+                ":fingerprint, :short, :aim)"
             ),
             {
                 **_of(held, resource_id),
@@ -76,6 +80,7 @@ def store(
                 "envelope": one.envelope,
                 "fingerprint": one.fingerprint,
                 "short": one.short,
+                "aim": aim,
             },
         ).scalar_one()
         if gone is None:

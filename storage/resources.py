@@ -57,6 +57,14 @@ def _resource(row: Row[Any]) -> Resource:
     )
 
 
+def settings(tx: Connection, resource_id: UUID) -> tuple[str, dict[str, Any]]:
+    """Return the kind and the clear settings of a resource that is there."""
+    row = tx.execute(
+        text("SELECT kind, config FROM resources WHERE id = :id"), {"id": resource_id}
+    ).one()
+    return row.kind, row.config
+
+
 def lock(tx: Connection, name: str) -> None:
     """Wait until no worker renews the login of a resource; whoever stores a secret does it first.
 
@@ -209,6 +217,7 @@ def store_secret(
     *,
     offer: RootOffer,
     principal: Principal,
+    aim: bytes | None = None,
     revives: bool = True,
 ) -> None:
     """Store a new version of a sealed credential, and its wrapped key in the keystore first.
@@ -221,8 +230,8 @@ def store_secret(
     tx.execute(
         text(
             "INSERT INTO credentials (resource_id, field, version, account_id, envelope, "
-            "fingerprint, short) "
-            "VALUES (:id, :field, :version, :account, :envelope, :fingerprint, :short)"
+            "fingerprint, short, aim) "
+            "VALUES (:id, :field, :version, :account, :envelope, :fingerprint, :short, :aim)"
         ),
         {
             "id": resource_id,
@@ -232,6 +241,7 @@ def store_secret(
             "envelope": secret.envelope,
             "fingerprint": secret.fingerprint,
             "short": secret.short,
+            "aim": aim,
         },
     )
     audit.append(

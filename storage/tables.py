@@ -123,6 +123,7 @@ credentials = Table(
     _at("created_at", default=True),
     Column("short", Boolean, nullable=False, server_default="false"),
     Column("renewed", Boolean, nullable=False, server_default="false"),
+    Column("aim", LargeBinary),
     _of_account("resource_id", "resources"),
 )  # fmt: skip
 Index("credentials_by_key", func.substr(credentials.c.envelope, 5, 16))

@@ -27,6 +27,8 @@ class SealedField:
     version: int
     envelope: bytes
     key: StoredKey
+    #: where it was to be sent when it was stored (registry.aim_digest); None: nobody said
+    aim: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +63,8 @@ class Work:
 
 _RESOURCE = (
     "r.id, r.account_id, r.name AS resource, r.kind, r.config, s.field, s.version, s.envelope, "
-    "s.dek_id, s.root_id, s.wrapped FROM resources r "
-    "LEFT JOIN sealed_credentials(:run, :token) s ON s.resource_id = r.id"
+    "s.dek_id, s.root_id, s.wrapped, s.aim FROM resources r "
+    "LEFT JOIN aimed_credentials(:run, :token) s ON s.resource_id = r.id"
 )
 #: Everything in one round trip: a row for each sealed field of each resource.
 _TAKE_RESOURCE = text("SELECT " + _RESOURCE + " WHERE r.id = :subject")
@@ -161,12 +163,13 @@ def _field(row: Row[Any]) -> SealedField:
         key=StoredKey(
             row.dek_id or NO_KEY, row.account_id, row.root_id or NO_ROOT, bytes(row.wrapped or b"")
         ),
+        aim=None if row.aim is None else bytes(row.aim),
     )
 
 
 _NEWEST = text(
-    "SELECT field, version, envelope, dek_id, root_id, wrapped, CAST(:account AS uuid) "
-    "AS account_id FROM sealed_credentials(:run, :token) WHERE resource_id = :resource"
+    "SELECT field, version, envelope, dek_id, root_id, wrapped, aim, CAST(:account AS uuid) "
+    "AS account_id FROM aimed_credentials(:run, :token) WHERE resource_id = :resource"
 )
 
 

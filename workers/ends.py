@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -16,7 +16,7 @@ from crypto.errors import CryptoError, UnknownRoot, UnsealError
 from crypto.roots import Keyring, Sealed, WrapContext, Wrapped
 from crypto.unseal import unseal_credentials
 from schemas.egress import LinkPolicy
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, CredentialsError
 from schemas.records import Destination, Source, WireFormat
 from schemas.redaction import Holder
 from storage.work import SealedField, SealedResource, Work
@@ -146,8 +146,10 @@ def warm(keyring: Keyring, *resources: SealedResource | None) -> None:
 def unsealed(resource: SealedResource, keyring: Keyring, secrets: Holder) -> dict[str, str]:
     """Open all credentials of a resource. Keep the result no longer than the call it is for.
 
-    From here on they are masked wherever this process writes something.
+    From here on they are masked wherever this process writes something. What was stored for
+    settings that led elsewhere is not opened; what workers renew is then as if it were not there.
     """
+    resource = _aimed(resource)
     answers = unseal_credentials(keyring, _sealed(resource))
     if any(isinstance(answer, UnknownRoot) for answer in answers) and keyring.reload():
         answers = unseal_credentials(keyring, _sealed(resource))  # its root has just been brought
@@ -157,6 +159,24 @@ def unsealed(resource: SealedResource, keyring: Keyring, secrets: Holder) -> dic
         field.field: secrets.know(_plaintext(resource, field, answer))
         for field, answer in zip(resource.sealed, answers, strict=True)
     }
+
+
+def _aimed(resource: SealedResource) -> SealedResource:
+    """Return the resource without what is not for where it leads; CredentialsError if it needs it.
+
+    Whoever may change a resource's settings, by whatever means, must not get its secrets by that.
+    """
+    if all(one.aim is None for one in resource.sealed):
+        return resource
+    aim = registry.aim_digest(resource.kind, resource.config)
+    elsewhere = {one.field for one in resource.sealed if one.aim not in {None, aim}}
+    if elsewhere - registry.renewed_fields(resource.kind):
+        raise CredentialsError(
+            f"resource {resource.name}: its settings lead elsewhere than when its secrets were "
+            f"stored; store them again: syncward resource rotate {resource.name}"
+        )
+    kept = tuple(one for one in resource.sealed if one.field not in elsewhere)
+    return replace(resource, sealed=kept)
 
 
 def _sealed(resource: SealedResource) -> list[Sealed]:

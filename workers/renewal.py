@@ -16,6 +16,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
+from connectors import registry
 from crypto import credentials
 from crypto.canary import make_canary
 from schemas.aid import Exchange
@@ -253,6 +254,7 @@ class StoredRenewal:
                 attempt.claim,
                 self._known.resource_id,
                 fresh.sealed,
+                aim=registry.aim_digest(self._known.kind, self._known.config),
                 offer=offer,
                 principal=attempt.deps.principal,
             )

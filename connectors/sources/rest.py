@@ -111,13 +111,13 @@ def check_link(config: RestConfig, policy: LinkPolicy) -> None:
 
 
 def aim(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the addresses that get a secret; of a file, which workers read, what leads there."""
+    """Return what leads to the addresses that get a secret; of a file, which workers read, all."""
     checked = RestConfig.model_validate(dict(config))
-    given = json.dumps(checked.parameters, sort_keys=True)
-    if "/" in checked.manifest:
-        return checked.manifest, given
-    manifest = rest_files.of_resource(checked.manifest)
-    return rest_oauth.addresses(manifest, manifest.checked(checked.parameters))
+    leading: Mapping[str, Scalar] = checked.parameters
+    if "/" not in checked.manifest:
+        manifest = rest_files.of_resource(checked.manifest)
+        leading = rest_oauth.leading(manifest, manifest.checked(checked.parameters))
+    return checked.manifest, json.dumps(dict(leading), sort_keys=True)
 
 
 def consent(config: Mapping[str, Any], policy: LinkPolicy) -> Consent | None:

@@ -392,7 +392,7 @@ def test_a_worker_stores_only_for_a_resource_of_a_run_whose_lease_it_holds(shop)
     (shop_id,), (lake_id,) = shop.world.control.all("SELECT id FROM resources ORDER BY name DESC")
     call = text(
         "SELECT store_renewed(:run, :lease, :resource, 'authorization', :version, 'SYx', 'x', "
-        "false)"
+        "false, NULL)"
     )
 
     def stored(run=claim.run_id, lease=claim.token, resource=shop_id, version=1):

@@ -114,7 +114,9 @@ def test_a_worker_stores_only_what_connectors_renew_and_not_without_an_event(sho
     (job,) = shop.world.dispatch()
     claim = shop.world.claim(job)
     shop_id = shop.world.control.one("SELECT id FROM resources WHERE name = 'shop'")
-    call = text("SELECT store_renewed(:run, :lease, :id, :field, :version, 'SYx', 'x', false)")
+    call = text(
+        "SELECT store_renewed(:run, :lease, :id, :field, :version, 'SYx', 'x', false, ''::bytea)"
+    )
 
     def stored(field, version):
         with shop.world.deps.engine.begin() as tx:

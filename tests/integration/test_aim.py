@@ -1,14 +1,18 @@
 """Whoever changes where a resource's secrets are sent has to know them."""
 
 import re
+import socket
 
 import pytest
+from sqlalchemy import text
 
 from cli.apply import make_so
 from connectors import registry
 from schemas.errors import ConfigError
+from storage import resources
 from tests.oauth_world import OAuthWorld
 from tests.rest_api import Api
+from tests.world import OPERATOR
 
 pytestmark = pytest.mark.integration
 
@@ -34,7 +38,7 @@ def test_another_host_or_port_of_a_database_wants_the_password_again(world):
     path.write_text(re.sub(r'"port": [^,]+,', '"port": 1,', text))
     world.apply_file(path)  # who gives it knows it
     assert world.control.all("SELECT config ->> 'port' FROM resources") == [("1",), ("1",)]
-    assert world.events().count("credential.sealed") == 2
+    assert world.events().count("credential.sealed") == 4
 
 
 def test_tokens_that_workers_stored_are_forgotten_and_what_an_operator_gave_is_asked_for(world):
@@ -54,12 +58,69 @@ def test_tokens_that_workers_stored_are_forgotten_and_what_an_operator_gave_is_a
 
     document.write_text(written)
     shop.world.apply_file(document)
-    assert shop.versions() == {"client_secret": 1}
+    assert shop.versions() == {"client_secret": 2}
     assert shop.count("resource.updated") == 1
     left = shop.world.control.one(
         "SELECT count(*) FROM keystore.dek WHERE purpose = 'credentials' AND unused_since IS NULL"
     )
-    assert left == 1
+    assert left == 2  # of both versions of the client's secret
+    api.close()
+
+
+def by_sql(world, **settings):
+    """Change a resource's settings as an operator's login may, past the command line."""
+    with world.cli.inside() as (tx, account, _):
+        found = resources.get(tx, "shop")
+        resources.update_config(tx, account, found, {**found.config, **settings}, OPERATOR)
+
+
+def test_a_host_that_is_changed_past_the_command_line_gets_no_secret(world):
+    world.apply(STREAMS)
+    with socket.create_server(("127.0.0.1", 0)) as elsewhere:
+        elsewhere.settimeout(0)
+        by_sql(world, port=elsewhere.getsockname()[1])
+        run, _ = world.sync()
+        assert (run.state, run.error_code) == ("failed", "credentials")
+        assert "lead elsewhere" in run.error
+        with pytest.raises(BlockingIOError):
+            elsewhere.accept()
+    for statement in (
+        "UPDATE credentials SET aim = NULL",
+        "SELECT envelope FROM credentials",
+        "SELECT * FROM aimed_credentials(gen_random_uuid(), gen_random_uuid())",
+    ):
+        refused = pytest.raises(ConfigError, match="permission denied")
+        with refused, world.cli.inside() as (tx, _, _name):
+            tx.execute(text(statement))
+
+
+def test_a_login_that_is_led_elsewhere_past_the_command_line_sends_none_of_its_tokens(world, shell):
+    api = Api()
+    shop = OAuthWorld(world, api, 3)
+    shop.apply()
+    assert shop.sync("c0").error is None
+    asked = len(api.asked)
+    by_sql(world, parameters={"port": api.port, "site": "elsewhere"})
+    assert shop.sync("c0").error_code == "credentials"
+    assert len(api.asked) == asked
+    shop.rotate("client_secret", shop.issuer.client[1], shell)  # who did it may know this one
+    assert shop.sync("c1").error_code == "needs_reauth"
+    assert len(api.asked) == asked
+    shop.rotate("refresh_token", shop.issuer.refresh, shell)
+    assert shop.sync("c2").error is None
+    assert shop.sync("c1").error is None
+    api.close()
+
+
+def test_secrets_of_the_version_before_say_nothing_of_where_they_go(world):
+    api = Api()
+    shop = OAuthWorld(world, api)
+    shop.apply()
+    world.control.act("UPDATE credentials SET aim = NULL")
+    by_sql(world, parameters={"port": api.port, "site": "elsewhere"})
+    assert shop.sync().error is None
+    aims = world.control.all("SELECT count(DISTINCT aim), count(aim) FROM credentials")
+    assert aims == [(1, 2)]  # what a worker stored says it
     api.close()
 
 

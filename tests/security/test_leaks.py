@@ -83,6 +83,7 @@ def test_an_odd_password_of_a_source_is_in_no_error(world):
     try:
         world.apply({"public.t": "{mode: replace}"})
         REDACTOR.forget(ODD)
+        world.control.act("UPDATE credentials SET aim = NULL")  # it is sent wherever it is told to
         for config in ("{}", '{"host": "no-such-host.invalid"}', '{"port": 1}'):
             world.control.act(
                 "UPDATE resources SET config = config || CAST(:c AS jsonb) WHERE name = 'shop'",

@@ -4,6 +4,19 @@
 
 -- Stored by a worker. What a person has stored is kept: a document that still holds it is no change.
 ALTER TABLE credentials ADD COLUMN renewed boolean NOT NULL DEFAULT false;
+-- Where it was to be sent when it was stored (a digest). Workers send it nowhere else: nobody who may
+-- change a resource's settings may change this, or read an envelope to store it again. NULL: stored by
+-- the version before.
+ALTER TABLE credentials ADD COLUMN aim bytea;
+
+-- As sealed_credentials, with the aim.
+CREATE FUNCTION aimed_credentials(for_run uuid, lease uuid)
+  RETURNS TABLE (resource_id uuid, field text, version integer, envelope bytea,
+                 dek_id uuid, root_id uuid, wrapped bytea, aim bytea)
+  LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
+    SELECT s.*, c.aim FROM public.sealed_credentials(for_run, lease) s
+    JOIN public.credentials c ON c.resource_id = s.resource_id AND c.field = s.field
+      AND c.version = s.version $$;
 
 -- The other system does not take them any more; a person must authorise again.
 CREATE TABLE dead_logins (
@@ -49,7 +62,8 @@ END $$;
 -- Keep the next version of one field that connectors renew, the one before it and what people stored, but
 -- no codes; returns the data keys of those that went, NULL if the lease is gone.
 CREATE FUNCTION store_renewed(for_run uuid, lease uuid, of_resource uuid, of_field text,
-    of_version integer, new_envelope bytea, new_fingerprint bytea, is_short boolean) RETURNS uuid[]
+    of_version integer, new_envelope bytea, new_fingerprint bytea, is_short boolean, its_aim bytea)
+  RETURNS uuid[]
   LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
 DECLARE
   of_account uuid := public.runs_with(for_run, lease, of_resource);
@@ -66,9 +80,9 @@ BEGIN
     RAISE EXCEPTION 'another version was stored meanwhile' USING ERRCODE = '40001';
   END IF;
   INSERT INTO public.credentials
-    (resource_id, field, version, account_id, envelope, fingerprint, short, renewed)
+    (resource_id, field, version, account_id, envelope, fingerprint, short, renewed, aim)
   VALUES (of_resource, of_field, of_version, of_account, new_envelope, new_fingerprint, is_short,
-    true);
+    true, its_aim);
   WITH gone AS (
     DELETE FROM public.credentials c WHERE c.resource_id = of_resource AND c.field = of_field
       AND (c.renewed OR of_field = 'authorization') AND c.version < of_version - 1 RETURNING public.key_of(c.envelope) AS key)
@@ -129,11 +143,12 @@ CREATE FUNCTION login_renewed(for_run uuid, lease uuid, of_resource uuid) RETURN
     SELECT public.revive_login(of_resource)
     WHERE public.runs_with(for_run, lease, of_resource) = public.current_account() $$;
 
-REVOKE ALL ON FUNCTION runs_with(uuid, uuid, uuid), lock_login(uuid, uuid, uuid),
-  store_renewed(uuid, uuid, uuid, text, integer, bytea, bytea, boolean),
+REVOKE ALL ON FUNCTION aimed_credentials(uuid, uuid), runs_with(uuid, uuid, uuid),
+  lock_login(uuid, uuid, uuid),
+  store_renewed(uuid, uuid, uuid, text, integer, bytea, bytea, boolean, bytea),
   login_died(uuid, uuid, uuid, jsonb), revive_login(uuid), login_renewed(uuid, uuid, uuid)
   FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION lock_login(uuid, uuid, uuid),
-  store_renewed(uuid, uuid, uuid, text, integer, bytea, bytea, boolean),
+GRANT EXECUTE ON FUNCTION aimed_credentials(uuid, uuid), lock_login(uuid, uuid, uuid),
+  store_renewed(uuid, uuid, uuid, text, integer, bytea, bytea, boolean, bytea),
   login_died(uuid, uuid, uuid, jsonb), login_renewed(uuid, uuid, uuid) TO syncward_worker;
 GRANT EXECUTE ON FUNCTION revive_login(uuid) TO syncward_operator;
