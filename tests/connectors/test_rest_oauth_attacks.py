@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import time
 import webbrowser
 from base64 import urlsafe_b64encode
 from dataclasses import replace
@@ -249,6 +250,21 @@ def test_code_and_verifier_are_masked_in_the_worker_that_exchanges_them(shop):
     assert "canary" not in seen[0]
 
 
+def test_a_token_is_masked_until_the_last_line_of_its_run_not_only_while_it_is_used(shop):
+    shop.apply()
+    shown = []
+    finish = shop.world.deps.calls.settle
+
+    def last(*given):
+        shown.append(REDACTOR.text("it says access-canary-1 and refresh-canary-1"))
+        return finish(*given)
+
+    shop.world.deps.calls.settle = last
+    assert shop.sync().error is None
+    assert len(shown) == 1
+    assert "canary" not in shown[0]
+
+
 # ── who waits for whom ───────────────────────────────────────────────────────────────────────
 
 
@@ -285,6 +301,31 @@ def test_an_operator_waits_for_as_long_as_an_exchange_may_take(shop):
             text("SELECT extract(epoch FROM current_setting('lock_timeout')::interval)")
         ).scalar_one()
     assert waits > 2 * rest_oauth.BOUNDS.total_s
+
+
+@pytest.mark.full
+def test_while_an_exchange_hangs_each_process_waits_with_one_session(world, api):
+    shop = OAuthWorld(world, api, 30)
+    shop.apply()
+    waiting = (
+        "SELECT count(*) FILTER (WHERE wait_event_type = 'Lock') FROM pg_stat_activity "
+        "WHERE datname = current_database() AND application_name = 'syncward-control:worker'"
+    )
+    seen = []
+
+    def hangs(asked):
+        until = time.monotonic() + 8  # less than the 10 s that an exchange may take
+        while time.monotonic() < until:
+            seen.append(world.control.one(waiting))
+        return shop.issuer.proper(asked)
+
+    asked, jobs = shop.jobs()
+    shop.issuer.answers.append(hangs)
+    children = [forked(world, lambda n=n: work(world, jobs[n::5])) for n in range(5)]
+    assert [ended(pid) for pid in children] == [0] * 5
+    assert max(seen) == 4  # the other processes; their other runs have none
+    assert {world.run(one).error for one in asked} == {None}
+    assert shop.issuer.granted == ["refresh_token"]
 
 
 @pytest.mark.full
