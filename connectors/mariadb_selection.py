@@ -147,7 +147,7 @@ def _int(literal: str) -> tuple[str, int]:
 
 def _decimal(literal: str) -> tuple[str, str]:
     number = Decimal(literal)
-    if not number.is_finite():
+    if not number.is_finite() or abs(number.adjusted()) > _DIGITS_MAX:  # before it is written out
         raise ValueError
     text = f"{number:f}"
     scale = len(text.partition(".")[2])

@@ -51,7 +51,7 @@ _RESTARTING = _transient("server_restarting", "it is starting or shutting down; 
 _TOO_MANY = _transient(
     "too_many_connections",
     "it takes no more connections; tried again. If it stays so: raise max_connections or the "
-    "limit of {user}, or lower the resource's runs_max",
+    "limit of {user}, or lower the resource's runs_max or the streams' ranges_at_once",
 )
 _NO_DATABASE = _config("no_database", "no such database; correct the resource's `database`")
 _MISSING = _config(

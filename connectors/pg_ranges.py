@@ -13,6 +13,7 @@ from psycopg import sql
 
 from connectors.pg_catalog import Relation
 from connectors.postgres import Connection
+from schemas.errors import ReadAgain
 from schemas.records import Bound, Kept, Ranges
 from schemas.streams import StreamSpec
 
@@ -45,11 +46,19 @@ _PLACE = "ctid"
 #: Older servers read the whole table for each range of places.
 _READS_PLACES = 140_000
 #: A table that is no part of others and has none: rows of several would have the same places.
+#: Places, and the lock, are for those who may read the whole table, not some columns of it.
 _PAGES = """
 SELECT pg_relation_size(c.oid) / current_setting('block_size')::bigint
 FROM pg_class c JOIN pg_am a ON a.oid = c.relam
 WHERE c.oid = %s AND c.relkind IN ('r', 'm') AND a.amname = 'heap'
   AND NOT EXISTS (SELECT FROM pg_inherits h WHERE h.inhparent = c.oid)
+  AND has_table_privilege(c.oid, 'SELECT')
+"""
+#: The catalog as the snapshot has it, beside the files as they are now.
+_OTHER_FILES = """
+SELECT count(*) FROM pg_class c
+WHERE c.oid IN (SELECT %(table)s::oid UNION SELECT relid FROM pg_partition_tree(%(table)s::oid))
+  AND c.relkind IN ('r', 'm') AND pg_relation_filenode(c.oid) IS DISTINCT FROM c.relfilenode
 """
 
 
@@ -170,13 +179,30 @@ def _by_place(
     """
     if conn.info.server_version < _READS_PLACES or relation.kind not in {"r", "m"}:
         return None
+    row = conn.execute(_PAGES, (relation.oid,)).fetchone()
+    if row is None:
+        return None
     if relation.kind == "r":
         table = sql.Identifier(stream.schema_name, stream.table_name)
         conn.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(table))
-    row = conn.execute(_PAGES, (relation.oid,)).fetchone()
-    pages, n = (row[0] if row else 0), relation.rows_estimated // ranges.rows
+    pages, n = row[0], relation.rows_estimated // ranges.rows
     cuts = sorted({pages * i // n for i in range(1, n)} - {0})
     return Cut((_PLACE,), tuple((f"({page},0)",) for page in cuts)) if cuts else None
+
+
+def hold(conn: Connection, stream: StreamSpec, relation: Relation) -> None:
+    """Keep the table's files as they are until the snapshot ends; ReadAgain if they are others.
+
+    A TRUNCATE or a rewrite that comes between a snapshot and the first look at the table leaves
+    nothing there that the snapshot could see, and nothing would be promoted as everything.
+    """
+    if relation.kind not in {"r", "p", "m"}:
+        return
+    table = sql.Identifier(stream.schema_name, stream.table_name)
+    conn.execute(sql.SQL("SELECT FROM {} LIMIT 0").format(table))
+    row = conn.execute(_OTHER_FILES, {"table": relation.oid}).fetchone()
+    if row is None or row[0]:
+        raise ReadAgain(f"{stream.name} was truncated or rewritten just now", same=True)
 
 
 def scattered(conn: Connection, stream: StreamSpec, key: Sequence[str]) -> bool:

@@ -1,11 +1,15 @@
 """Further sessions of one end, for ranges that are read and loaded at the same time."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
-from threading import Lock
+from threading import Lock, Thread
 
 from connectors.postgres import Connection, Line
 from schemas.errors import TransientError
+
+#: Seconds between two looks at whether a session that is being opened is still wanted.
+_LOOK_S = 0.1
 
 
 class Sessions:
@@ -37,28 +41,46 @@ class Sessions:
             self._free.append(conn)
 
     def _opened(self) -> Connection:
-        conn = self._connect()
+        """Open one in a thread of its own: nothing interrupts a look-up or a silent server."""
+        future: Future[Connection] = Future()
+        Thread(target=self._open, args=(future,), name="connect", daemon=True).start()
+        while not wait((future,), timeout=_LOOK_S).done:
+            if self._ended:
+                future.add_done_callback(_close_late)
+                raise _cancelled()
+        conn = future.result()
         line = Line(conn)
         with self._lock:
-            self._lines[conn] = line
             ended = self._ended
-        if ended:  # while it was being opened
-            self.close()
-            raise TransientError("the session was cancelled", code="cancelled_there")
+            if not ended:
+                self._lines[conn] = line
+        if ended:  # while it was being opened; the others are ended by whoever ended them
+            line.close()
+            raise _cancelled()
         return conn
 
-    def cancel(self) -> None:
-        """End whatever the server does for these sessions, and open none any more."""
+    def _open(self, future: "Future[Connection]") -> None:
+        try:
+            future.set_result(self._connect())
+        except BaseException as error:  # noqa: BLE001 - it is raised in the thread that waits
+            future.set_exception(error)
+
+    def stop(self) -> None:
+        """End what the server does for those that are lent, and nothing else; for any thread."""
+        with self._lock:
+            lines = [line for conn, line in self._lines.items() if conn not in self._free]
+        _cancel(lines)
+
+    def cancel(self, first: Line) -> None:
+        """End what the server does for these and the first session, and open none any more."""
         self._ended = True
-        for line in self._all():
-            with suppress(Exception):  # one that is gone needs no cancelling
-                line.cancel()
+        _cancel([first, *self._all()])
 
     def cut(self) -> None:
         """End the links under whatever waits on them; for another thread."""
         self._ended = True
         for line in self._all():
-            with suppress(Exception):  # as above
+            with suppress(Exception):  # one that is gone needs no cutting
                 line.cut()
 
     def close(self) -> None:
@@ -71,3 +93,26 @@ class Sessions:
     def _all(self) -> list[Line]:
         with self._lock:
             return list(self._lines.values())
+
+
+def _cancel(lines: Iterable[Line]) -> None:
+    """Cancel all at the same time: a server that is silent costs each its whole patience."""
+
+    def cancel(line: Line) -> None:
+        with suppress(Exception):  # one that is gone needs no cancelling
+            line.cancel()
+
+    threads = [Thread(target=cancel, args=(line,), name="cancel", daemon=True) for line in lines]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def _cancelled() -> TransientError:
+    return TransientError("the session was cancelled", code="cancelled_there")
+
+
+def _close_late(done: "Future[Connection]") -> None:
+    if done.exception() is None:
+        done.result().close()

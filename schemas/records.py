@@ -155,6 +155,8 @@ class Part:
     kept: Kept | None = None  # of the read that goes on with this part
     beside: bool = False  # it may be loaded at the same time as others
     lasting: bool = True  # no other attempt may go on: the bounds mean something in this one only
+    #: ends what the source does for ranges beside; no more than that
+    stop: Callable[[], None] | None = field(default=None, compare=False)
 
     @property
     def ranges(self) -> int:
@@ -305,6 +307,8 @@ class StreamClaim:
     keep: Callable[[Batch], None] | None = None
     #: what there is of one that did not come to its end
     kept: Kept | None = None
+    #: ends what this destination does for ranges beside; no more than that
+    stop: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,6 +138,8 @@ class _EagerConsumer(_RedisConsumer):
             self.broker.client.blpop([_BELL], timeout=self._longest_s)
         except redis.exceptions.NoPermissionError:  # a login of a version without it
             self._bell = False
+        except redis.exceptions.ResponseError:  # a key of others, or a server that gives way
+            self._slot_free.wait(self._longest_s)
 
     def _take(self) -> dramatiq.MessageProxy | None:
         """Return the next job; what is none is buried before Dramatiq looks at it."""

@@ -12,20 +12,26 @@ from workers.control import RunControl
 
 #: Seconds between two looks at what the run was told.
 _LOOK_S = 0.1
+#: Seconds that ranges have to stop by themselves before what they wait for is ended, each time.
+_STOP_EVERY_S = 0.5
 
 
 class Lanes:
     """Used by the run's thread. Left after an error, the others are stopped and waited for.
 
-    A signal ends what they wait for at both ends, as it does for the run's own thread.
+    What they wait for then is ended at both ends: `stop` is the destination's, and each range has
+    the source's. A signal does it, too, as it does for the run's own thread.
     """
 
-    def __init__(self, at_once: int, control: RunControl) -> None:
+    def __init__(
+        self, at_once: int, control: RunControl, stop: Callable[[], None] | None = None
+    ) -> None:
         self._at_once = at_once
         self._control = control
         self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="range")
         self._running: set[Future[None]] = set()
         self._stop = Event()
+        self._stops = {stop} - {None}
 
     def __enter__(self) -> Self:
         return self
@@ -37,7 +43,12 @@ class Lanes:
         trace: TracebackType | None,
     ) -> None:
         self._stop.set()
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        while left := [future for future in self._running if not future.done()]:
+            if wait(left, _STOP_EVERY_S).not_done:
+                for stop in self._stops:
+                    stop()
+        self._threads.shutdown(wait=True)
 
     def begin(self, keep: Callable[[Batch], None], batch: Batch) -> int:
         """Keep a range in a thread, once one is free; return how many have been kept meanwhile.
@@ -48,6 +59,8 @@ class Lanes:
         while len(self._running) >= self._at_once:
             kept += self._reaped()
         batch.chunks = self._stoppable(batch.chunks)
+        if batch.part is not None and batch.part.stop is not None:
+            self._stops.add(batch.part.stop)
         self._running.add(self._threads.submit(copy_context().run, keep, batch))
         return kept
 

@@ -300,7 +300,7 @@ def _load(
     else:
         ranges = _ranges(attempt, spec, known)
         opened = source.extract(spec, cursor, wire, sweep=sweep, ranges=ranges)
-    with opened as batches, Lanes(spec.ranges_at_once, attempt.control) as lanes:
+    with opened as batches, Lanes(spec.ranges_at_once, attempt.control, known.stop) as lanes:
         for batch in batches:
             guards.check_cursor(request, batch)
             for note in batch.notes:

@@ -170,6 +170,7 @@ class PostgresSource:
                 if sweep or (window.full and cursor is not None):
                     batch.keys = self._keys(stream, relation, batch)
                 if cut is not None:
+                    pg_ranges.hold(self._conn, stream, relation)
                     at_once = min(ranges.at_once if ranges else 1, len(cut.left))
                     yield self._in_ranges(stream, relation, window, batch, cut, at_once=at_once)
                     return
@@ -233,7 +234,10 @@ class PostgresSource:
         at_once: int,
     ) -> Iterator[Batch]:
         """Make of one batch the ranges that are left, and an end without rows of its own."""
-        part = Part(cut.bounds, 0, cut.kept, beside=at_once > 1, lasting=cut.lasting)
+        part = Part(
+            cut.bounds, 0, cut.kept, beside=at_once > 1, lasting=cut.lasting,
+            stop=self._beside.stop,
+        )  # fmt: skip
         told = (*cut.notes, *batch.notes)
         if part.beside:
             told = (f"{at_once} ranges are read at the same time", *told)
@@ -339,8 +343,7 @@ class PostgresSource:
 
     def cancel(self) -> None:
         """End whatever the server is doing for these sessions; for another thread."""
-        self._beside.cancel()
-        self._line.cancel()
+        self._beside.cancel(self._line)
 
     def cut(self) -> None:
         """End the links under whatever waits on them; for another thread."""
