@@ -31,7 +31,7 @@ class Lanes:
         self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="range")
         self._running: set[Future[None]] = set()
         self._stop = Event()
-        self._stops = {stop} - {None}
+        self._stops = set() if stop is None else {stop}
 
     def __enter__(self) -> Self:
         return self

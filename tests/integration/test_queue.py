@@ -157,3 +157,20 @@ def test_a_redis_that_is_away_is_noticed_and_nothing_is_raised():
     assert not queue.alive()
     assert not queue.send(Job(run_id=uuid4(), dispatch=1))
     queue.close()
+
+
+def test_a_key_of_somebody_else_in_place_of_the_bell_keeps_no_job_from_coming(connect, caplog):
+    """Its consumer goes on: Dramatiq would stop it and log what a library says."""
+    client = connect()
+    came: list[Job] = []
+    client.set("syncward:bell", "not a list")
+    with Consumer(connect(), came.append):
+        queue = JobQueue(connect())
+        jobs = [Job(run_id=uuid4(), dispatch=n) for n in range(1, 4)]
+        for job in jobs:
+            queue.send(job)
+            until(lambda job=job: job in came, "the job was not taken")
+        queue.close()
+    assert not [r for r in caplog.records if r.levelname == "CRITICAL"], "a consumer was stopped"
+    client.delete("syncward:bell")
+    client.close()
