@@ -85,7 +85,7 @@ FAILURES: dict[str, Failure] = {
     "tls_refused": _person("correct the server's certificate, or `sslmode` and `sslrootcert`"),
     "tls_too_weak": _person("set `sslmode` to verify-full"),
     "tls_required": _person("set `sslmode`, or add a line to the server's pg_hba.conf"),
-    "too_many_connections": _time("raise the server's limits, or lower the resource's `runs_max`"),
+    "too_many_connections": _time("raise its limits, or lower `runs_max` or `ranges_at_once`"),
     "unreachable": _time("mend the route between the workers and the server"),
     # ── what the other system said ───────────────────────────────────────────────────────────
     "cancelled_there": _time("find out who or which time limit cancels queries there"),
