@@ -305,7 +305,7 @@ class Link:
                         "for smaller pages",
                     )
                 yield piece
-        if unzip is not None and size and not unzip.eof:
+        if unzip is not None and call.seen.received and not unzip.eof:
             raise TransientError(
                 f"{origin.shown}: the answer ended in the middle; tried again",
                 code="connection_lost",

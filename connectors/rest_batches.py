@@ -15,7 +15,7 @@ from connectors.rest_asking import Asker
 from connectors.rest_manifest import Incremental, Stream
 from connectors.rest_parts import CursorPagination
 from connectors.rest_reading import Once, Reading, now_of
-from connectors.rest_turning import Page
+from connectors.rest_turning import REMEMBERED, Page
 from connectors.rest_window import Window
 from connectors.swept_keys import noted
 from schemas.errors import ReadAgain
@@ -24,6 +24,8 @@ from schemas.streams import Deletes, StreamSpec
 
 #: How often a stream whose records move is read once more in one run.
 _READS_MAX = 3
+#: Records of a window that is read once more for what left it: all of them are still remembered.
+_SLIPS_MAX = REMEMBERED // 2
 #: So many windows without a record are passed over before the first that counts.
 _EMPTY_MAX = 100
 
@@ -31,6 +33,7 @@ _EMPTY_MAX = 100
 @dataclass(slots=True)
 class _Count:
     rows: int = 0
+    pages: int = 0
 
 
 class Batches:
@@ -173,12 +176,24 @@ class Batches:
     ) -> Iterator[RowGroup]:
         """Yield the first window's pages, which are asked for already, then the others'."""
         first, *others = windows
-        yield from self._reading.groups(first, pages, once)
         counted = not isinstance(self._stream.paginator, CursorPagination) and not once.feed
-        if not others and once.moved and counted:
-            yield from self._missed(first, once)
-        for window in others:
-            yield from self._reading.groups(window, self._reading.pages(window), once)
+        come: Iterator[tuple[Window | None, Iterator[Page]]] = chain(
+            [(first, pages)], ((window, self._reading.pages(window)) for window in others)
+        )
+        for window, its_pages in come:
+            seen, moved, new = _Count(), once.moved, once.new
+            yield from self._reading.groups(window, _counting(its_pages, seen), once)
+            slips = once.moved > moved or (
+                seen.pages > 1 and 0 < once.new - new <= _SLIPS_MAX and self._is_left(window)
+            )
+            if counted and slips:
+                yield from self._missed(window, once)
+
+    def _is_left(self, window: Window | None) -> bool:
+        """Say whether a record that changes leaves the window: then none comes once more."""
+        how = self._stream.incremental_sync
+        ends = how is not None and how.end_time_option is not None
+        return ends and window is not None and window.until <= window.upper
 
     def _missed(self, window: Window | None, once: Once) -> Iterator[RowGroup]:
         """Read once more for what slipped through between two pages when a record moved.
@@ -200,6 +215,13 @@ class Batches:
     def _with_keys(self, groups: Iterator[RowGroup]) -> tuple[Iterator[RowGroup], KeySweep]:
         """Note the key of each row beside the read: what is not among them is gone there."""
         return noted(groups, self._shape.columns, self._spec, self._opened)
+
+
+def _counting(pages: Iterator[Page], count: _Count) -> Iterator[Page]:
+    """Count pages; an empty one counts behind others: a record may just have slipped from it."""
+    for page in pages:
+        count.pages += bool(page.records) or count.pages > 0
+        yield page
 
 
 def _looked_into(pages: Iterator[Page]) -> tuple[Iterator[Page], bool]:

@@ -20,6 +20,9 @@ from schemas.errors import ConfigError
 csv.field_size_limit(2**31 - 1)
 
 _WORDS = {"true": True, "false": False}
+#: The whole process has one limit, and answers are bounded as they come: it is set once and for all.
+_FIELD_MAX = 2**31 - 1
+csv.field_size_limit(_FIELD_MAX)
 _READ_AS_JSON = {Type.INTEGER, Type.NUMBER, Type.OBJECT, Type.ARRAY}
 
 
@@ -30,6 +33,8 @@ def records(where: str, answer: Answer, fields: Mapping[str, FieldSpec]) -> list
         text = answer.body.decode("utf-8-sig")
         lines = csv.reader(io.StringIO(text, newline=""), strict=True)
         names = next(lines, [])
+        if len(set(names)) < len(names):
+            raise ValueError  # noqa: TRY301 - one of two would be lost
         found = [_record(names, line, types) for line in lines if line]
     except (UnicodeDecodeError, csv.Error, ValueError):
         raise ConfigError(

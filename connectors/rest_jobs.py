@@ -22,8 +22,9 @@ _FIRST_POLL_S = 0.2
 
 def records(asker: Asker, stream: Stream, how: AsyncRetriever, read: Read) -> Iterator[Page]:
     """Yield the pages of a job's results; the job is removed when they are all read."""
-    made = _document(asker, read, asked(asker, read))
-    read = replace(read, names={**read.names, "creation_response": _plain(made)})
+    made = _document(asker, read, read.more(asked(asker, read)))  # a window is of the job
+    names = {**read.names, "creation_response": _plain(made)}
+    read = replace(read, names=names, more=lambda ask: ask)
     _wait(asker, how, read, made)
     requester = how.download_requester
     decode = read.decode
@@ -48,7 +49,7 @@ def _plain(made: object) -> dict[str, str | int]:
 def _wait(asker: Asker, how: AsyncRetriever, read: Read, made: object) -> None:
     """Ask about the job until it is done."""
     until = monotonic() + how.polling_job_timeout.total_seconds()
-    pause, most = _FIRST_POLL_S, how.polling_interval.total_seconds()
+    pause, most = _FIRST_POLL_S, max(how.polling_interval.total_seconds(), _FIRST_POLL_S)
     ask = _about(asker, read, how.polling_requester.path, "GET")
     document = made
     while not _is_done(read.where, how, document):

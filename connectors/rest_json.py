@@ -69,7 +69,10 @@ def texts(body: bytes, path: Sequence[str], count: int) -> Sequence[Text] | None
 
 def as_it_stands(text: Text, document: object) -> str:
     """Return the text of a document for a jsonb, without writing it again; NoJson as `write`."""
-    found = str(text, "utf-8")
+    try:
+        found = str(text, "utf-8")
+    except UnicodeDecodeError:  # half a character, written as bytes
+        return write(document)
     if "\\u" in found:  # what jsonb does not take is written so
         return write(document)
     return found

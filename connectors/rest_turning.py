@@ -156,8 +156,8 @@ def _items(value: Any, names: rest_text.Names) -> list[Any]:  # noqa: ANN401 - J
 def _as_they_stand(read: Read, answer: Answer, count: int) -> Sequence[rest_json.Text] | None:
     """Return the text of each record, where the records are those of the answer and no others."""
     how = read.requester.record_selector
-    changed = how.one or how.record_filter is not None or how.record_expander is not None
-    if changed or not read.texts or read.decode is not rest_answers.document:
+    others = how.one or how.record_filter is not None or how.record_expander is not None
+    if others or how.remove_fields or not read.texts or read.decode is not rest_answers.document:
         return None
     return rest_json.texts(answer.body, how.field_path, count)
 

@@ -132,5 +132,7 @@ class RunCalls:
     def _masked(self, text: str) -> str:
         known = self._texts.get(text)
         if known is None:
-            known = self._texts[text] = REDACTOR.text(text, limit=_TEXT_MAX).replace("\0", "\ufffd")
+            known = REDACTOR.text(text, limit=_TEXT_MAX).replace("\0", "\ufffd")
+            # half a character would keep its whole batch, of all runs, from being stored
+            known = self._texts[text] = known.encode(errors="replace").decode()
         return known

@@ -57,6 +57,7 @@ local seen = redis.call('HMGET', key, unpack(names))
 local era = seen[1] or ARGV[2]
 local lost = era ~= ARGV[1]
 local closed = tonumber(seen[2] or '0')
+if closed > now + LONGEST then closed = 0 end  -- nobody closes for so long: the clock went back
 local wait, which, life, changed = closed - now, 0, 1000, closing > 0
 if wait < 0 then wait = 0 end
 local windows = {}
@@ -117,7 +118,7 @@ if changed then
   redis.call('PEXPIRE', key, string.format('%.0f', math.max(life, closed - now + 1000)))
 end
 return {string.format('%.0f', wait), which, era, string.format('%.0f', now)}
-"""
+""".replace("LONGEST", f"{CLOSED_MAX_S * 1_000:.0f}")
 
 
 @dataclass(slots=True)

@@ -204,6 +204,7 @@ def max_rss() -> int:
         (b"no gzip", "gzip", ConfigError), (b"x", "br", ConfigError),
         (b"x", "gzip, gzip", ConfigError),
         (gzip.compress(b"x" * 999, mtime=0)[:-9], "gzip", TransientError),
+        (gzip.compress(b"x" * 999, mtime=0)[:10], "gzip", TransientError),
     ],
 )  # fmt: skip
 def test_an_encoding_that_is_none_is_refused(api, link, body, encoding, type_):

@@ -498,6 +498,8 @@ def test_what_headers_say_of_waiting_is_read_by_the_other_clock():
     for odd in ("soon", "-1", "1e9", "nan", "inf", "٣", ""):
         assert told({"retry-after": odd}) is None
     assert told({"retry-after": "9" * 400}) == 366 * 86_400
+    assert told({"date": "Fri, 31 Dec 9999 23:59:59 -1400", "retry-after": "7"}) == 7
+    assert told({"retry-after": "Fri, 31 Dec 9999 23:59:59 -1400"}) is None
 
 
 def test_calls_keep_to_the_rate_of_the_manifest(case):

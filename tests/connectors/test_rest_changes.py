@@ -4,6 +4,7 @@ Caps of a query, feeds of changes, keys in groups, lists in records, jobs, CSV, 
 lists. The manifests that need them: tests/apis.
 """
 
+import csv
 import json
 from collections.abc import Iterator
 from contextlib import closing
@@ -50,6 +51,49 @@ def row(number: int, day: int = 1, hour: int = 0) -> dict[str, Any]:
 
 def ids(rows: list[tuple[Any, ...]]) -> list[Any]:
     return [one[0] for one in rows]
+
+
+# ── windows that records leave ───────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("paging", ["page", "offset"])
+@pytest.mark.parametrize("spec", [MERGE, {}], ids=["merge", "replace"])
+def test_a_record_that_leaves_a_window_while_it_is_read_takes_no_other_along(case, paging, spec):
+    rows = [{"id": n, "updated_at": f"2026-01-01T0{n}:00:00Z"} for n in range(1, 6)]
+    case.api.tables["orders"] = rows
+
+    def changed_while_read(asked: Asked) -> None:
+        if len(case.api.asked) == 2:  # the second page of the oldest window
+            rows.append({**rows.pop(0), "updated_at": "2026-01-09T12:00:00Z"})
+
+    case.api.before = changed_while_read
+    how = {
+        "cursor_field": "updated_at", "start_datetime": "2026-01-01", "step": "5d",
+        "start_time_option": {"field_name": "updated_since"},
+        "end_time_option": {"field_name": "updated_until"},
+    }  # fmt: skip
+    stream = case.stream(
+        paging, schema={"id": "integer", "updated_at": "timestamp"}, incremental_sync=how,
+    )  # fmt: skip
+    spec = {**spec, "cursor": "updated_at"} if spec else spec
+    assert set(ids(case.rows(stream, **spec))) == {1, 2, 3, 4, 5}
+
+
+def test_what_has_no_key_is_not_read_once_more(case):
+    case.api.tables["orders"] = [
+        {"id": n, "updated_at": f"2026-01-01T0{n}:00:00Z"} for n in range(1, 6)
+    ]
+    how = {
+        "cursor_field": "updated_at", "start_datetime": "2026-01-01", "step": "5d",
+        "start_time_option": {"field_name": "updated_since"},
+        "end_time_option": {"field_name": "updated_until"},
+    }  # fmt: skip
+    stream = case.stream(
+        "page", schema={"id": "integer", "updated_at": "timestamp"}, incremental_sync=how,
+        primary_key=[],
+    )  # fmt: skip
+    append = {"mode": "append", "cursor": "updated_at", "settle": "0s"}
+    assert ids(case.rows(stream, **append)) == [1, 2, 3, 4, 5]
 
 
 # ── caps of a query ──────────────────────────────────────────────────────────────────────────
@@ -286,6 +330,9 @@ def test_records_and_members_that_do_not_count_are_left_out(case):
         "remove_fields": ["links", "kind"],
     }  # fmt: skip
     assert case.rows(case.stream(record_selector=selector, raw=True)) == [(1, '{"id":1}')]
+    del selector["record_filter"]  # every record of the answer, but not as it stands there
+    raw = [text for _, text in case.rows(case.stream(record_selector=selector, raw=True))]
+    assert raw == [f'{{"id":{number}}}' for number in (1, 2, 3, 4)]
     selector = {"field_path": "", "record_filter": {"field": "kind"}}
     assert ids(case.rows(case.stream(record_selector=selector))) == [1, 2]
 
@@ -351,6 +398,7 @@ def test_a_job_is_made_waited_for_read_and_removed(case):
 @pytest.mark.parametrize(
     ("results", "says"),
     [
+        (b"id,id\r\n1,2\r\n", "no CSV"),
         (HEAD + b"1,2\r\n", "no CSV"), (HEAD + b'1,"2', "no CSV"), (b"\xff", "no CSV"),
         (HEAD + b"x,,,,,\r\n", "id of record 1 of page 1 is no integer"),
         (HEAD + b",,maybe,,,\r\n", "paid of record 1 of page 1 is no boolean"),
@@ -367,6 +415,33 @@ def test_an_empty_result_is_no_record_and_a_long_value_comes_whole(case):
     assert case.rows(job(case, HEAD, ["done"])) == []
     long = b"x" * 200_000
     assert len(case.rows(job(case, HEAD + b",,," + long + b",,\r\n", ["done"]))[0][3]) == 200_000
+
+
+def test_the_limit_of_a_field_is_no_others_to_lower(case):
+    """Answers of several runs are read at the same time in one process."""
+    before = csv.field_size_limit()
+    case.rows(job(case, HEAD, ["done"]))
+    assert csv.field_size_limit() == before >= 2**30
+
+
+def test_a_window_is_asked_of_the_job_and_not_of_its_results(case):
+    stream = job(case, HEAD + b"1,,,,2026-01-02T00:00:00Z,\r\n", ["done"])
+    stream["primary_key"] = ["id"]
+    stream["incremental_sync"] = {
+        "cursor_field": "at", "start_datetime": "2026-01-01",
+        "start_time_option": {"field_name": "where.since", "inject_into": "body_json"},
+        "end_time_option": {"field_name": "until"},
+    }  # fmt: skip
+    assert ids(case.rows(stream, **MERGE)) == [1]
+    made, *others = case.api.asked
+    assert json.loads(made.body)["where"] == {"since": "2026-01-01T00:00:00Z"}
+    assert "until" in made.query
+    assert [one.query for one in others] == [{}] * len(others)
+
+
+def test_a_job_without_an_interval_is_not_asked_about_all_the_time(case):
+    case.rows(job(case, HEAD, ["busy", "busy", "done"], polling_interval="0s"))
+    assert len(case.api.asked) == 6
 
 
 @pytest.mark.parametrize(

@@ -216,6 +216,8 @@ def test_a_pause_is_everybodys_and_outlives_redis(valkey, client):
     assert isinstance(other.hold(f"{KEY}:all", one), Hold), "of what it was told itself it knows"
     shared.close(KEY, one, 400 * 86_400)
     assert client.pttl(KEY) <= 86_401_000, "a wrong answer closes no API for a year"
+    client.hset(KEY, "closed", 4_000_000_000_000)
+    assert shared.hold(KEY, one) is None, "a clock that went back by years closes none, either"
     other.client.close()
 
 

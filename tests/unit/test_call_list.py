@@ -102,7 +102,10 @@ def test_what_is_noted_is_counted_by_class_and_passes_the_sink(store):
     assert "canary" not in first
     assert "\0" not in first
     assert len(second) <= 300
-    assert REGISTRY.get_sample_value("syncward_api_calls_total", labels) == before + 2
+    noted.note(call(3, route="/half-\ud800", status=404))  # would keep the others from Postgres
+    writer.flush()
+    assert store.kept.pop().call.route.encode() == b"/half-?"
+    assert REGISTRY.get_sample_value("syncward_api_calls_total", labels) == before + 3
 
 
 def test_every_status_has_a_class_and_failures_are_known():

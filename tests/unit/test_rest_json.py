@@ -94,3 +94,12 @@ def test_what_no_jsonb_takes_is_refused_also_as_it_stands(text):
     (found,) = texts(b"[" + text + b"]", (), 1) or [rest_json.Text(text)]
     with pytest.raises(NoJson):
         as_it_stands(found, slowly(text))
+
+
+@pytest.mark.parametrize("half", [b'{"a":"\xed\xa0\x80"}', b'{"\xed\xa0\x80":1}'], ids=repr)
+def test_half_a_character_in_bytes_is_refused_and_not_quoted(half):
+    body = b"[" + half + b"]"
+    (found,) = texts(body, (), 1) or [rest_json.Text(half)]
+    with pytest.raises(NoJson) as refused:
+        as_it_stands(found, parse(body)[0])
+    assert str(refused.value) == ""
