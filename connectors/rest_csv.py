@@ -20,7 +20,7 @@ from schemas.errors import ConfigError
 csv.field_size_limit(2**31 - 1)
 
 _WORDS = {"true": True, "false": False}
-#: The whole process has one limit, and answers are bounded as they come: it is set once and for all.
+#: One limit for all threads, so it is set once; answers are bounded as they come.
 _FIELD_MAX = 2**31 - 1
 csv.field_size_limit(_FIELD_MAX)
 _READ_AS_JSON = {Type.INTEGER, Type.NUMBER, Type.OBJECT, Type.ARRAY}

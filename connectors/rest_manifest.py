@@ -153,6 +153,10 @@ class Stream(Requester):
             raise ValueError("changes: needs an incremental_sync, whose cursor they move")
         if how is not None and how.start_time_option is None and not self._asks_by_time(how):
             raise ValueError("incremental_sync: needs a start_time_option, or changes")
+        if how is not None and how.result_cap is not None and not self.primary_key:
+            raise ValueError(
+                "result_cap: needs a primary_key, which tells what both halves of a window have"
+            )
         for one in self.changes:
             if one.deleted is not None and self.tombstone is None:
                 raise ValueError("changes: deleted sets the tombstone; name its column")

@@ -9,11 +9,12 @@ import json
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from connectors import registry, rest_reading
+from connectors import registry, rest_files, rest_reading
 from schemas.errors import ConfigError, ReadAgain, TransientError
 from schemas.records import Between, WireFormat
 from schemas.streams import StreamSpec
@@ -62,7 +63,7 @@ def test_a_record_that_leaves_a_window_while_it_is_read_takes_no_other_along(cas
     rows = [{"id": n, "updated_at": f"2026-01-01T0{n}:00:00Z"} for n in range(1, 6)]
     case.api.tables["orders"] = rows
 
-    def changed_while_read(asked: Asked) -> None:
+    def changed_while_read(_asked: Asked) -> None:
         if len(case.api.asked) == 2:  # the second page of the oldest window
             rows.append({**rows.pop(0), "updated_at": "2026-01-09T12:00:00Z"})
 
@@ -132,6 +133,12 @@ def test_a_window_of_more_than_the_api_gives_is_cut_until_all_of_it_comes(case):
 def test_more_records_of_one_second_than_the_api_gives_are_an_error_and_no_loss(case):
     error = case.fails(capped(case, [row(n) for n in range(11)], 10), **MERGE)
     assert (error.code, "one and the same time" in str(error)) == ("api_answer", True)
+
+
+def test_windows_are_not_cut_where_no_key_tells_what_both_halves_have(case):
+    path = case.write(capped(case, [row(1)], 1) | {"primary_key": []})
+    with pytest.raises(ConfigError, match="needs a primary_key"):
+        rest_files.parse(Path(path).read_bytes(), "shop")
 
 
 def test_an_answer_that_does_not_say_how_many_there_are_is_refused(case):
