@@ -26,8 +26,11 @@ _COLUMNS = (
     "at, run_id, account_id, attempt, method, host, route, status, error, request_bytes, "
     "response_bytes, milliseconds"
 )
+# A worker's clock may be wrong: a row of a month that has no partition yet would lie in the default
+# one, and that month's could not be made any more, of no table.
+_TAKEN = _COLUMNS.replace("at,", "least(at, now() + interval '1 day'),", 1)
 _APPEND = text(
-    f"INSERT INTO api_calls ({_COLUMNS}) SELECT e.* FROM "  # noqa: S608 - constants of this module
+    f"INSERT INTO api_calls ({_COLUMNS}) SELECT {_TAKEN} FROM "  # noqa: S608 - constants of this module
     "json_to_recordset(CAST(:calls AS json)) AS e (at timestamptz, run_id uuid, account_id uuid, "
     "attempt int, method text, host text, route text, status smallint, error text, "
     "request_bytes bigint, response_bytes bigint, milliseconds int)"

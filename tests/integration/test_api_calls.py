@@ -1,6 +1,8 @@
 """Every call of a run over HTTP is a row: what it was, and nothing that it carried."""
 
 import json
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -233,6 +235,14 @@ def test_calls_go_with_their_run_and_with_their_month(shop, shell):
     control.act("DROP TABLE " + max(name for (name,) in control.all(parts)))
     ticks.upkeep_tick(world.scheduler)
     assert len(control.all(parts)) == ahead
+    made = _stored(world, kept)
+    ahead_of_time = replace(made.call, at=datetime(2099, 1, 1, tzinfo=UTC), route="/late")
+    with world.deps.engine.begin() as tx:
+        calls.append(tx, [replace(made, call=ahead_of_time)])
+    assert control.all(
+        "SELECT at < now() + interval '2 days' FROM api_calls WHERE route = '/late'"
+    ) == [(True,)]
+    assert control.all("SELECT FROM api_calls_default") == [], "or no later month could be made"
 
 
 def test_a_database_that_takes_no_calls_keeps_no_run_from_its_end(shop):
