@@ -159,6 +159,8 @@ def _give_name(file: Path, other: Path) -> None:
         copy = other.with_name(f".{other.name}.tmp")
         shutil.copyfile(file, copy)
         copy.chmod(0o640)
+        with copy.open("rb") as whole:  # before a manifest names it
+            os.fsync(whole.fileno())
         copy.replace(other)
 
 

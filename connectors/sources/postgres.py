@@ -37,7 +37,7 @@ from connectors.postgres import (
     where_it_is,
 )
 from schemas.egress import LinkPolicy
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, TransientError
 from schemas.records import (
     Batch,
     Between,
@@ -280,13 +280,23 @@ class PostgresSource:
                 watch_client(conn)
                 conn.execute("SET TimeZone = 'UTC'")
                 conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                conn.execute(
-                    sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(self._snapshot_id))
-                )
+                self._see_the_same(conn)
             except BaseException:
                 conn.close()
                 raise
             return conn
+
+    def _see_the_same(self, conn: Connection) -> None:
+        snapshot = sql.Literal(self._snapshot_id)
+        try:
+            conn.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(snapshot))
+        except (psycopg.errors.InvalidParameterValue, psycopg.errors.UndefinedObject) as error:
+            raise TransientError(
+                f"{self._config.where}: the snapshot of the first session is not there for the "
+                "others: something ended that session, or a pooler leads to several servers; if it "
+                "stays so, set the stream's ranges_at_once to 1",
+                code="cancelled_there",
+            ) from error
 
     def _batch(self, stream: StreamSpec, relation: Relation, window: Window) -> Batch:
         copy = _Copy(self._conn, _query(stream, relation, window), self._config, stream)

@@ -5,12 +5,15 @@ import threading
 import psycopg
 import pytest
 
-from connectors import pg_generations, pg_ranges
+from connectors import pg_generations, pg_ranges, registry
 from connectors.pg_sessions import Sessions
 from connectors.postgres import Line
 from schemas.errors import ConfigError, TransientError
+from schemas.records import Ranges
 from schemas.runs import RunState
+from schemas.streams import StreamSpec
 from tests.connectors.test_ranges_beside import ROWS, Steps, make, nobody_is_left, until
+from tests.world import LOOSE
 from workers import run_sync
 
 pytestmark = pytest.mark.integration
@@ -183,3 +186,26 @@ def test_stop_ends_what_is_lent_and_the_sessions_serve_again(world):
         assert again.execute("SELECT 1").fetchone() == (1,)
     sessions.close()
     assert idle.closed
+
+
+def test_a_snapshot_that_is_not_lent_any_more_is_tried_again_and_says_why(shop):
+    """A standby ends the session that lends it where it is in the way of what comes."""
+    config, secret = shop.pair.config("source"), shop.pair.secret("source")
+    source = registry.open_source("postgres", config, secret, LOOSE)
+    stream = StreamSpec.model_validate({"name": "public.keyed", "mode": "replace"})
+    ended = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE usename = 'reader' AND datname = current_database()"
+    )
+    try:
+        with (
+            pytest.raises(TransientError, match="something ended that session") as told,
+            source.extract(stream, None, ranges=Ranges(100, at_once=2)) as batches,
+        ):
+            batch = next(batches)
+            assert shop.pair.rows("source", ended) == [(True,)]
+            nobody_is_left(shop)
+            list(batch.chunks)
+    finally:
+        source.close()
+    assert told.value.code == "cancelled_there"
