@@ -197,15 +197,17 @@ def test_a_snapshot_that_is_not_lent_any_more_is_tried_again_and_says_why(shop):
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
         "WHERE usename = 'reader' AND datname = current_database()"
     )
-    try:
-        with (
-            pytest.raises(TransientError, match="something ended that session") as told,
-            source.extract(stream, None, ranges=Ranges(100, at_once=2)) as batches,
-        ):
+
+    def read() -> None:
+        with source.extract(stream, None, ranges=Ranges(100, at_once=2)) as batches:
             batch = next(batches)
             assert shop.pair.rows("source", ended) == [(True,)]
             nobody_is_left(shop)
             list(batch.chunks)
+
+    try:
+        with pytest.raises(TransientError, match="something ended that session") as told:
+            read()
     finally:
         source.close()
     assert told.value.code == "cancelled_there"
