@@ -9,7 +9,7 @@ from connectors import pg_generations, pg_ranges, registry
 from connectors.pg_sessions import Sessions
 from connectors.postgres import Line
 from schemas.errors import ConfigError, TransientError
-from schemas.records import Ranges
+from schemas.records import Ranges, WireFormat
 from schemas.runs import RunState
 from schemas.streams import StreamSpec
 from tests.connectors.test_ranges_beside import ROWS, Steps, make, nobody_is_left, until
@@ -17,6 +17,8 @@ from tests.world import LOOSE
 from workers import run_sync
 
 pytestmark = pytest.mark.integration
+
+_PG = WireFormat.PG_BINARY
 
 
 @pytest.fixture
@@ -199,7 +201,7 @@ def test_a_snapshot_that_is_not_lent_any_more_is_tried_again_and_says_why(shop):
     )
 
     def read() -> None:
-        with source.extract(stream, None, ranges=Ranges(100, at_once=2)) as batches:
+        with source.extract(stream, None, _PG, ranges=Ranges(100, at_once=2)) as batches:
             batch = next(batches)
             assert shop.pair.rows("source", ended) == [(True,)]
             nobody_is_left(shop)
