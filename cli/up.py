@@ -29,6 +29,12 @@ _PID_FILE = "up.pid"
 #: What `up` starts; each says for itself what only it can find out.
 _SUPERVISED: tuple[Process, ...] = ("scheduler", "worker")
 #: What only the sealer is told.
+#: What whoever starts an instance of their own may say otherwise: where its workers may go.
+_OF_WORKERS = (
+    "files_root", "connectors_dir", "connectors_unguarded", "connectors_user",
+    "connectors_confined", "connectors_readable", "connectors_memory", "connectors_cpu",
+    "connectors_silence",
+)  # fmt: skip
 _OF_SEALER = frozenset({"SYNCWARD_AUDIT_SIGNING_KEY", "SYNCWARD_AUDIT_S3_CREDENTIALS_FILE"})
 
 
@@ -63,8 +69,13 @@ def up(cli: Cli, *, development: bool, detach: bool, workers: int) -> None:
 def _supervise(cli: Cli, data_dir: Path, workers: int) -> None:
     instance = dev.start(data_dir, cli.principal)
     stop = _stop_on_signals()
+    handed_on = {
+        name: os.environ[f"SYNCWARD_{name.upper()}"]  # noqa: TID251 - handed on to our own processes
+        for name in _OF_WORKERS
+        if f"SYNCWARD_{name.upper()}" in os.environ  # noqa: TID251 - as above
+    }
     supervisor = Supervisor(
-        instance.children({"log_format": cli.settings.log_format}, workers=workers),
+        instance.children({"log_format": cli.settings.log_format, **handed_on}, workers=workers),
         instance.log_dir,
         _say(cli.settings),
     )

@@ -129,7 +129,7 @@ class Batches:
 
     def _start(self, how: Incremental) -> datetime:
         text = rest_text.filled(how.start_datetime, self._asker.names)
-        return rest_window.start_of(self._spec, text)
+        return rest_window.start_of(self._spec.name, text)
 
     def _begun(self, pages: Iterator[Page]) -> Iterator[Page]:
         """Ask for the first page now, before the destination begins anything.

@@ -165,10 +165,9 @@ class Pages:
         document: object,
         rows: Sequence[Mapping[str, Any]],
     ) -> Ask | None:
-        more = True if way.has_more is None else rest_text.found(document, way.has_more)
-        if rest_text.is_nothing(more):
-            return None
         token = _token_of(way, answer, document, rows)
+        if not self._goes_on(way, document, token):
+            return None
         if rest_text.is_nothing(token) or token == way.end_value:
             if way.has_more is not None:
                 raise self._wrong("says that there is more, and not where")
@@ -179,6 +178,23 @@ class Pages:
             raise self._wrong("has a cursor of more than 16 KiB")
         self.seen(("token", token), "has the cursor of a page before")
         return self._ask.put(way.page_token_option, token)
+
+    def _goes_on(self, way: CursorPagination, document: object, token: object) -> bool:
+        """Say whether there is more, as the answer has it.
+
+        One that does not say, and has a token, is no end: a name that is written wrong would be.
+        """
+        for name, place in (("has_more", way.has_more), ("is_last", way.is_last)):
+            if place is None:
+                continue
+            said = rest_text.found(document, place)
+            if said is rest_text.MISSING and not rest_text.is_nothing(token):
+                raise self._wrong(
+                    f"has nothing at {'.'.join(place)} and a cursor of a next page; correct {name}"
+                )
+            if rest_text.is_nothing(said) == (name == "has_more"):
+                return False
+        return True
 
     def _linked(self, answer: Answer, link: object) -> Ask | None:
         """Follow a link, if there is one, with nothing added to it but our headers."""

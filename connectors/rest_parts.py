@@ -232,6 +232,7 @@ class CursorPagination(_Sized):
     cursor_from: Literal["response", "last_record", "header"] = "response"
     page_token_option: Option
     has_more: Place | None = None  # false there: this is the last page
+    is_last: Place | None = None  # true there: this is the last page
     end_value: str | None = None  # a token that says so, too
 
     @model_validator(mode="after")

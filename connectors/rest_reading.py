@@ -165,6 +165,15 @@ class Reading:
 
     # ── pages ────────────────────────────────────────────────────────────────────────────────
 
+    def first_look(self) -> Iterator[Page]:
+        """Yield the pages of a trial: asked for as a run asks, where the API wants a time."""
+        how, window = self._stream.incremental_sync, None
+        if how is not None:
+            start = rest_text.filled(how.start_datetime, self._asker.names)
+            begin = rest_window.start_of(self.where, start)
+            window = rest_window.tried(self.where, how, begin, datetime.now(UTC))
+        return self.pages(window)
+
     def pages(self, window: Window | None) -> Iterator[Page]:
         """Yield the pages of the stream: for a child those of each of the parent's records."""
         stream, parent, groups = self._stream, self._stream.partition_router, None

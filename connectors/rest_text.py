@@ -92,6 +92,8 @@ def place(written: str | Sequence[str]) -> tuple[str, ...]:
     """Return the steps of a dotted place; names that hold a dot are written as a list."""
     if isinstance(written, str):
         return tuple(written.split(".")) if written else ()
+    if not isinstance(written, list | tuple) or not all(isinstance(one, str) for one in written):
+        raise ValueError("write a place as names with dots, paging.next, or as a list of names")
     return tuple(written)
 
 

@@ -60,7 +60,7 @@ def _read(asker: Asker, manifest: Manifest, name: str, limit: int) -> Trial:
     records: list[Mapping[str, Any]] = []
     rows: list[Row] = []
     pages = 0
-    for page in reading.pages(None):
+    for page in reading.first_look():
         pages += 1
         for number, record in enumerate(page.records[: limit - len(records)], 1):
             records.append(record)

@@ -68,15 +68,24 @@ def resumed(stream: StreamSpec, cursor: Cursor | None) -> datetime | None:
     return at.astimezone(UTC)
 
 
-def start_of(stream: StreamSpec, text: str) -> datetime:
+def start_of(name: str, text: str) -> datetime:
     """Return the moment that a manifest's start_datetime names."""
     try:
         found = datetime.fromisoformat(text)
     except ValueError:
         raise ConfigError(
-            f"{stream.name}: start_datetime is no time; write 2020-01-01T00:00:00Z"
+            f"{name}: start_datetime is no time; write 2020-01-01T00:00:00Z"
         ) from None
     return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+
+
+def tried(name: str, how: Incremental, start: datetime, now: datetime) -> Window | None:
+    """Return a window for a first look at a stream: its newest, where it is read in several."""
+    if how.start_time_option is None:
+        return None
+    stream = StreamSpec(name=name, mode=Mode.REPLACE)
+    lower = start if how.step is None else max(start, now - how.step)
+    return next(windows(stream, how, lower, now))
 
 
 def windows(

@@ -156,7 +156,7 @@ class RestSource:
         """Read a page of the streams that the manifest names for it."""
         for name in self._manifest.check.stream_names:
             reading = Reading(self._asker, self._manifest, name, None, stream=self._whole(name))
-            next(reading.pages(None), None)
+            next(reading.first_look(), None)
         missing = [self._asker.problem] if self._asker.problem else []
         missing += [
             f"stream {name} has no schema; see one with: syncward connector try MANIFEST --stream "
