@@ -2,6 +2,7 @@
 
 import json
 from contextlib import closing
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ def page(number: int, last: int) -> Reply:
     return Reply(200, {"rows": [{"id": number}], "meta": meta})
 
 
-def manifest(paginator: dict, **stream) -> dict:
+def manifest(paginator: dict[str, Any], **stream: Any) -> dict[str, Any]:
     return {
         "version": "1", "name": "shop", "url_base": "{{ config.url }}",
         "parameters": {"url": {}}, "check": {"stream_names": ["orders"]},
@@ -43,14 +44,14 @@ def manifest(paginator: dict, **stream) -> dict:
     }  # fmt: skip
 
 
-def opened(api, tmp_path, document: dict):
+def opened(api, tmp_path, document: dict[str, Any]):
     path = tmp_path / "shop.yaml"
     path.write_text(json.dumps(document))
     config = {"manifest": str(path), "parameters": {"url": api.url}}
     return closing(registry.open_source("rest", config, {}, LOOSE))
 
 
-def rows(api, tmp_path, paginator: dict) -> list[int]:
+def rows(api, tmp_path, paginator: dict[str, Any]) -> list[int]:
     api.script.extend(page(n, 3) for n in (1, 2, 3))
     with opened(api, tmp_path, manifest(paginator)) as source:
         stream = StreamSpec(name="shop.orders", mode="replace")
