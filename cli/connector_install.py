@@ -84,7 +84,10 @@ def list_(cli: Cli) -> None:
         found = child_installed.read_manifest(path.parent)
         if found is None:
             continue
-        changed, _ = child_installed.compared(path.parent, found, {})
+        try:
+            changed, _ = child_installed.compared(path.parent, found, {})
+        except OSError:
+            changed = f"{VENV} cannot be read"
         name = f"{found.package}=={found.version}"
         lines.append(Line(name, found.kind, found.executables, found.installed_at, changed))
     rows = [

@@ -57,7 +57,7 @@ class ChildConfig(BaseModel):
 
 
 def _secret_name(value: object, depth: int) -> str | None:
-    """Return the first name that is one of a secret and has a text."""
+    """Return the first name that is one of a secret and has a text, or a list of some."""
     if depth > _DEPTH_MAX:
         raise ValueError(f"are nested more than {_DEPTH_MAX} levels deep")
     if isinstance(value, list):
@@ -65,7 +65,8 @@ def _secret_name(value: object, depth: int) -> str | None:
     if not isinstance(value, dict):
         return None
     for name, one in value.items():
-        if looks_secret(name) and isinstance(one, str) and one:
+        texts = one if isinstance(one, list) else [one]
+        if looks_secret(name) and any(isinstance(text, str) and text for text in texts):
             return str(name)
         found = _secret_name(one, depth + 1)
         if found is not None:

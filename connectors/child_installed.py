@@ -10,7 +10,7 @@ import os
 import pwd
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -105,14 +105,14 @@ def installed(policy: ChildPolicy, kind: Kind, connector: str, executable: str) 
             f"{', '.join(manifest.executables)}: correct the resource's `executable`",
             code="connector_missing",
         )
-    if policy.writable_refused and any(_writable(p, policy.user) for p in (root, directory)):
+    _verify(directory, manifest, connector)
+    if policy.writable_refused and _may_change(directory, policy.user):
         raise ConfigError(
-            f"{connector}: the login that it would run as may write to its directory, so it could "
-            "change itself; let another login own SYNCWARD_CONNECTORS_DIR "
-            "(docs/child-connectors.md)",
+            f"{connector}: the login that it would run as may write to its directory, to one above "
+            "or to a file in it, so it could change itself; let another login own "
+            "SYNCWARD_CONNECTORS_DIR with all that is in it (docs/child-connectors.md)",
             code="connector_changed",
         )
-    _verify(directory, manifest, connector)
     path = directory / VENV / "bin"
     interpreter = (path / "python").resolve().parent.parent
     return Installed(connector, _command(path, name), path, (directory / VENV, interpreter))
@@ -139,19 +139,43 @@ def _allowed(policy: ChildPolicy, connector: str) -> Path:
     return policy.directory.absolute()
 
 
-def _writable(path: Path, user: str | None) -> bool:
-    """Say whether a connector could change what is there: its owner may always."""
+def _may_change(directory: Path, user: str | None) -> bool:
+    """Say whether a connector could change its own files, or put others in their place."""
     try:
-        login = pwd.getpwnam(user) if user else pwd.getpwuid(os.geteuid())
+        uid, groups = _login(user)
     except KeyError:
         return True
-    status = path.stat()
-    groups = os.getgrouplist(login.pw_name, login.pw_gid)
-    return (
-        login.pw_uid in {0, status.st_uid}
-        or bool(status.st_mode & stat.S_IWOTH)
-        or (bool(status.st_mode & stat.S_IWGRP) and status.st_gid in groups)
-    )
+    if uid == 0:
+        return True
+    above = {*directory.parents, *directory.resolve().parents}
+    if any(_writable(path.stat(), uid, groups, sticky=True) for path in above):
+        return True
+    found = [directory, *(Path(below) for below, _, _ in os.walk(directory))]
+    found += [entry for _, entry in files_below(directory)]
+    return any(_writable(path.lstat(), uid, groups) for path in found)
+
+
+def _login(user: str | None) -> tuple[int, Collection[int]]:
+    """Return who a connector runs as; as ourselves it has our groups, whatever /etc/group says."""
+    if user is None:
+        return os.geteuid(), {os.getegid(), *os.getgroups()}
+    entry = pwd.getpwnam(user)
+    return entry.pw_uid, os.getgrouplist(entry.pw_name, entry.pw_gid)
+
+
+def _writable(
+    status: os.stat_result, uid: int, groups: Collection[int], *, sticky: bool = False
+) -> bool:
+    """Say whether a login could change it: its owner may always.
+
+    In a directory with the sticky bit nobody moves what belongs to others.
+    """
+    mode = status.st_mode
+    if uid == status.st_uid:
+        return True
+    if stat.S_ISLNK(mode) or (sticky and mode & stat.S_ISVTX):
+        return False
+    return bool(mode & stat.S_IWOTH) or (bool(mode & stat.S_IWGRP) and status.st_gid in groups)
 
 
 def read_manifest(directory: Path) -> Manifest | None:

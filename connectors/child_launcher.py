@@ -21,6 +21,7 @@ import time
 from typing import Any
 
 _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 24, 36, 38
+_PR_CAP_AMBIENT, _AMBIENT_CLEAR_ALL = 47, 4
 #: Seconds between two looks at how much memory it has; and for it to end by itself when told to.
 _LOOK_S, _GRACE_S = 0.2, 0.5
 #: Killing goes on for so long: a process that forks while it is killed leaves a child.
@@ -70,7 +71,7 @@ def _line() -> bytes:
 def _become(order: dict[str, Any], launcher: int) -> None:
     """Give up what the program must not have, and become it."""
     try:
-        os.setpgid(0, 0)
+        os.setsid()  # a group of its own, which it cannot leave for ours
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != launcher:
             os._exit(_CANNOT_START)
@@ -80,6 +81,7 @@ def _become(order: dict[str, Any], launcher: int) -> None:
         if order["user"]:
             _switch(order["user"])
             _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # another login forgets it
+        _prctl(_PR_CAP_AMBIENT, _AMBIENT_CLEAR_ALL)  # what let us switch would stay with it
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)
         if os.geteuid() == 0:
             _drop_capabilities()
@@ -274,12 +276,8 @@ def _kill_all() -> None:
     """Kill what is left until nothing is; what was left behind is reaped here, too."""
     deadline = time.monotonic() + _KILL_S
     while True:
-        left = _family()
-        for pid in left:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                continue
+        for pid in _family():
+            _kill(pid)
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
@@ -288,6 +286,17 @@ def _kill_all() -> None:
         if time.monotonic() > deadline:
             return
         time.sleep(0.005)
+
+
+def _kill(pid: int) -> None:
+    """Kill a process, with its group: one that forks and ends all the time is gone by its pid."""
+    try:
+        group = os.getpgid(pid)
+        if group not in {0, os.getpgrp()}:
+            os.killpg(group, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        return
 
 
 if __name__ == "__main__":

@@ -126,7 +126,8 @@ class Child:
         with self._lock:
             self._launcher = launcher
         assert launcher.stdin is not None  # noqa: S101 - a pipe
-        launcher.stdin.write(json.dumps(order).encode() + b"\n")
+        with suppress(ValueError):  # cancelled meanwhile, which closed it: the first read says so
+            launcher.stdin.write(json.dumps(order).encode() + b"\n")
         self._listener = Thread(target=self._listen, name="child-stderr", daemon=True)
         self._listener.start()
 

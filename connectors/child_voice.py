@@ -4,6 +4,7 @@ All of it is masked as one text before it is cut into lines, bounded, and handed
 the run's log. It is data of others: no error of ours quotes it.
 """
 
+import codecs
 from collections.abc import Callable
 from threading import Lock
 
@@ -20,6 +21,7 @@ class Voice:
         self._say = say
         self._lock = Lock()
         self._sink = REDACTOR.stream()
+        self._text = codecs.getincrementaldecoder("utf-8")("replace")  # pieces end anywhere
         self._line = ""
         self._lines = 0
         self._dropped = 0
@@ -27,11 +29,12 @@ class Voice:
     def feed(self, piece: bytes) -> None:
         """Take a piece of text, as it comes."""
         with self._lock:
-            self._cut(self._sink.feed(piece.decode("utf-8", "replace").replace("\0", "\ufffd")))
+            self._cut(self._sink.feed(self._text.decode(piece).replace("\0", "\ufffd")))
 
     def close(self) -> None:
         """Say the rest, and how much was not kept."""
         with self._lock:
+            self._cut(self._sink.feed(self._text.decode(b"", final=True)))
             self._cut(self._sink.close())
             self._sink = REDACTOR.stream()
             if self._line:

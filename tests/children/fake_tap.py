@@ -277,6 +277,19 @@ def many_processes(_):
     time.sleep(3600)
 
 
+def runs_away(_):
+    """Processes that fork and end all the time: by their pids they are never there."""
+    if os.fork() == 0:
+        for _hop in range(3):
+            os.fork()
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            if os.fork():
+                os._exit(0)
+        os._exit(0)
+    time.sleep(3600)
+
+
 def spin(_):
     some()
     out.flush()
