@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -277,16 +278,14 @@ def many_processes(_):
     time.sleep(3600)
 
 
-def runs_away(_):
+def runs_away(config):
     """Processes that fork and end all the time: by their pids they are never there."""
-    if os.fork() == 0:
-        for _hop in range(3):
-            os.fork()
-        end = time.monotonic() + 20
-        while time.monotonic() < end:
-            if os.fork():
-                os._exit(0)
-        os._exit(0)
+    program = (
+        "import os, time\nfor _ in range(3): os.fork()\nend = time.monotonic() + 20\n"
+        "while time.monotonic() < end:\n    if os.fork(): os._exit(0)\n"
+    )
+    where = config["directory"]  # tells whose they are
+    subprocess.Popen([sys.executable, "-I", "-S", "-c", program, where])
     time.sleep(3600)
 
 
