@@ -286,7 +286,8 @@ def runs_away(config):
     )
     where = config["directory"]  # tells whose they are
     subprocess.Popen([sys.executable, "-I", "-S", "-c", program, where])
-    time.sleep(3600)
+    some()
+    state(3)
 
 
 def spin(_):
