@@ -76,10 +76,12 @@ def runnable(tx: Connection, name: str, streams: Sequence[str] = ()) -> Known:
     """Return a connection that may run now and has these streams; Conflict, NotFound if not."""
     found = connections.get(tx, name)
     if found.state == "paused":
-        raise Conflict(
-            f"connection {name} is paused ({found.state_reason}); "
-            f"resume it first: syncward connection resume {name}"
-        )
+        how = f"resume it first: syncward connection resume {name}"
+        if found.state_reason == "needs_reauth":  # it goes on by itself then
+            how = (
+                "authorise its login first: syncward resource authorize (resource list says which)"
+            )
+        raise Conflict(f"connection {name} is paused ({found.state_reason}); {how}")
     unknown = sorted(set(streams) - {s.name for s in found.spec.streams})
     if unknown:
         known = ", ".join(s.name for s in found.spec.streams)
