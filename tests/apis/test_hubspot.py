@@ -111,6 +111,7 @@ def test_contacts_companies_and_deals_follow_what_users_do_while_they_are_read(s
     assert synced.rows("contacts", "id") == sorted((i,) for i in hubspot.alive("contacts"))
 
 
+@pytest.mark.full  # 10 s
 @pytest.mark.integration
 def test_a_search_is_read_beyond_its_ten_thousand_and_late_results_are_found(synced, hubspot):
     some = contacts(hubspot, 20)
