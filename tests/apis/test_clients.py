@@ -32,7 +32,7 @@ def python(tmp_path_factory):
     subprocess.run([uv, "venv", "-q", str(place)], check=True, timeout=60)
     interpreter = str(place / "bin" / "python")
     wanted = ["--python", interpreter, *_CLIENTS]
-    subprocess.run([uv, "pip", "install", "-q", *wanted], check=True, timeout=200)
+    subprocess.run([uv, "pip", "install", "--system-certs", "-q", *wanted], check=True, timeout=200)
     return interpreter
 
 
