@@ -34,7 +34,7 @@ format: .venv/.ok ## Format the code
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 test: .venv/.ok ## All tests that need nothing but PyPI; one that fails runs once more, and both are shown
-	@$(BIN)/pytest -n $(WORKERS) --dist loadgroup -m "not full" --reruns 1 -r RfE
+	@$(BIN)/pytest -n $(WORKERS) --dist loadgroup -m "not full" --hypothesis-profile repeatable --reruns 1 -r RfE
 
 unit: .venv/.ok ## Tests without I/O
 	@$(BIN)/pytest tests/unit

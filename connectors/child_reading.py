@@ -20,6 +20,7 @@ from connectors.rest_manifest import RAW
 from connectors.rest_rows import Rows, Words
 from connectors.rest_values import Type
 from connectors.row_groups import ROWS_MAX, Grouping, sizes
+from connectors.row_reads import no_cursor_to_backfill
 from connectors.swept_keys import noted
 from schemas.errors import ConfigError, TransientError
 from schemas.records import Batch, Between, Cursor, Row, RowGroup, WireFormat
@@ -269,14 +270,6 @@ class Reading:
         declared = self._talk.declared
         names = [column.name for column in rows.columns]
         if declared is None or spec.cursor is None or spec.cursor not in declared.fields:
-            raise no_backfill(spec)
+            raise no_cursor_to_backfill(spec)
         type_ = declared.fields[spec.cursor].type
         return inside(spec, between, type_, names.index(spec.cursor))
-
-
-def no_backfill(spec: StreamSpec) -> ConfigError:
-    """Make the error of a backfill without a column that says what belongs to it."""
-    return ConfigError(
-        f"{spec.name}: a backfill needs a cursor that is a column; read everything again with: "
-        f"syncward run enqueue CONNECTION --full-refresh --stream {spec.name}"
-    )

@@ -16,11 +16,12 @@ from connectors.child_config import SECRET, ChildConfig, Settings
 from connectors.child_installed import Kind, installed
 from connectors.child_launcher import landlock
 from connectors.child_process import DOCUMENT_MAX, Child
-from connectors.child_reading import KIND, STATE, How, Reading, Talk, no_backfill
+from connectors.child_reading import KIND, STATE, How, Reading, Talk
 from connectors.child_schema import Declared, declared
 from connectors.child_voice import Voice
 from connectors.discovery import discovered
 from connectors.rest_values import column
+from connectors.row_reads import no_cursor_to_backfill
 from schemas.aid import Aid
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError, TransientError
@@ -203,7 +204,7 @@ class ChildSource:
         del wire, ranges  # rows, in one piece
         _check_settings(stream)
         if between is not None and stream.cursor in {None, STATE}:
-            raise no_backfill(stream)
+            raise no_cursor_to_backfill(stream)
         offered = self._named(stream)
         again = sweep or stream.name in self._begun
         self._begun.add(stream.name)

@@ -8,7 +8,7 @@ from psycopg import sql
 
 from connectors.pg_types import is_plain, travels
 from connectors.postgres import Connection, PostgresConfig, fits
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, ReadAgain
 from schemas.records import Column, LoadRequest, StreamShape
 from schemas.streams import StreamSpec
 
@@ -53,6 +53,14 @@ HAVING i.indisprimary OR bool_and(a.attnotnull)
 ORDER BY i.indisprimary DESC, i.indexrelid
 """
 
+#: The catalog as the snapshot has it, beside the files as they are now.
+_OTHER_FILES = """
+SELECT count(*) FROM pg_class c
+WHERE c.oid IN (SELECT %(table)s::oid UNION SELECT relid FROM pg_partition_tree(%(table)s::oid))
+  AND c.relkind IN ('r', 'm') AND c.relfilenode <> 0
+  AND pg_relation_filenode(c.oid) IS DISTINCT FROM c.relfilenode
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Relation:
@@ -92,6 +100,21 @@ def find(conn: Connection, schema: str, table: str) -> Relation | None:
         keys=keys,
         categories=categories,
     )
+
+
+def hold(conn: Connection, stream: StreamSpec, relation: Relation) -> None:
+    """Keep the table's files as they are until the snapshot ends; ReadAgain if they are others.
+
+    A TRUNCATE or a rewrite that comes between a snapshot and the first look at the table leaves
+    nothing there that the snapshot could see, and nothing would be promoted as everything.
+    """
+    if relation.kind not in {"r", "p", "m"}:
+        return
+    table = sql.Identifier(stream.schema_name, stream.table_name)
+    conn.execute(sql.SQL("SELECT FROM {} LIMIT 0").format(table))
+    row = conn.execute(_OTHER_FILES, {"table": relation.oid}).fetchone()
+    if row is None or row[0]:
+        raise ReadAgain(f"{stream.name} was truncated or rewritten just now", same=True)
 
 
 def _columns(conn: Connection, oid: int) -> tuple[tuple[Column, ...], dict[str, tuple[str, str]]]:

@@ -13,7 +13,6 @@ from psycopg import sql
 
 from connectors.pg_catalog import Relation
 from connectors.postgres import Connection
-from schemas.errors import ReadAgain
 from schemas.records import Bound, Kept, Ranges
 from schemas.streams import StreamSpec
 
@@ -53,12 +52,6 @@ FROM pg_class c JOIN pg_am a ON a.oid = c.relam
 WHERE c.oid = %s AND c.relkind IN ('r', 'm') AND a.amname = 'heap'
   AND NOT EXISTS (SELECT FROM pg_inherits h WHERE h.inhparent = c.oid)
   AND has_table_privilege(c.oid, 'SELECT')
-"""
-#: The catalog as the snapshot has it, beside the files as they are now.
-_OTHER_FILES = """
-SELECT count(*) FROM pg_class c
-WHERE c.oid IN (SELECT %(table)s::oid UNION SELECT relid FROM pg_partition_tree(%(table)s::oid))
-  AND c.relkind IN ('r', 'm') AND pg_relation_filenode(c.oid) IS DISTINCT FROM c.relfilenode
 """
 
 
@@ -188,21 +181,6 @@ def _by_place(
     pages, n = row[0], relation.rows_estimated // ranges.rows
     cuts = sorted({pages * i // n for i in range(1, n)} - {0})
     return Cut((_PLACE,), tuple((f"({page},0)",) for page in cuts)) if cuts else None
-
-
-def hold(conn: Connection, stream: StreamSpec, relation: Relation) -> None:
-    """Keep the table's files as they are until the snapshot ends; ReadAgain if they are others.
-
-    A TRUNCATE or a rewrite that comes between a snapshot and the first look at the table leaves
-    nothing there that the snapshot could see, and nothing would be promoted as everything.
-    """
-    if relation.kind not in {"r", "p", "m"}:
-        return
-    table = sql.Identifier(stream.schema_name, stream.table_name)
-    conn.execute(sql.SQL("SELECT FROM {} LIMIT 0").format(table))
-    row = conn.execute(_OTHER_FILES, {"table": relation.oid}).fetchone()
-    if row is None or row[0]:
-        raise ReadAgain(f"{stream.name} was truncated or rewritten just now", same=True)
 
 
 def scattered(conn: Connection, stream: StreamSpec, key: Sequence[str]) -> bool:

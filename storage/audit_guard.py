@@ -185,7 +185,7 @@ FUNCTIONS = {
     "audit.withdraw_prune": "5cdda24bae04ee7e",
     "keystore.root_moves": "6fd9af8607c45087",
     "public.drop_partitions": "0736b5ecee9f6b10",
-    "public.ensure_partitions": "c61bc04dc03c2275",
+    "public.ensure_partitions": "0ac94b0f836ff54c",
 }
 
 _FUNCTIONS = text("""

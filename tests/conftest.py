@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from hypothesis import settings
 from psycopg import sql
 
 from cli import main as program
@@ -20,7 +21,12 @@ from storage import migrate
 from storage.engine import open_engine
 from storage.keystore import Keystore
 from storage.roles import create_login
+from tests.rest_api import Api
 from tests.world import Control, Pair, World
+
+#: `make test` must say of a change what it said before: it tries the same examples each time.
+#: `make test-full` looks for new ones.
+settings.register_profile("repeatable", derandomize=True)
 
 #: A test that may take longer than this is a long one.
 _LONG_S = 180
@@ -191,6 +197,14 @@ def world(
     # what makes guessing dear for others makes two seconds of processor time of twenty tests
     monkeypatch.setitem(fingerprint._COST, "n", 2**4)
     made = World.build(control, pair, valkey, tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def api() -> Iterator[Api]:
+    """An API on loopback without a record."""
+    made = Api()
     yield made
     made.close()
 

@@ -43,8 +43,8 @@ _KEYS_AHEAD = 3
 _STORE_TRIES, _STORE_EVERY_S = 5, 1.0
 
 _DEAD = (
-    "resource {}: its login was refused and waits to be authorised again: syncward resource "
-    "authorize NAME"
+    "resource {0}: its login was refused and waits to be authorised again: syncward resource "
+    "authorize {0}"
 )
 
 #: Opens what was read, and has it masked from then on.

@@ -19,7 +19,7 @@ from connectors import (
     pg_types,
     pg_window,
 )
-from connectors.pg_catalog import Relation, check_key, describe
+from connectors.pg_catalog import Relation, check_key, describe, hold
 from connectors.pg_relay import Relay
 from connectors.pg_sessions import Sessions
 from connectors.pg_window import Window
@@ -155,6 +155,7 @@ class PostgresSource:
                 beyond = pg_keys.far_cursor(stream, relation, self._zone, full=cursor is None)
                 bound = pg_window.time_bound(self._conn, stream, beyond)
             with self._snapshot():
+                hold(self._conn, stream, relation)
                 if asked is not None:
                     window = asked
                 elif bound is not None:
@@ -170,7 +171,6 @@ class PostgresSource:
                 if sweep or (window.full and cursor is not None):
                     batch.keys = self._keys(stream, relation, batch)
                 if cut is not None:
-                    pg_ranges.hold(self._conn, stream, relation)
                     at_once = min(ranges.at_once if ranges else 1, len(cut.left))
                     yield self._in_ranges(stream, relation, window, batch, cut, at_once=at_once)
                     return

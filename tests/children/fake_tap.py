@@ -278,6 +278,19 @@ def many_processes(_):
     time.sleep(3600)
 
 
+def many_helpers(_):
+    """Two hundred that end at once, each left behind by a process that does, too."""
+    for _ in range(200):
+        if os.fork() == 0:
+            if os.fork() == 0:
+                os._exit(0)
+            os._exit(0)
+        os.wait()
+    time.sleep(1)  # so that they are looked at
+    some()
+    state(3)
+
+
 def runs_away(config):
     """Processes that fork and end all the time: by their pids they are never there."""
     program = (

@@ -35,6 +35,13 @@ def test_processes_that_fork_and_end_all_the_time_end_with_the_child(tmp_path, m
         assert [left_behind(tmp_path) for _ in range(20)] == [[]] * 20
 
 
+def test_helpers_that_have_ended_count_no_more(tmp_path, monkeypatch):
+    """More than are allowed at a time, left behind and ended: nobody else takes leave of them."""
+    with fake(tmp_path, "singer", monkeypatch) as tap:
+        assert len(tap.read("many_helpers")) > 0
+        assert left_behind(tmp_path) == []
+
+
 @_AS_ROOT
 def test_what_lets_a_worker_switch_logins_is_not_the_childs():
     """A worker that is not root has it as ambient capabilities, which a program would inherit."""

@@ -22,13 +22,6 @@ TOKEN = {"Authorization": "Bearer tok-canary-1234"}
 
 
 @pytest.fixture
-def api():
-    made = Api()
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def link():
     with closing(Link(LOOSE, bounds=Bounds(body_max=1 << 20, total_s=5, read_s=2))) as made:
         yield made

@@ -10,20 +10,13 @@ from connectors import registry, rest_files
 from schemas.errors import ConfigError
 from schemas.records import WireFormat
 from schemas.streams import StreamSpec
-from tests.rest_api import Api, Reply
+from tests.rest_api import Reply
 from tests.world import LOOSE
 
 CURSOR = {
     "type": "CursorPagination", "cursor_value": "meta.after",
     "page_token_option": {"field_name": "after"},
 }  # fmt: skip
-
-
-@pytest.fixture
-def api():
-    made = Api()
-    yield made
-    made.close()
 
 
 def page(number: int, last: int) -> Reply:

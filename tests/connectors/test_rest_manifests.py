@@ -14,7 +14,6 @@ from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError
 from schemas.records import WireFormat
 from schemas.streams import StreamSpec
-from tests.rest_api import Api
 from tests.world import LOOSE
 
 TOKEN = "tok-canary-1234"  # noqa: S105 - a secret to look for
@@ -23,13 +22,6 @@ SMALL: dict[str, Any] = {
     "check": {"stream_names": ["orders"]},
     "streams": {"orders": {"path": "/orders", "primary_key": ["id"], "schema": {"id": "integer"}}},
 }  # fmt: skip
-
-
-@pytest.fixture
-def api():
-    made = Api()
-    yield made
-    made.close()
 
 
 def read(config, stream, since=None, **spec):

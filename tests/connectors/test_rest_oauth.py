@@ -22,17 +22,10 @@ from storage import claims, connections, tenancy
 from storage.engine import transaction
 from tests.faults.crash_points import DIED, Point, arm, die
 from tests.oauth_world import MANIFEST, OAuthWorld, ended, forked, store, work
-from tests.rest_api import Api, Issuer, Reply
+from tests.rest_api import Issuer, Reply
 from tests.world import LOOSE, OPERATOR
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def api():
-    made = Api()
-    yield made
-    made.close()
 
 
 @pytest.fixture

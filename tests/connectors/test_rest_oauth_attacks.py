@@ -22,18 +22,11 @@ from schemas.errors import TransientError
 from schemas.redaction import REDACTOR
 from storage import resources, tenancy
 from tests.oauth_world import EXPIRED, OAuthWorld, ended, forked, store, work
-from tests.rest_api import Api, Reply
+from tests.rest_api import Reply
 
 pytestmark = pytest.mark.integration
 
 VERIFIER = "verifier-canary-" + "v" * 40
-
-
-@pytest.fixture
-def api():
-    made = Api()
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -6,16 +6,15 @@ from typing import Literal
 
 import pytest
 
-from scheduler import ticks
 from schemas.records import Between
 from schemas.runs import RunKind, RunState
 from storage import runs
 from tests.connectors.test_ranges import Crash, Runs, _some_ranges
-from tests.faults.crash_points import DESTINATION, DIED, Point, arm, die
+from tests.faults.crash_points import DESTINATION, Point
+from tests.faults.dying import dies_at
 from tests.faults.test_processes import Fleet
 from tests.integration.test_by_hand import ask, copied, do, served, state
-from tests.world import OPERATOR, Control, World
-from workers import run_sync
+from tests.world import OPERATOR
 
 pytestmark = pytest.mark.integration
 
@@ -84,27 +83,6 @@ def at(when: Literal["before", "after"], function: str, nth: int = 1) -> Point:
     return Point("execute", when, function, "backfill", nth)
 
 
-def dies(shop, run_id, point: Point) -> None:
-    """Let a process of its own execute a run and die at one place."""
-    jobs = shop.dispatch()
-    child = os.fork()
-    if child == 0:
-        try:
-            old = shop.control
-            control = Control(old.cluster, old.database, old.password)
-            worker_file = shop.directory / "keys" / "worker.json"
-            deps = World._deps(control, shop.cli.settings, worker_file)
-            arm(point, die)
-            for job in jobs:
-                run_sync.execute(job, deps)
-        finally:
-            os._exit(0)  # never reached: without this it would go on as a second test runner
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == DIED, "the point was not reached"
-    assert shop.run(run_id).state is RunState.RUNNING
-    shop.expire_leases()
-    ticks.reap_tick(shop.scheduler)
-
-
 def test_a_large_window_comes_in_ranges_and_a_small_one_in_one_piece(shop):
     before, cursor = state(shop, "t"), copied(shop, "t")
     for table, (said, key) in {
@@ -151,7 +129,7 @@ def test_a_kill_in_the_middle_is_followed_by_what_is_left(shop):
     }.items():
         corrected(shop, value=value)
         run_id = ask(shop, RunKind.BACKFILL, "t", window=ALL)
-        dies(shop, run_id, point)
+        dies_at(shop, run_id, point)
         # nothing is there in part
         assert served(shop, f"SELECT count(*) FROM acme.t WHERE v = '{value}'") == 0
         # rows that move to a range that is there, to one that is left, and out of the window
@@ -182,7 +160,7 @@ def test_a_kill_in_the_middle_is_followed_by_what_is_left(shop):
 def test_what_a_backfill_leaves_is_no_part_of_a_sync_nor_of_another_backfill(shop):
     corrected(shop)
     run_id = ask(shop, RunKind.BACKFILL, "t", window=ALL)
-    dies(shop, run_id, at("after", f"{DESTINATION}._keep", 4))
+    dies_at(shop, run_id, at("after", f"{DESTINATION}._keep", 4))
     shop.pair.source("ALTER TABLE t ADD COLUMN extra int")
     shop.step()
     run = shop.run(run_id)
@@ -198,7 +176,7 @@ def test_what_a_backfill_leaves_is_no_part_of_a_sync_nor_of_another_backfill(sho
     assert left_behind(shop) == (0, 0)
     corrected(shop, value="newest")
     run_id = ask(shop, RunKind.BACKFILL, "t", window=ALL)
-    dies(shop, run_id, at("after", f"{DESTINATION}._keep", 4))
+    dies_at(shop, run_id, at("after", f"{DESTINATION}._keep", 4))
     with shop.cli.transaction() as tx:
         runs.cancel(tx, run_id, OPERATOR)
     shop.step()

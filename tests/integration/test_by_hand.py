@@ -1,19 +1,17 @@
 """Backfill, reset, purge and schema on the whole way of a run, also where a worker dies."""
 
 import json
-import os
 
 import pytest
 
 from cli.records import opened_output
-from scheduler import ticks
 from schemas.errors import Conflict
 from schemas.records import Between, Purge
 from schemas.runs import RunKind, RunOptions, RunState
 from storage import audit_tail, connections, outputs, runs
-from tests.faults.crash_points import DIED, Point, arm, die
-from tests.world import OPERATOR, Control, World
-from workers import run_sync
+from tests.faults.crash_points import Point
+from tests.faults.dying import dies_at
+from tests.world import OPERATOR
 
 pytestmark = pytest.mark.integration
 
@@ -66,23 +64,7 @@ def purge(shop, how, stream="orders"):
 
 def dies(shop, run_id, when, function):
     """Let a process of its own execute a run and die at one place; then another worker goes on."""
-    point, jobs = Point("execute", when, function, "by hand"), shop.dispatch()
-    child = os.fork()
-    if child == 0:
-        try:
-            old = shop.control
-            control = Control(old.cluster, old.database, old.password)
-            worker_file = shop.directory / "keys" / "worker.json"
-            deps = World._deps(control, shop.cli.settings, worker_file)
-            arm(point, die)
-            for job in jobs:
-                run_sync.execute(job, deps)
-        finally:
-            os._exit(0)  # never reached: without this it would go on as a second test runner
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == DIED, "the point was not reached"
-    assert shop.run(run_id).state is RunState.RUNNING
-    shop.expire_leases()
-    ticks.reap_tick(shop.scheduler)
+    dies_at(shop, run_id, Point("execute", when, function, "by hand"))
     shop.step()
     return shop.run(run_id), shop.streams(run_id)
 

@@ -268,6 +268,23 @@ def test_partitions_are_made_three_months_ahead_and_only_once(control):
     assert control.one("SELECT count(*) FROM pg_inherits") >= 6 * 5
 
 
+def test_a_row_from_a_clock_that_is_ahead_keeps_no_other_partition_from_being_made(control):
+    """It lies in the default partition; its table's month stays there, all others are made."""
+    month = "date_trunc('month', now(), 'UTC') + interval '5 months'"
+    control.act(
+        "INSERT INTO run_logs (account_id, run_id, at, level, message) VALUES "
+        f"(gen_random_uuid(), gen_random_uuid(), {month} + interval '1 day', 'info', 'x')"
+    )
+    with transaction(control.engine("scheduler")) as tx:
+        made = tx.execute(text("SELECT ensure_partitions(5)")).scalars().all()
+        again = tx.execute(text("SELECT ensure_partitions(5)")).scalars().all()
+    last = control.one(f"SELECT to_char(({month}) AT TIME ZONE 'UTC', 'YYYYMM')")
+    assert sorted(name for name in made if name.endswith(str(last))) == [
+        f"{table}_{last}" for table in ("api_calls", "event", "runs", "slots")
+    ]
+    assert (len(made), again) == (2 * 5 - 1, [])
+
+
 def test_an_unreachable_database_is_named_with_the_next_step():
     engine = open_engine("postgresql://x:secret-word@127.0.0.1:1/none", "operator")
     with pytest.raises(TransientError, match=r"127\.0\.0\.1:1/none: not reachable") as caught:

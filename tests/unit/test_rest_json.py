@@ -5,7 +5,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from connectors import rest_json
@@ -41,6 +41,15 @@ def images(document: object) -> str:
     return repr(document)
 
 
+def stored(text: str) -> str:
+    """As a jsonb keeps it: each number with its digits, and no sign of how it was written."""
+    return images(json.loads(text, parse_float=_digits, parse_int=_digits))
+
+
+def _digits(text: str) -> str:
+    return format(Decimal(text), "f")
+
+
 @pytest.mark.parametrize("body", ODD, ids=repr)
 def test_odd_documents_are_read_as_the_standard_library_reads_them(body):
     assert images(parse(body)) == images(slowly(body))
@@ -62,6 +71,7 @@ def test_any_document_is_read_as_the_standard_library_reads_it(document, ascii_o
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.dictionaries(st.text(), DOCUMENTS), max_size=5), st.booleans())
+@example([{"a": 1.2879019119837072e16}], False)  # a whole number, written as a fraction
 def test_a_record_as_it_stands_says_the_same_as_one_that_is_written(records, spaced):
     separators = None if spaced else (",", ":")
     body = json.dumps({"a": {"b": records}}, separators=separators).encode()
@@ -74,9 +84,7 @@ def test_a_record_as_it_stands_says_the_same_as_one_that_is_written(records, spa
             with pytest.raises(NoJson):
                 as_it_stands(text, record)
         else:
-            assert images(slowly(as_it_stands(text, record).encode())) == images(
-                slowly(written.encode())
-            )
+            assert stored(as_it_stands(text, record)) == stored(written)
 
 
 def test_records_that_cannot_be_told_apart_are_written_again():
