@@ -70,10 +70,9 @@ def test_any_document_is_read_as_the_standard_library_reads_it(document, ascii_o
 
 
 @settings(max_examples=50, deadline=None)
-@given(
-    records=st.lists(st.dictionaries(st.text(), DOCUMENTS), max_size=5), spaced=st.booleans()
-)
-@example(records=[{"a": 1.2879019119837072e16}], spaced=False)  # a whole number, written as a fraction
+@given(records=st.lists(st.dictionaries(st.text(), DOCUMENTS), max_size=5), spaced=st.booleans())
+# a whole number, written as a fraction
+@example(records=[{"a": 1.2879019119837072e16}], spaced=False)
 def test_a_record_as_it_stands_says_the_same_as_one_that_is_written(records, spaced):
     separators = None if spaced else (",", ":")
     body = json.dumps({"a": {"b": records}}, separators=separators).encode()
