@@ -16,8 +16,8 @@ import click
 
 from cli.context import Cli
 from cli.show import plain, table
-from connectors import child_installed
-from connectors.child_installed import MANIFEST, VENV, Kind, Manifest
+from connectors.child import installed as child_installed
+from connectors.child.installed import MANIFEST, VENV, Kind, Manifest
 from schemas.errors import ConfigError, Conflict, NotFound
 from schemas.settings import Settings
 

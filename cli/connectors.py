@@ -9,9 +9,11 @@ import click
 from cli import connector_install, credentials
 from cli.context import Cli, command, interactive
 from cli.show import plain, table
-from connectors import rest_files, rest_manifest, rest_trial
-from connectors.rest_manifest import Manifest
-from connectors.rest_trial import Trial
+from connectors.rest import manifest as rest_manifest
+from connectors.rest import manifest_files
+from connectors.rest import trial as rest_trial
+from connectors.rest.manifest import Manifest
+from connectors.rest.trial import Trial
 from schemas.errors import ConfigError
 from schemas.secret import looks_secret
 
@@ -31,19 +33,19 @@ commands = {"connector": connector}
 
 def _manifest(named: str) -> Manifest:
     """Read a manifest that comes with Syncward by its name, any other as a file of this host."""
-    known = rest_files.builtin()
+    known = manifest_files.builtin()
     path = known.get(named, Path(named))
     try:
         with path.open("rb") as file:
-            content = file.read(rest_files.FILE_MAX + 1)
+            content = file.read(manifest_files.FILE_MAX + 1)
     except OSError:
         raise ConfigError(
             f"{named}: no such file that can be read, and no manifest of that name; there are "
             f"{', '.join(known)}"
         ) from None
-    if len(content) > rest_files.FILE_MAX:
+    if len(content) > manifest_files.FILE_MAX:
         raise ConfigError(f"{named}: is larger than 1 MiB")
-    return rest_files.parse(content, named)
+    return manifest_files.parse(content, named)
 
 
 @command(connector)

@@ -1,6 +1,6 @@
 """Which columns of a table a stream takes, and which keys are keys still: of every database alike.
 
-How a condition is written is each connector's own (pg_selection, mariadb_selection).
+How a condition is written is each connector's own (selection.py in postgres and mariadb).
 """
 
 from collections.abc import Collection, Iterable, Sequence

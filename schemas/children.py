@@ -1,6 +1,6 @@
 """What the operator allows of other people's connectors: policy as plain data.
 
-`Settings.link_policy()` makes one, connectors/child_process.py enforces it;
+`Settings.link_policy()` makes one, connectors/child/process.py enforces it;
 docs/child-connectors.md explains it.
 """
 

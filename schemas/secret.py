@@ -44,7 +44,7 @@ def looks_secret(name: str) -> bool:
 def texts_in(secret: str) -> list[str]:
     """Return every text inside a secret that is one, too: of a JSON object, a token with its end.
 
-    A token is stored with the time of its end before it (connectors/rest_oauth.py).
+    A token is stored with the time of its end before it (connectors/rest/oauth.py).
     """
     end, blank, token = secret.partition(" ")
     if blank and end.isdecimal():

@@ -141,7 +141,7 @@ def secrets(tx: Connection, keys: Connection) -> SecretsHealth:
     )
 
 
-#: What is not said is `verify-full` (connectors/postgres.py).
+#: What is not said is `verify-full` (connectors/postgres/link.py).
 _WEAK = text(
     "SELECT a.name || '/' || r.name FROM resources r JOIN accounts a ON a.id = r.account_id "
     "WHERE r.kind = 'postgres' AND r.config->>'sslmode' <> 'verify-full' ORDER BY 1"

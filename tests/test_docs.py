@@ -17,8 +17,8 @@ from prometheus_client import REGISTRY
 from cli.checks import AREAS
 from cli.main import syncward
 from connectors import registry, sources
-from connectors.pg_errors import AT_SOURCE, CLASSES, STATES, TEXTS, answer
 from connectors.portable import Kind, kind_of
+from connectors.postgres.errors import AT_SOURCE, CLASSES, STATES, TEXTS, answer
 from connectors.row_groups import BYTES_MAX, ROWS_MAX
 from scheduler.cluster import families, key_ages
 from schemas.aid import Aid

@@ -14,9 +14,10 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from connectors import files_purge, results
-from connectors.files_guards import check_narrowed, check_rows
-from connectors.files_manifest import (
+from connectors import results
+from connectors.files import purge as files_purge
+from connectors.files.guards import check_narrowed, check_rows
+from connectors.files.manifest import (
     NAME,
     Directory,
     KeptColumn,
@@ -26,11 +27,11 @@ from connectors.files_manifest import (
     definition,
     directory_name,
 )
-from connectors.files_merge import Merge, Sorter
-from connectors.files_parts import Parts, Place
+from connectors.files.merge import Merge, Sorter
+from connectors.files.parts import Parts, Place
 from connectors.local_files import checked_path, explained, made_directory
-from connectors.pg_drift import changes
 from connectors.portable import fitting, schema_hash
+from connectors.postgres.drift import changes
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError, LeaseLost, ReadAgain, SyncwardError, TransientError
 from schemas.records import (

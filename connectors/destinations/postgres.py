@@ -11,27 +11,19 @@ from uuid import UUID
 
 import psycopg
 
-from connectors import (
-    pg_discover,
-    pg_drift,
-    pg_generations,
-    pg_load,
-    pg_purge,
-    pg_refusals,
-    pg_rejects,
-    pg_state,
-    pg_types,
-    results,
-)
+from connectors import results
 from connectors.egress import Lookup, look_up
-from connectors.pg_batch import Load
-from connectors.pg_catalog import check_names, ensure_schema, find
-from connectors.pg_generations import Generation
-from connectors.pg_refusals import Care, Refusals, RowsRefused, is_of_a_row, next_care
-from connectors.pg_sessions import Sessions
-from connectors.pg_state import StateRow
 from connectors.portable import schema_hash
-from connectors.postgres import (
+from connectors.postgres import column_types, drift, generations, rejects
+from connectors.postgres import discover as pg_discover
+from connectors.postgres import load as pg_load
+from connectors.postgres import purge as pg_purge
+from connectors.postgres import refusals as pg_refusals
+from connectors.postgres import state as pg_state
+from connectors.postgres.batch import Load
+from connectors.postgres.catalog import check_names, ensure_schema, find
+from connectors.postgres.generations import Generation
+from connectors.postgres.link import (
     AIMED_BY,
     SECRET_FIELDS,
     Connection,
@@ -43,6 +35,9 @@ from connectors.postgres import (
     watch_client,
     where_it_is,
 )
+from connectors.postgres.refusals import Care, Refusals, RowsRefused, is_of_a_row, next_care
+from connectors.postgres.sessions import Sessions
+from connectors.postgres.state import StateRow
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError, ReadAgain
 from schemas.records import (
@@ -192,22 +187,22 @@ class PostgresDestination:
         with translated(self._config, "destination"):
             if not self._states[name].known:
                 ensure_schema(self._conn, request.target_schema)
-        labels = pg_types.labels_named(self._conn, self._config, request, batch.shape.columns)
+        labels = column_types.labels_named(self._conn, self._config, request, batch.shape.columns)
         with translated(self._config, "destination"), labels, self._conn.transaction():
-            here = pg_types.settled(self._conn, self._config, request, batch)
+            here = column_types.settled(self._conn, self._config, request, batch)
             results.check_backfill(request, here, self._states[name].schema_hash)
             load = self._plan(request, here)
             if batch.part is not None:
                 if unfinished is None:  # all of the target would look gone
                     raise RuntimeError(f"{name}: the end of a read that was never begun")
-                hidden, before = pg_generations.complete(self._conn, request, unfinished)
+                hidden, before = generations.complete(self._conn, request, unfinished)
                 read = hidden.rows + (load.refusals.before if load.refusals else 0)
                 here.rows, started = (lambda: read), started - before
                 load = replace(load, hidden=hidden)
             counts = pg_load.run(load)
             if unfinished is not None:  # of a backfill, or with rows older than these
-                pg_generations.drop(self._conn, request, unfinished)
-            pg_types.check_intervals(self._conn, self._config, request, here.shape.columns)
+                generations.drop(self._conn, request, unfinished)
+            column_types.check_intervals(self._conn, self._config, request, here.shape.columns)
             result = results.result_of(request, here, counts, seconds=monotonic() - started)
             columns = {c.name: (c.number, c.type) for c in here.shape.columns}
             pg_state.commit(
@@ -249,15 +244,15 @@ class PostgresDestination:
             generation = self._begun(request, batch, part)
         with self._session_for(request, part) as conn:
             started = monotonic()
-            labels = pg_types.labels_named(conn, self._config, request, batch.shape.columns)
+            labels = column_types.labels_named(conn, self._config, request, batch.shape.columns)
             with translated(self._config, "destination"), labels, conn.transaction():
-                here = pg_types.settled(conn, self._config, request, batch)
+                here = column_types.settled(conn, self._config, request, batch)
                 load = self._plan(request, here, conn)
-                rows, size, refused = pg_rejects.keep_range(load, generation.table)
+                rows, size, refused = rejects.keep_range(load, generation.table)
                 if rows != here.rows() - refused:
                     raise results.rows_missing(request, here.rows(), rows)
                 counts = {"rows": rows, "bytes": size, "seconds": monotonic() - started}
-                pg_generations.done(conn, request, generation, part, counts)
+                generations.done(conn, request, generation, part, counts)
 
     @contextmanager
     def _session_for(self, request: LoadRequest, part: Part) -> Iterator[Connection]:
@@ -287,14 +282,14 @@ class PostgresDestination:
         state, shape = self._states[name], schema_hash(batch.shape)
         if state.unfinished is not None and (part.kept or name in self._begun_here):
             return state.unfinished
-        new = pg_generations.begun(request, state.generation + 1, shape, batch.upper, part)
+        new = generations.begun(request, state.generation + 1, shape, batch.upper, part)
         with translated(self._config, "destination"):
             ensure_schema(self._conn, request.target_schema)
-        labels = pg_types.labels_named(self._conn, self._config, request, batch.shape.columns)
+        labels = column_types.labels_named(self._conn, self._config, request, batch.shape.columns)
         with translated(self._config, "destination"), labels, self._conn.transaction():
-            here = pg_types.settled(self._conn, self._config, request, batch)
+            here = column_types.settled(self._conn, self._config, request, batch)
             results.check_backfill(request, here, state.schema_hash)
-            pg_generations.begin(self._conn, request, new, before=state.unfinished)
+            generations.begin(self._conn, request, new, before=state.unfinished)
             if self._care[name]:
                 pg_refusals.forget_ranges(self._conn, request)
             pg_load.make_hidden(self._plan(request, here), new.table)
@@ -341,8 +336,8 @@ class PostgresDestination:
             if not there:
                 return TargetView(None)
             batch = Batch(shape, WireFormat.PG_BINARY, iter(()), lambda: 0, None, None, full=True)
-            here = pg_types.settled(self._conn, self._config, request, batch).shape
-            found = pg_drift.changes(there, here.columns, frozenset(here.key))
+            here = column_types.settled(self._conn, self._config, request, batch).shape
+            found = drift.changes(there, here.columns, frozenset(here.key))
             if pg_state.last_shape(self._conn, request) == schema_hash(here):  # it was followed
                 found = tuple(c for c in found if c.change in {Change.ADDED, Change.WIDENED})
         return TargetView(tuple(there.values()), found)
@@ -390,9 +385,9 @@ class PostgresDestination:
 
     def _forget(self, request: LoadRequest, state: StateRow) -> None:
         """Hold this run's fence, and drop what there is of an unfinished read."""
-        pg_generations.fenced(self._conn, request)
+        generations.fenced(self._conn, request)
         if state.unfinished is not None:
-            pg_generations.drop(self._conn, request, state.unfinished)
+            generations.drop(self._conn, request, state.unfinished)
 
     def cancel(self) -> None:
         """End whatever the server is doing for these sessions; for another thread."""

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from connectors.airbyte_dialect import Airbyte
-from connectors.child_config import SECRET, ChildConfig
-from connectors.child_source import ChildSource
+from connectors.child.airbyte import Airbyte
+from connectors.child.config import SECRET, ChildConfig
+from connectors.child.source import ChildSource
 from schemas.aid import UNAIDED, Aid
 from schemas.egress import LinkPolicy
 

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from connectors.discovery import described
-from connectors.mariadb import (
+from connectors.mariadb.selection import selected
+from connectors.mariadb.tables import (
     AIMED_BY,
     SECRET_FIELDS,
     MariadbConfig,
@@ -14,8 +15,7 @@ from connectors.mariadb import (
     describe,
     names,
 )
-from connectors.mariadb_selection import selected
-from connectors.mariadb_window import is_dead, look, window, window_between
+from connectors.mariadb.window import is_dead, look, window, window_between
 from connectors.row_reads import Reading, Window, batch_of, check_key, keys_of, wants_keys
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError, TransientError
@@ -32,7 +32,7 @@ from schemas.records import (
 from schemas.streams import StreamSpec
 
 if TYPE_CHECKING:
-    from connectors.mariadb_link import Session
+    from connectors.mariadb.link import Session
 
 CONFIG = MariadbConfig
 _NO_SNAPSHOT = "inexact: the table's engine knows no snapshots; InnoDB does"
@@ -53,7 +53,7 @@ def open_source(
         raise ConfigError(
             f"{checked.where}: this worker has no PyMySQL; install syncward[mariadb] there"
         )
-    from connectors.mariadb_link import open_session  # noqa: PLC0415 - needs the driver
+    from connectors.mariadb.link import open_session  # noqa: PLC0415 - needs the driver
 
     return MariadbSource(checked, open_session(checked, secrets, policy))
 

@@ -9,22 +9,16 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from connectors import (
-    pg_between,
-    pg_discover,
-    pg_keys,
-    pg_ranges,
-    pg_rows,
-    pg_selection,
-    pg_types,
-    pg_window,
-)
-from connectors.pg_catalog import Relation, check_key, describe, hold
-from connectors.pg_relay import Relay
-from connectors.pg_sessions import Sessions
-from connectors.pg_window import Window
 from connectors.portable import schema_hash
-from connectors.postgres import (
+from connectors.postgres import between as pg_between
+from connectors.postgres import column_types, selection
+from connectors.postgres import discover as pg_discover
+from connectors.postgres import keys as pg_keys
+from connectors.postgres import ranges as pg_ranges
+from connectors.postgres import rows as pg_rows
+from connectors.postgres import window as pg_window
+from connectors.postgres.catalog import Relation, check_key, describe, hold
+from connectors.postgres.link import (
     AIMED_BY,
     SECRET_FIELDS,
     Connection,
@@ -36,6 +30,9 @@ from connectors.postgres import (
     watch_client,
     where_it_is,
 )
+from connectors.postgres.relay import Relay
+from connectors.postgres.sessions import Sessions
+from connectors.postgres.window import Window
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError, TransientError
 from schemas.records import (
@@ -144,7 +141,7 @@ class PostgresSource:
         with translated(self._config, "source"):
             relation = describe(self._conn, self._config, stream.schema_name, stream.table_name)
             check_key(self._conn, stream, relation)
-            relation = pg_selection.selected(self._conn, stream, relation)
+            relation = selection.selected(self._conn, stream, relation)
             category = None
             if stream.cursor not in {None, "xmin"}:
                 category = pg_window.check_cursor_column(stream, relation)
@@ -300,7 +297,7 @@ class PostgresSource:
 
     def _batch(self, stream: StreamSpec, relation: Relation, window: Window) -> Batch:
         copy = _Copy(self._conn, _query(stream, relation, window), self._config, stream)
-        types = pg_types.notes(relation.shape.columns) if window.full else ()
+        types = column_types.notes(relation.shape.columns) if window.full else ()
         return Batch(
             shape=_shape(stream, relation),
             wire=WireFormat.PG_BINARY,
@@ -405,9 +402,9 @@ class _Copy:
                 with self._conn.cursor().copy(self._query):
                     yield from self._relay.blocks()
             except (psycopg.errors.ProgramLimitExceeded, psycopg.errors.InternalError_) as error:
-                if not pg_types.is_too_large(error):
+                if not column_types.is_too_large(error):
                     raise
-                raise pg_types.too_large(self._conn, self._config, self._stream) from error
+                raise column_types.too_large(self._conn, self._config, self._stream) from error
             yield self._relay.rest
 
 

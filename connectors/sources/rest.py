@@ -7,15 +7,17 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
-from connectors import authority, rest_files, rest_oauth, rest_schema
+from connectors import authority
 from connectors.discovery import discovered
-from connectors.rest_asking import Asker, base_of
-from connectors.rest_batches import Batches
-from connectors.rest_manifest import RAW, Incremental, Manifest, Stream
-from connectors.rest_oauth import RENEWED
-from connectors.rest_parts import Scalar
-from connectors.rest_reading import Reading
-from connectors.rest_values import Type
+from connectors.rest import manifest_files, oauth
+from connectors.rest import schema as rest_schema
+from connectors.rest.asking import Asker, base_of
+from connectors.rest.batches import Batches
+from connectors.rest.manifest import RAW, Incremental, Manifest, Stream
+from connectors.rest.oauth import RENEWED
+from connectors.rest.parts import Scalar
+from connectors.rest.reading import Reading
+from connectors.rest.values import Type
 from connectors.row_reads import refuse
 from schemas.aid import UNAIDED, Aid
 from schemas.consent import Consent
@@ -55,7 +57,7 @@ class RestConfig(BaseModel):
     @field_validator("manifest")
     @classmethod
     def _named_well(cls, value: str) -> str:
-        if not rest_files.written_well(value):
+        if not manifest_files.written_well(value):
             raise ValueError("write the name of a manifest, or the absolute path of a YAML file")
         return value
 
@@ -85,7 +87,7 @@ class RestConfig(BaseModel):
     def _parameters_fit(self) -> "RestConfig":
         if "/" not in self.manifest:  # a file lies where the workers are
             try:
-                rest_files.of_resource(self.manifest).checked(self.parameters)
+                manifest_files.of_resource(self.manifest).checked(self.parameters)
             except ConfigError as error:
                 raise ValueError(error.public) from None
         return self
@@ -99,14 +101,14 @@ def wanted_secrets(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the secrets of a manifest that comes with the connector, else all there may be."""
     named = str(config.get("manifest", ""))
     if "/" not in named:
-        return rest_files.of_resource(named).secrets
+        return manifest_files.of_resource(named).secrets
     return tuple(field for field in SECRET_FIELDS if field not in RENEWED)
 
 
 def check_link(config: RestConfig, policy: LinkPolicy) -> None:
     """Refuse an API without TLS where the policy wants it; a file is looked at by workers."""
     if "/" not in config.manifest:
-        manifest = rest_files.of_resource(config.manifest)
+        manifest = manifest_files.of_resource(config.manifest)
         base_of(manifest, {"config": manifest.checked(config.parameters)}, policy)
 
 
@@ -115,16 +117,16 @@ def aim(config: Mapping[str, Any]) -> tuple[str, ...]:
     checked = RestConfig.model_validate(dict(config))
     leading: Mapping[str, Scalar] = checked.parameters
     if "/" not in checked.manifest:
-        manifest = rest_files.of_resource(checked.manifest)
-        leading = rest_oauth.leading(manifest, manifest.checked(checked.parameters))
+        manifest = manifest_files.of_resource(checked.manifest)
+        leading = oauth.leading(manifest, manifest.checked(checked.parameters))
     return checked.manifest, json.dumps(dict(leading), sort_keys=True)
 
 
 def consent(config: Mapping[str, Any], policy: LinkPolicy) -> Consent | None:
     """Return what a person is asked at the API; None if its login needs none."""
     checked = RestConfig.model_validate(dict(config))
-    manifest = rest_files.of_resource(checked.manifest)
-    return rest_oauth.consent(manifest, manifest.checked(checked.parameters), policy)
+    manifest = manifest_files.of_resource(checked.manifest)
+    return oauth.consent(manifest, manifest.checked(checked.parameters), policy)
 
 
 def open_source(
@@ -135,7 +137,7 @@ def open_source(
 ) -> "RestSource":
     """Read the manifest and make ready to ask; the first call is made when something is read."""
     checked = RestConfig.model_validate(dict(config))
-    manifest = rest_files.of_resource(checked.manifest)
+    manifest = manifest_files.of_resource(checked.manifest)
     parameters = manifest.checked(checked.parameters)
     asker = Asker(manifest, parameters, secrets, policy, trusted=checked.sslrootcert, aid=aid)
     return RestSource(manifest, asker)

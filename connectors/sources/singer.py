@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from connectors.child_config import SECRET, ChildConfig
-from connectors.child_source import ChildSource
-from connectors.singer_dialect import Singer
+from connectors.child.config import SECRET, ChildConfig
+from connectors.child.singer import Singer
+from connectors.child.source import ChildSource
 from schemas.aid import UNAIDED, Aid
 from schemas.egress import LinkPolicy
 

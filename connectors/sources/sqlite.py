@@ -8,7 +8,7 @@ from typing import Any
 from connectors.discovery import described
 from connectors.local_files import existing_file
 from connectors.row_reads import Reading, Window, batch_of, check_key, keys_of, refuse, wants_keys
-from connectors.sqlite import (
+from connectors.sqlite.file import (
     SCHEMA,
     SqliteConfig,
     Table,
@@ -18,7 +18,7 @@ from connectors.sqlite import (
     quoted,
     translated,
 )
-from connectors.sqlite_window import is_dead, window, window_between
+from connectors.sqlite.window import is_dead, window, window_between
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError, TransientError
 from schemas.records import (

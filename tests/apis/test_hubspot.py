@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from connectors import registry, rest_files, rest_trial
+from connectors import registry
+from connectors.rest import manifest_files
+from connectors.rest import trial as rest_trial
 from schemas.errors import ConfigError, CredentialsError, Deferral
 from schemas.records import WireFormat
 from schemas.streams import StreamSpec
@@ -199,7 +201,7 @@ def test_a_trial_reads_a_page_of_each_request_for_changes(hubspot):
     hubspot.time.now = datetime.now(UTC) - timedelta(hours=1)
     some = contacts(hubspot, 5)
     hubspot.archive("contacts", some[0])
-    manifest, parameters = rest_files.of_resource("hubspot"), {"base_url": hubspot.url}
+    manifest, parameters = manifest_files.of_resource("hubspot"), {"base_url": hubspot.url}
     secrets = {"token": TOKEN}
     tried = rest_trial.attempt(manifest, parameters, secrets, LOOSE, stream="contacts", limit=2)
     assert (len(tried.rows), list(tried.changes)) == (2, [1, 4])

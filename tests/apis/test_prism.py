@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from connectors import rest_files, rest_trial
+from connectors.rest import manifest_files
+from connectors.rest import trial as rest_trial
 from tests.world import LOOSE
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(400)]
@@ -85,7 +86,7 @@ def _part(whole: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_every_request_is_one_of_the_document_and_every_example_fits_the_schema(prism):
-    manifest = rest_files.of_resource("github")
+    manifest = manifest_files.of_resource("github")
     parameters = {"base_url": prism, "owner": "octocat", "repository": "Hello-World"}
     for name, stream in manifest.streams.items():
         secrets = {"token": "a-token-of-nobody"}

@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from connectors.child_installed import MANIFEST, VENV, Kind, Manifest, files_below, hash_of, place
+from connectors.child.installed import MANIFEST, VENV, Kind, Manifest, files_below, hash_of, place
 from schemas.children import ChildPolicy
 
 HERE = Path(__file__).parent

@@ -19,10 +19,10 @@ from pathlib import Path
 import pytest
 
 from connectors import registry
-from connectors.child_installed import Kind, installed, place
-from connectors.child_launcher import landlock
-from connectors.child_reading import BATCH_ROWS
-from connectors.child_voice import LINES_MAX
+from connectors.child.installed import Kind, installed, place
+from connectors.child.launcher import landlock
+from connectors.child.reading import BATCH_ROWS
+from connectors.child.voice import LINES_MAX
 from schemas.aid import Aid
 from schemas.egress import LinkPolicy
 from schemas.errors import (

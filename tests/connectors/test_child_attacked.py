@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from cli import connector_install
-from connectors import child_installed, child_launcher, registry
-from connectors.child_installed import VENV, installed, place
-from connectors.child_voice import Voice
+from connectors import registry
+from connectors.child import installed as child_installed
+from connectors.child import launcher as child_launcher
+from connectors.child.installed import VENV, installed, place
+from connectors.child.voice import Voice
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError
 from schemas.redaction import REDACTOR

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from cli import connector_install
-from connectors.child_installed import Kind, place
+from connectors.child.installed import Kind, place
 from schemas.errors import ConfigError, NotFound
 from schemas.runs import RunKind
 from tests.children.installing import install, policy_of

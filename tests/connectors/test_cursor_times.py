@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from psycopg import sql
 
-from connectors.pg_catalog import find
-from connectors.pg_window import TimeBound, time_window
+from connectors.postgres.catalog import find
+from connectors.postgres.window import TimeBound, time_window
 from schemas.records import Cursor
 from schemas.streams import StreamSpec
 from tests.connectors.followed import Loaded, followed

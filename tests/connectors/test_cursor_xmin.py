@@ -10,7 +10,7 @@ from datetime import timedelta
 import psycopg
 import pytest
 
-from connectors import pg_window
+from connectors.postgres import window as pg_window
 from embedded.postgres import Cluster
 from tests.connectors.followed import Followed, Loaded, followed
 

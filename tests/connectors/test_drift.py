@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from connectors.pg_drift import widens
+from connectors.postgres.drift import widens
 from schemas.records import Change
 from schemas.runs import RunState
 from storage import runs

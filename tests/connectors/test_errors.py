@@ -12,8 +12,8 @@ from psycopg import errors as pg
 from psycopg import sql
 
 from connectors import registry
-from connectors.pg_errors import Role, answer
-from connectors.postgres import PostgresConfig, translated
+from connectors.postgres.errors import Role, answer
+from connectors.postgres.link import PostgresConfig, translated
 from schemas.errors import ConfigError, SyncwardError, TransientError
 from schemas.runs import RunState
 from storage import runs

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from connectors import files_merge, files_parts
-from connectors.files_manifest import directory_name
+from connectors.files import merge
+from connectors.files import parts as files_parts
+from connectors.files.manifest import directory_name
 from schemas.errors import ConfigError
 from tests.connectors.conformance.conftest import Engine
 from tests.connectors.conformance.ends import DESTINATIONS, PostgresSource, SqliteSource
@@ -40,8 +41,8 @@ def small(monkeypatch):
     """Files and sorted runs of a few rows, as large tables have them."""
     monkeypatch.setattr(files_parts, "ROWS_MAX", 10)
     monkeypatch.setattr("connectors.row_groups.ROWS_MAX", 5)
-    monkeypatch.setattr(files_merge, "_RUN_ROWS", 10)
-    monkeypatch.setattr(files_merge, "_FAN_IN", 3)
+    monkeypatch.setattr(merge, "_RUN_ROWS", 10)
+    monkeypatch.setattr(merge, "_FAN_IN", 3)
 
 
 def test_a_merge_rewrites_only_the_files_that_it_has_rows_for(engine, small):

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from connectors.files_manifest import Directory
+from connectors.files.manifest import Directory
 from schemas.errors import ConfigError, LeaseLost
 from schemas.records import Purge
 from tests.connectors.conformance.conftest import Engine

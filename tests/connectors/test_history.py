@@ -10,7 +10,8 @@ import pytest
 from psycopg.errors import CheckViolation, UniqueViolation
 from pydantic import ValidationError
 
-from connectors import pg_history, registry
+from connectors import registry
+from connectors.postgres import history
 from schemas.errors import ConfigError, ReadAgain, SyncwardError
 from schemas.guards import DataGuardTripped, Finding, Guard
 from schemas.records import (
@@ -394,7 +395,7 @@ def test_a_target_that_was_dropped_is_loaded_whole_and_not_from_the_cursor_on(ke
 @pytest.mark.parametrize("in_two", [False, True])
 def test_any_names_and_types_of_columns(kept, in_two, monkeypatch):
     if in_two:  # as on servers before Postgres 17
-        monkeypatch.setattr(pg_history, "_MERGE_RETURNS", 1_000_000)
+        monkeypatch.setattr(history, "_MERGE_RETURNS", 1_000_000)
     kept.make(
         'id int PRIMARY KEY, v json, s tsquery, t point, f numeric, "row" text[], '
         '"odd ""name""; --" int2vector, "to" int',

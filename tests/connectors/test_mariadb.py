@@ -11,9 +11,11 @@ from uuid import UUID
 
 import pytest
 
-from connectors import mariadb_link, mariadb_window, registry
+from connectors import registry
 from connectors.egress import EgressRefused
-from connectors.mariadb import MariadbConfig, describe
+from connectors.mariadb import link as mariadb_link
+from connectors.mariadb import window
+from connectors.mariadb.tables import MariadbConfig, describe
 from connectors.portable import Kind
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError, SyncwardError, TransientError
@@ -203,7 +205,7 @@ def notes(rows):
 @pytest.mark.full
 @pytest.mark.parametrize("cursor", ["id", "changed"])
 def test_an_append_misses_no_row_that_commits_out_of_order(shop, monkeypatch, cursor):
-    monkeypatch.setattr(mariadb_window, "_WAIT_S", 0.2)
+    monkeypatch.setattr(window, "_WAIT_S", 0.2)
     shop.act(_ORDERS, "INSERT INTO orders (note) VALUES ('begin')", "DO SLEEP(1.1)")
     how = {"mode": "append", "cursor": cursor}
     rows, batch = shop.read("orders", **how)
@@ -236,7 +238,7 @@ def test_an_append_by_number_waits_for_those_that_end_soon(shop):
 @pytest.mark.full
 def test_an_append_that_begins_while_others_write_reads_all_and_begins_anew(shop, monkeypatch):
     """Without a bound the batch is all there is, which the next one replaces."""
-    monkeypatch.setattr(mariadb_window, "_WAIT_S", 0.2)
+    monkeypatch.setattr(window, "_WAIT_S", 0.2)
     shop.act(_ORDERS)
     how = {"mode": "append", "cursor": "id"}
     with left_open(shop, "INSERT INTO orders (note) VALUES ('slow')") as slow:
@@ -282,7 +284,7 @@ def test_a_statement_that_still_runs_holds_the_bound_before_its_transaction_show
             session = source._session
             table = describe(session, shop.name, "orders")
             assert table is not None
-            seen = mariadb_window.look(session, stream, table)
+            seen = window.look(session, stream, table)
         locking.execute("UNLOCK TABLES")
         thread.join()
     ((changed,),) = shop.act("SELECT changed FROM orders")
@@ -358,7 +360,7 @@ def test_a_clock_without_a_zone_is_bounded_by_the_hour_that_comes_twice(shop):
 
         def wall(hour, minute):
             at = datetime(2026, 11, 1, hour, minute, tzinfo=UTC)
-            return mariadb_window._in_column(source._session, Kind.TIMESTAMP, at)[11:16]
+            return window._in_column(source._session, Kind.TIMESTAMP, at)[11:16]
 
         assert [wall(4, 30), wall(5, 0), wall(5, 30), wall(6, 0), wall(6, 30), wall(7, 0)] == [
             "00:30", "01:00", "01:00", "01:00", "01:30", "02:00",

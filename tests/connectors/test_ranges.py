@@ -13,7 +13,8 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from connectors import pg_state, registry
+from connectors import registry
+from connectors.postgres import state as pg_state
 from schemas.errors import LeaseLost
 from schemas.guards import DataGuardTripped
 from schemas.records import LoadRequest, Ranges

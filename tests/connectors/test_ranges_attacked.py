@@ -5,10 +5,11 @@ import threading
 import psycopg
 import pytest
 
-from connectors import pg_generations, registry
-from connectors.pg_catalog import hold
-from connectors.pg_sessions import Sessions
-from connectors.postgres import Line
+from connectors import registry
+from connectors.postgres import generations
+from connectors.postgres.catalog import hold
+from connectors.postgres.link import Line
+from connectors.postgres.sessions import Sessions
 from schemas.errors import ConfigError, TransientError
 from schemas.records import Ranges, WireFormat
 from schemas.runs import RunState
@@ -122,7 +123,7 @@ def test_an_error_ends_ranges_that_wait_for_a_server(shop, steps, monkeypatch, r
     """One range waits longer than the test does; the error of another one ends it."""
     if role == "source":
         shop.pair.source(SLOW, "ALTER TABLE keyed ENABLE ROW LEVEL SECURITY")
-    done, holder = pg_generations.done, shop.pair.connect(role)
+    done, holder = generations.done, shop.pair.connect(role)
     steps.begun = lambda *_: holder.execute("SELECT pg_advisory_lock(7)")
     ended = threading.Event()
 
@@ -135,7 +136,7 @@ def test_an_error_ends_ranges_that_wait_for_a_server(shop, steps, monkeypatch, r
             raise ConfigError("the destination has had enough", code="data_refused")
         done(conn, request, of, part, counts)
 
-    monkeypatch.setattr(pg_generations, "done", patched)
+    monkeypatch.setattr(generations, "done", patched)
     asked = shop.enqueue(streams=("public.keyed",))
     (job,) = shop.dispatch()
 

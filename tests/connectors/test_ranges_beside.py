@@ -7,7 +7,8 @@ from uuid import uuid4
 
 import pytest
 
-from connectors import pg_generations, registry
+from connectors import registry
+from connectors.postgres import generations
 from schemas.errors import ConfigError
 from schemas.records import LoadRequest, Ranges
 from schemas.runs import RunState
@@ -46,7 +47,7 @@ class Steps:
 
     def __init__(self, monkeypatch) -> None:
         self.begun = self.kept = lambda *_: None
-        begin, done = pg_generations.begin, pg_generations.done
+        begin, done = generations.begin, generations.done
 
         def after_begin(conn, request, new, before):
             begin(conn, request, new, before)
@@ -56,8 +57,8 @@ class Steps:
             self.kept(part.n)
             done(conn, request, of, part, counts)
 
-        monkeypatch.setattr(pg_generations, "begin", after_begin)
-        monkeypatch.setattr(pg_generations, "done", before_done)
+        monkeypatch.setattr(generations, "begin", after_begin)
+        monkeypatch.setattr(generations, "done", before_done)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from connectors import pg_rejects
+from connectors.postgres import rejects
 from schemas.errors import ConfigError
 from tests.connectors.test_rejects import MERGE, make, mover_of
 
@@ -133,7 +133,7 @@ def test_what_was_not_tried_in_every_order_says_so(ends, monkeypatch):
     ends.sync("s", **MERGE)
     ends.run("destination", "ALTER TABLE acme.s ADD UNIQUE (v)")
     make(ends, "INSERT INTO s VALUES (10, 4)", "UPDATE s SET v = 20 WHERE id = 5")
-    monkeypatch.setattr(pg_rejects, "_AGAIN_MAX", -1)
+    monkeypatch.setattr(rejects, "_AGAIN_MAX", -1)
     assert ends.sync("s", **MERGE, rejected_max=5).rows_rejected == 1
     ((_, _, reason, *_),) = ends.kept()
     assert "not every order" in reason

@@ -28,9 +28,10 @@ from hypothesis.strategies import (
     text,
 )
 
-from connectors import masking, registry, rest_json
+from connectors import masking, registry
 from connectors.egress import EgressRefused
-from connectors.rest_limits import told
+from connectors.rest import exact_json
+from connectors.rest.limits import told
 from schemas.errors import ConfigError, CredentialsError, Deferral, SyncwardError, TransientError
 from schemas.records import Between, WireFormat
 from schemas.streams import StreamSpec
@@ -170,7 +171,7 @@ def test_pages_are_asked_for_in_a_body_where_the_api_wants_it(case):
     )  # fmt: skip
     assert len(case.rows(stream)) == 5
     assert [one.method for one in case.api.asked] == ["POST"] * 3
-    body = rest_json.parse(case.api.asked[1].body)
+    body = exact_json.parse(case.api.asked[1].body)
     assert body == {"filter": {"url": case.api.url}, "limit": 2, "after": "2"}
 
 
@@ -308,8 +309,8 @@ def test_the_whole_record_is_kept_with_the_digits_it_came_with(case):
     )
 )  # fmt: skip
 def test_a_document_is_written_as_it_was_read(document):
-    written = rest_json.write(document)
-    assert rest_json.parse(written.encode()) == document
+    written = exact_json.write(document)
+    assert exact_json.parse(written.encode()) == document
 
 
 def test_a_record_whose_key_may_tell_something_is_named_by_its_place(case):

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from connectors import registry, rest_files, rest_reading
+from connectors import registry
+from connectors.rest import manifest_files, reading
 from schemas.errors import ConfigError, ReadAgain, TransientError
 from schemas.records import Between, WireFormat
 from schemas.streams import StreamSpec
@@ -138,7 +139,7 @@ def test_more_records_of_one_second_than_the_api_gives_are_an_error_and_no_loss(
 def test_windows_are_not_cut_where_no_key_tells_what_both_halves_have(case):
     path = case.write(capped(case, [row(1)], 1) | {"primary_key": []})
     with pytest.raises(ConfigError, match="needs a primary_key"):
-        rest_files.parse(Path(path).read_bytes(), "shop")
+        manifest_files.parse(Path(path).read_bytes(), "shop")
 
 
 def test_an_answer_that_does_not_say_how_many_there_are_is_refused(case):
@@ -224,7 +225,7 @@ def test_what_the_feed_does_not_know_any_more_is_read_as_a_whole(case, monkeypat
     assert isinstance(case.fails(stream, since=SINCE, **MERGE), ReadAgain)
     stream["changes"][0]["retention"] = "6d"
     assert len(case.rows(stream, since=SINCE, **MERGE)) == 5
-    monkeypatch.setattr(rest_reading, "_CHANGED_MAX", 3)
+    monkeypatch.setattr(reading, "_CHANGED_MAX", 3)
     pages = [[entry("x", row(n))] for n in range(6)]
     case.api.routes["/events"] = lambda asked: Reply(200, pages[int(asked.query["page"]) - 1])
     stream["changes"][0]["paginator"] = {

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from connectors import registry, rest_files
+from connectors import registry
+from connectors.rest import manifest_files
 from schemas.errors import ConfigError
 from schemas.records import WireFormat
 from schemas.streams import StreamSpec
@@ -76,7 +77,7 @@ def test_a_place_that_is_no_text_is_named(wrong, where):
     else:
         stream["paginator"] = {**CURSOR, where: wrong}
     with pytest.raises(ConfigError, match=rf"{where}.*names with dots"):
-        rest_files.parse(json.dumps(document).encode(), "shop.yaml")
+        manifest_files.parse(json.dumps(document).encode(), "shop.yaml")
 
 
 @pytest.mark.parametrize("step", [None, "30d"])

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from connectors import registry, rest_files, rest_manifest, rest_parts, rest_requests, rest_text
+from connectors import registry
+from connectors.rest import manifest as rest_manifest
+from connectors.rest import manifest_files, parts, requests
+from connectors.rest import text as rest_text
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError
 from schemas.records import WireFormat
@@ -40,11 +43,11 @@ MERGE = {"mode": "merge", "key": ("id",), "cursor": "updated_at", "settle": "0s"
 
 
 def test_every_manifest_that_comes_with_it_is_right_and_the_example_has_a_stream_of_each_kind():
-    known = rest_files.builtin()
+    known = manifest_files.builtin()
     assert set(known) == {"example", "github", "hubspot", "salesforce", "stripe"}
     for name in known:
-        assert rest_files.of_resource(name).name == name
-    example = rest_files.of_resource("example")
+        assert manifest_files.of_resource(name).name == name
+    example = manifest_files.of_resource("example")
     assert example.streams["orders"].incremental_sync is not None
     assert example.streams["lines"].partition_router is not None
 
@@ -138,7 +141,7 @@ GROUPS: dict[str, Any] = {
 )  # fmt: skip
 def test_a_mistake_is_named_by_its_place(document, says):
     with pytest.raises(ConfigError) as caught:
-        rest_files.parse(json.dumps(document).encode(), "shop.yaml")
+        manifest_files.parse(json.dumps(document).encode(), "shop.yaml")
     assert says in str(caught.value)
     assert "hunter2" not in str(caught.value)
 
@@ -171,7 +174,7 @@ streams:
 )  # fmt: skip
 def test_a_file_that_is_no_manifest_is_said_to_be(text, says):
     with pytest.raises(ConfigError) as caught:
-        rest_files.parse(text, "shop.yaml")
+        manifest_files.parse(text, "shop.yaml")
     assert says in str(caught.value)
 
 
@@ -181,11 +184,11 @@ def test_a_file_of_the_worker_that_is_none_is_always_told_alike(tmp_path):
     told = set()
     for name in ("x.yaml", "missing.yaml", "link.yaml"):
         with pytest.raises(ConfigError) as caught:
-            rest_files.of_resource(str(tmp_path / name))
+            manifest_files.of_resource(str(tmp_path / name))
         told.add(str(caught.value).replace(name, "FILE"))
     assert len(told) == 1
     for named in ("../x", "x.yaml", "/proc/self/environ.yaml", "/etc/passwd", "", "a b"):
-        assert not rest_files.written_well(named)
+        assert not manifest_files.written_well(named)
 
 
 @pytest.mark.parametrize(
@@ -299,8 +302,8 @@ def table_of(header: str) -> list[str]:
 
 def keys_of(model: Any) -> list[str]:
     own = set(model.model_fields) - {"type"}
-    if model is rest_requests.Changes:  # its other keys are a stream's
-        own -= set(rest_requests.Requester.model_fields)
+    if model is requests.Changes:  # its other keys are a stream's
+        own -= set(requests.Requester.model_fields)
     return [field.alias or name for name, field in model.model_fields.items() if name in own]
 
 
@@ -309,11 +312,11 @@ def keys_of(model: Any) -> list[str]:
     [
         ("| Key |", rest_manifest.Manifest), ("| Stream key |", rest_manifest.Stream),
         ("| Of `incremental_sync` |", rest_manifest.Incremental),
-        ("| Of `record_selector` |", rest_requests.Selector),
-        ("| Of `changes` |", rest_requests.Changes),
-        ("| Of `grouping_router` |", rest_requests.Groups),
-        ("| Of `retriever` |", rest_requests.AsyncRetriever),
-        ("| Of `schema_loader` |", rest_requests.SchemaLoader),
+        ("| Of `record_selector` |", requests.Selector),
+        ("| Of `changes` |", requests.Changes),
+        ("| Of `grouping_router` |", requests.Groups),
+        ("| Of `retriever` |", requests.AsyncRetriever),
+        ("| Of `schema_loader` |", requests.SchemaLoader),
     ],
 )  # fmt: skip
 def test_every_key_of_a_manifest_is_on_the_page(header, model):
@@ -321,11 +324,11 @@ def test_every_key_of_a_manifest_is_on_the_page(header, model):
 
 
 def test_every_kind_of_login_page_and_action_is_on_the_page():
-    assert table_of("| Authenticator |") == list(rest_parts.SECRETS)
-    kinds = [kind.model_fields["type"] for kind in rest_parts.PAGINATORS]
+    assert table_of("| Authenticator |") == list(parts.SECRETS)
+    kinds = [kind.model_fields["type"] for kind in parts.PAGINATORS]
     names = [kind.annotation.__args__[0] for kind in kinds if kind.annotation is not None]
     assert table_of("| Paginator |") == names
-    actions = rest_parts.Filter.model_fields["action"].annotation
+    actions = parts.Filter.model_fields["action"].annotation
     assert actions is not None
     assert sorted(table_of("| Action |")) == sorted(actions.__args__)
 

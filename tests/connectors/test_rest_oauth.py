@@ -12,7 +12,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 
-from connectors import registry, rest_oauth
+from connectors import registry
+from connectors.rest import oauth
 from connectors.sources.rest import RestSource
 from scheduler import ticks
 from schemas.aid import Aid
@@ -220,7 +221,7 @@ def test_a_token_endpoint_that_lies_ends_in_the_right_error_and_nothing_is_store
 
 
 def test_a_token_endpoint_that_hangs_costs_its_bound_once_and_holds_nothing(shop, monkeypatch):
-    monkeypatch.setattr(rest_oauth, "BOUNDS", replace(rest_oauth.BOUNDS, total_s=1.0))
+    monkeypatch.setattr(oauth, "BOUNDS", replace(oauth.BOUNDS, total_s=1.0))
     shop.apply()
     hang, held = threading.Event(), threading.Event()
 

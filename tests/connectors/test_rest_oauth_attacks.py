@@ -16,7 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from cli.apply import make_so
-from connectors import rest_oauth
+from connectors.rest import oauth
 from schemas.consent import FIELD
 from schemas.errors import TransientError
 from schemas.redaction import REDACTOR
@@ -121,7 +121,7 @@ def test_a_worker_stores_only_what_connectors_renew_and_not_without_an_event(sho
     for field, version in (("client_secret", 2), ("password", 1), ("token", 1)):
         with pytest.raises(DBAPIError, match="no worker stores"):
             stored(field, version)
-    for field in (*rest_oauth.RENEWED, "config"):
+    for field in (*oauth.RENEWED, "config"):
         version = shop.versions().get(field, 0) + 1
         with pytest.raises(DBAPIError, match="event"):  # the guard refuses the commit
             stored(field, version)
@@ -293,7 +293,7 @@ def test_an_operator_waits_for_as_long_as_an_exchange_may_take(shop):
         waits = tx.execute(
             text("SELECT extract(epoch FROM current_setting('lock_timeout')::interval)")
         ).scalar_one()
-    assert waits > 2 * rest_oauth.BOUNDS.total_s
+    assert waits > 2 * oauth.BOUNDS.total_s
 
 
 @pytest.mark.full

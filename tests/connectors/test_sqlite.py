@@ -9,7 +9,7 @@ from decimal import Decimal
 import pytest
 
 from connectors import registry
-from connectors.sqlite_values import sql_type
+from connectors.sqlite.values import sql_type
 from schemas.errors import ConfigError, SyncwardError, TransientError
 from schemas.records import WireFormat
 from schemas.streams import StreamSpec

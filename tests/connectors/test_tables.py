@@ -6,7 +6,7 @@ import secrets
 import pytest
 from psycopg import sql
 
-from connectors import pg_types
+from connectors.postgres import column_types
 from schemas.errors import ConfigError, GuardTripped
 from tests.connectors.typed import Ends
 from tests.world import Pair
@@ -354,7 +354,12 @@ def test_a_row_longer_than_a_server_can_send_is_refused_by_name(ends, mode):
     with pytest.raises(ConfigError) as refused:
         ends.sync("huge", **mode)
     assert refused.value.code == "row_too_large"
-    for word in ("public.huge", "column other", f"{pg_types.MAX_ROW_BYTES:,}", "view without that"):
+    for word in (
+        "public.huge",
+        "column other",
+        f"{column_types.MAX_ROW_BYTES:,}",
+        "view without that",
+    ):
         assert word in str(refused.value)
     make(ends, "UPDATE huge SET other = 'y'")  # the session goes on
     assert ends.sync("huge", **mode).rows_inserted == 1

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from psycopg import sql
 from pydantic import ValidationError
 
-from connectors import pg_selection
+from connectors.postgres import selection
 from schemas import conditions
 from schemas.conditions import All, Among, Compare, IsNull, Not, parse
 from schemas.streams import StreamSpec
@@ -88,7 +88,7 @@ def test_no_name_and_no_literal_is_ever_more_than_that(pair, test):
     literals = getattr(test, "literals", (getattr(test, "literal", "x"),))
     for literal in literals:
         session.execute(sql.SQL("INSERT INTO odd VALUES ({})").format(sql.Literal(literal)))
-    written = pg_selection._sql(test)
+    written = selection._sql(test)
     found = session.execute(sql.SQL("SELECT count(*) FROM {} WHERE {}").format(table, written))
     ((count,),) = found.fetchall()
     if isinstance(test, Among):

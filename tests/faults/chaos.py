@@ -24,7 +24,7 @@ from uuid import UUID
 
 import psycopg
 
-from connectors.pg_errors import Kind, all_answers
+from connectors.postgres.errors import Kind, all_answers
 from schemas.limits import DISPATCH_DEADLINE
 from tests.faults import checker, recording
 from tests.faults.arena import EQUALS, LEASE_S, RUNS_MAX, Arena

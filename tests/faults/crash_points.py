@@ -33,7 +33,7 @@ class Point:
 
 
 RUN, DUE, DISPATCH, REAP = "workers.run_sync", "storage.due", "storage.dispatch", "storage.reap"
-CLAIMS, LOAD = "storage.claims", "connectors.pg_load"
+CLAIMS, LOAD = "storage.claims", "connectors.postgres.load"
 DESTINATION = "connectors.destinations.postgres:PostgresDestination"
 SOURCE = "connectors.sources.postgres:PostgresSource"
 
@@ -69,8 +69,8 @@ POINTS = (
     Point("execute", "before", "psycopg:Copy.write", "no chunk written"),
     Point("execute", "after", "psycopg:Copy.write", "first chunk in flight"),
     Point("execute", "after", f"{LOAD}:run", "rows loaded, cursor not stored"),
-    Point("execute", "before", "connectors.pg_state:commit", "before the cursor"),
-    Point("execute", "after", "connectors.pg_state:commit", "cursor stored, not committed"),
+    Point("execute", "before", "connectors.postgres.state:commit", "before the cursor"),
+    Point("execute", "after", "connectors.postgres.state:commit", "cursor stored, not committed"),
     Point("execute", "after", f"{DESTINATION}.load", "committed at the destination"),
     Point("execute", "before", f"{CLAIMS}:record_stream", "result not recorded"),
     Point("execute", "after", f"{CLAIMS}:record_stream", "result recorded, not committed"),

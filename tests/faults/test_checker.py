@@ -23,7 +23,9 @@ import pytest
 from prometheus_client import generate_latest
 from sqlalchemy import event
 
-from connectors import pg_state, postgres, registry
+from connectors import registry
+from connectors.postgres import link as postgres
+from connectors.postgres import state as pg_state
 from scheduler import ticks
 from schemas.errors import ConfigError, LeaseLost, SyncwardError
 from schemas.records import LoadRequest, WireFormat

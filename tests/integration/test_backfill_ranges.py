@@ -123,9 +123,9 @@ def test_a_large_window_comes_in_ranges_and_a_small_one_in_one_piece(shop):
 def test_a_kill_in_the_middle_is_followed_by_what_is_left(shop):
     for value, (point, there) in {
         "a": (at("after", "psycopg:Copy.write"), 0),
-        "b": (at("after", "connectors.pg_generations:done", 4), 3),
+        "b": (at("after", "connectors.postgres.generations:done", 4), 3),
         "c": (at("after", f"{DESTINATION}._keep", 4), 4),
-        "d": (at("before", "connectors.pg_state:commit"), 10),
+        "d": (at("before", "connectors.postgres.state:commit"), 10),
     }.items():
         corrected(shop, value=value)
         run_id = ask(shop, RunKind.BACKFILL, "t", window=ALL)

@@ -127,7 +127,7 @@ def test_a_backfill_whose_worker_dies_is_told_or_repeated_and_doubles_nothing(sh
     for number, (when, function) in enumerate(
         [
             ("after", "psycopg:Copy.write"),
-            ("after", "connectors.pg_state:commit"),
+            ("after", "connectors.postgres.state:commit"),
             ("before", "storage.claims:finish"),
             ("after", "storage.claims:finish"),
         ],
@@ -318,9 +318,9 @@ def test_what_was_loaded_since_a_purge_is_not_undone_and_what_is_kept_expires(sh
 def test_a_purge_whose_worker_dies_is_done_once(shop):
     finish = "storage.claims:finish"
     for when, function, how in (
-        ("after", "connectors.pg_purge:put_away", Purge.KEEP),
-        ("after", "connectors.pg_purge:bring_back", Purge.UNDO),
-        ("after", "connectors.pg_state:rewind", Purge.KEEP),
+        ("after", "connectors.postgres.purge:put_away", Purge.KEEP),
+        ("after", "connectors.postgres.purge:bring_back", Purge.UNDO),
+        ("after", "connectors.postgres.state:rewind", Purge.KEEP),
         ("before", finish, Purge.UNDO),
         ("before", finish, Purge.NOW),
     ):

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from connectors import authority, postgres, registry
-from connectors.postgres import PostgresConfig
+from connectors import authority, registry
+from connectors.postgres import link as postgres
+from connectors.postgres.link import PostgresConfig
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError, SyncwardError
 from tests.tls_proxy import certificate

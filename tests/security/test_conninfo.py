@@ -175,7 +175,7 @@ def test_a_worker_reads_the_source_of_the_resource_whatever_the_environment_says
 
 #: Who may open a Postgres session, and what for.
 DOORS = {
-    "connectors/postgres.py": "resources",
+    "connectors/postgres/link.py": "resources",
     "storage/engine.py": "the control database",
     "storage/pooler.py": "the control database behind a pooler",
     "cli/demo_world.py": "the demo's own cluster, which it made itself",
@@ -207,12 +207,13 @@ def test_postgres_sessions_are_opened_in_named_places_only():
     found = calls("psycopg.connect", "Connection.connect", "PGconn.connect", "PooledLink.connect",
                   "PGconn.connect_start", "ConnectionPool")  # fmt: skip
     assert found <= set(DOORS)
-    assert {"connectors/postgres.py", "storage/engine.py"} <= found, "the search must find them"
+    known = {"connectors/postgres/link.py", "storage/engine.py"}
+    assert known <= found, "the search must find them"
     assert calls("create_engine") <= set(ENGINES)
 
 
 def test_mariadb_sessions_are_opened_in_one_place_only():
-    assert calls("pymysql.connect", "pymysql.Connection") == {"connectors/mariadb_link.py"}
+    assert calls("pymysql.connect", "pymysql.Connection") == {"connectors/mariadb/link.py"}
 
 
 def test_redis_is_opened_in_one_place_only():

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from connectors import postgres
 from connectors.egress import EgressRefused, resolve
-from connectors.postgres import PostgresConfig
+from connectors.postgres import link as postgres
+from connectors.postgres.link import PostgresConfig
 from schemas.egress import LinkPolicy, endpoints, parse_openings
 from schemas.errors import ConfigError, SyncwardError, TransientError
 from schemas.runs import RunState

@@ -17,7 +17,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from connectors.postgres import PostgresConfig
+from connectors.postgres.link import PostgresConfig
 from schemas.errors import SyncwardError
 from schemas.log_lines import Formatter
 from schemas.redaction import MASK, REDACTOR
@@ -265,17 +265,17 @@ def test_a_traceback_has_no_values_of_variables():
 READERS = {
     ("cli/parameters.py", "convert"): "the ValueError is our own, of parse_duration",
     ("storage/engine.py", "_explain"): "42501 of our own database, whose functions are ours",
-    ("connectors/postgres.py", "explain"): "looked at, never shown",
-    ("connectors/postgres.py", "_object"): "only what the server's own code said, by file",
+    ("connectors/postgres/link.py", "explain"): "looked at, never shown",
+    ("connectors/postgres/link.py", "_object"): "only what the server's own code said, by file",
     ("storage/engine.py", "_unreachable"): "looked at, never shown",
-    ("connectors/pg_types.py", "is_too_large"): "looked at, never shown",
-    ("connectors/pg_refusals.py", "refused_line"): "only the number of a line",
-    ("connectors/pg_refusals.py", "_copied_column"): "only a column's name that we know",
-    ("connectors/pg_refusals.py", "next_care"): "looked at, never shown",
-    ("connectors/mariadb_link.py", "_explain"): "only the number",
-    ("connectors/rest_manifest.py", "_unknown"): "the ValueError is our own, of rest_text",
-    ("connectors/rest_turning.py", "path_of"): "the ValueError is our own, of rest_text",
-    ("connectors/rest_tokens.py", "filled_endpoint"): "the ValueError is our own, of rest_text",
+    ("connectors/postgres/column_types.py", "is_too_large"): "looked at, never shown",
+    ("connectors/postgres/refusals.py", "refused_line"): "only the number of a line",
+    ("connectors/postgres/refusals.py", "_copied_column"): "only a column's name that we know",
+    ("connectors/postgres/refusals.py", "next_care"): "looked at, never shown",
+    ("connectors/mariadb/link.py", "_explain"): "only the number",
+    ("connectors/rest/manifest.py", "_unknown"): "the ValueError is our own, of rest.text",
+    ("connectors/rest/turning.py", "path_of"): "the ValueError is our own, of rest.text",
+    ("connectors/rest/tokens.py", "filled_endpoint"): "the ValueError is our own, of rest.text",
     ("workers/quotas.py", "_reason"): "looked at, never shown",
     ("workers/causes.py", "_text"): "goes masked to the run's sealed log",
 }

@@ -172,7 +172,7 @@ def raises_nested(monkeypatch, say) -> None:
             raise RuntimeError(f"pool for {dsn}") from error
         raise AssertionError
 
-    monkeypatch.setattr("connectors.postgres.psycopg.connect", connect)
+    monkeypatch.setattr("connectors.postgres.link.psycopg.connect", connect)
 
 
 def test_three_nested_exceptions_leak_nothing_and_are_in_the_runs_log_masked(

@@ -6,7 +6,7 @@ from uuid import uuid4
 import pytest
 from prometheus_client import REGISTRY
 
-from connectors.rest_text import route_of
+from connectors.rest.text import route_of
 from schemas.calls import STATUS_CLASSES, Call, status_class
 from schemas.errors import TransientError
 from schemas.redaction import REDACTOR

@@ -8,9 +8,17 @@ import psycopg
 import pytest
 from psycopg import errors as pg
 
-from connectors import pg_errors
-from connectors.pg_errors import AT_SOURCE, CLASSES, STATES, TEXTS, Kind, answer, answer_to_text
-from connectors.postgres import PostgresConfig, explain
+from connectors.postgres import errors
+from connectors.postgres.errors import (
+    AT_SOURCE,
+    CLASSES,
+    STATES,
+    TEXTS,
+    Kind,
+    answer,
+    answer_to_text,
+)
+from connectors.postgres.link import PostgresConfig, explain
 from schemas.errors import ConfigError, CredentialsError, SyncwardError, TransientError
 from schemas.failures import FAILURES, PAUSING, Who
 from schemas.guards import Guard
@@ -184,13 +192,13 @@ def codes_of_the_program() -> set[str]:
 
 
 def test_every_code_of_the_program_has_its_line_and_every_line_its_code():
-    of_postgres = {one.code for one in pg_errors.all_answers()}
+    of_postgres = {one.code for one in errors.all_answers()}
     assert codes_of_the_program() | of_postgres == set(FAILURES) | OF_COMMANDS
 
 
 def test_a_code_of_postgres_means_one_thing():
     kinds: dict[str, set[Kind]] = {}
-    for one in pg_errors.all_answers():
+    for one in errors.all_answers():
         kinds.setdefault(one.code, set()).add(one.kind)
     assert {code for code, found in kinds.items() if len(found) > 1} == set()
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connectors.rest_budget import ApiBudget, budget_of, holder_of
-from connectors.rest_limits import IN_PLACE_LONGEST_S, SHORT_S, Pace
-from connectors.rest_parts import ApiKey, Basic, Bearer, NoAuth, OAuth, RateLimit
+from connectors.rest.budget import ApiBudget, budget_of, holder_of
+from connectors.rest.limits import IN_PLACE_LONGEST_S, SHORT_S, Pace
+from connectors.rest.parts import ApiKey, Basic, Bearer, NoAuth, OAuth, RateLimit
 from schemas.errors import Deferral
 from schemas.quotas import Hold, Quota, Rate, Unshared, Windows, in_turn
 from tests.unit.test_outcomes import outcome_of

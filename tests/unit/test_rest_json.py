@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from connectors import rest_json
-from connectors.rest_json import NoJson, as_it_stands, parse, texts, write
+from connectors.rest import exact_json
+from connectors.rest.exact_json import NoJson, as_it_stands, parse, texts, write
 
 ODD = [
     b"1e400", b"-0.0", b"-0", b"0.10", b"1.0", b"1E5", b"12345678901234567890", b"-" + b"9" * 50,
@@ -100,7 +100,7 @@ def test_records_that_cannot_be_told_apart_are_written_again():
 
 @pytest.mark.parametrize("text", [b'"\\u0000"', b'{"\\u0000":1}', b'"\\ud800"'])
 def test_what_no_jsonb_takes_is_refused_also_as_it_stands(text):
-    (found,) = texts(b"[" + text + b"]", (), 1) or [rest_json.Text(text)]
+    (found,) = texts(b"[" + text + b"]", (), 1) or [exact_json.Text(text)]
     with pytest.raises(NoJson):
         as_it_stands(found, slowly(text))
 
@@ -108,7 +108,7 @@ def test_what_no_jsonb_takes_is_refused_also_as_it_stands(text):
 @pytest.mark.parametrize("half", [b'{"a":"\xed\xa0\x80"}', b'{"\xed\xa0\x80":1}'], ids=repr)
 def test_half_a_character_in_bytes_is_refused_and_not_quoted(half):
     body = b"[" + half + b"]"
-    (found,) = texts(body, (), 1) or [rest_json.Text(half)]
+    (found,) = texts(body, (), 1) or [exact_json.Text(half)]
     with pytest.raises(NoJson) as refused:
         as_it_stands(found, parse(body)[0])
     assert str(refused.value) == ""

@@ -8,12 +8,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connectors import rest_json, rest_reading
 from connectors.portable import travels_as
-from connectors.rest_manifest import Manifest, Stream
-from connectors.rest_reading import Once
-from connectors.rest_rows import Rows
-from connectors.rest_values import Type
+from connectors.rest import exact_json, reading
+from connectors.rest.manifest import Manifest, Stream
+from connectors.rest.reading import Once
+from connectors.rest.rows import Rows
+from connectors.rest.values import Type
 from connectors.row_groups import BYTES_MAX, ROWS_MAX, Grouping, sizes, sizes_of_all
 from schemas.errors import ConfigError
 from schemas.records import Row, RowGroup
@@ -160,8 +160,8 @@ def test_a_record_that_is_amiss_is_named_among_those_that_are_not():
 
 def test_records_stand_in_raw_as_they_stood_in_the_answer():
     body = b'{"data": [{"id": 1, "amount": 1.50}, {"id": 2,  "name": "\\u00fc"}, {"id":3}]}'
-    records = rest_json.parse(body)["data"]
-    texts = rest_json.texts(body, ("data",), 3)
+    records = exact_json.parse(body)["data"]
+    texts = exact_json.texts(body, ("data",), 3)
     made = rows_of().all_of(records, None, "page 3", 7, texts)
     assert [row[-1] for row in made] == [
         '{"id": 1, "amount": 1.50}', '{"id":2,"name":"ü"}', '{"id":3}',
@@ -192,7 +192,7 @@ MIXED = st.lists(st.tuples(st.integers(0, 3) | st.sampled_from(["a", True, None]
 @given(st.lists(NUMBERS | MIXED, max_size=6), st.booleans())
 def test_rows_that_moved_are_left_out_alike_together_and_one_by_one(pages, feed):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rest_reading, "REMEMBERED", 4)  # beyond, keys grow old and are forgotten
+        patch.setattr(reading, "REMEMBERED", 4)  # beyond, keys grow old and are forgotten
         assert seen(pages, feed=feed, together=True) == seen(pages, feed=feed, together=False)
 
 

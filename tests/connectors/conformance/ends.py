@@ -22,7 +22,7 @@ from uuid import UUID, uuid4
 from psycopg import sql
 from pyarrow import parquet
 
-from connectors.child_installed import Kind
+from connectors.child.installed import Kind
 from schemas.children import ChildPolicy
 from schemas.egress import LinkPolicy
 from tests.children.installing import install, policy_of

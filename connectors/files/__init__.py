@@ -1,0 +1,1 @@
+"""Directories of files as a destination. Start at manifest.py, which is its transaction."""

@@ -1,0 +1,219 @@
+"""What a table looks like, read from the catalog in one query per question."""
+
+import re
+from dataclasses import dataclass, field, replace
+
+import psycopg
+from psycopg import sql
+
+from connectors.postgres.column_types import is_plain, travels
+from connectors.postgres.link import Connection, PostgresConfig, fits
+from schemas.errors import ConfigError, ReadAgain
+from schemas.records import Column, LoadRequest, StreamShape
+from schemas.streams import StreamSpec
+
+#: Kinds of relation that can be read, and those whose rows have an xmin.
+READABLE = "rpvmf"
+WITH_XMIN = "rp"
+
+#: Rows by the size of the files and how full they were at the last look; where nobody has looked,
+#: 50 rows a page. A partitioned table is its partitions.
+_RELATION = """
+SELECT c.oid, c.relkind::text, coalesce((
+  SELECT sum(CASE WHEN p.relpages > 0 AND p.reltuples >= 0 THEN p.reltuples / p.relpages
+    ELSE 50 END * pg_relation_size(p.oid) / current_setting('block_size')::float8)
+  FROM (SELECT c.oid UNION SELECT t.relid::oid FROM pg_partition_tree(c.oid) AS t) AS own
+  JOIN pg_class p ON p.oid = own.oid AND p.relkind IN ('r', 'm')), 0)
+FROM pg_class c
+JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = %s::text AND c.relname = %s::text AND c.relkind::text = ANY(%s)
+"""
+_COLUMNS = """
+SELECT a.attname, format_type(a.atttypid, a.atttypmod), NOT a.attnotnull,
+       t.oid, t.typtype::text, t.typname::text, t.typcategory::text, t.typsend <> 0,
+       a.attnum
+FROM pg_attribute a
+JOIN pg_type t ON t.oid = a.atttypid
+WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped
+ORDER BY a.attnum
+"""
+
+#: A key of a table that others inherit from says nothing of their rows, which are read with it.
+_KEY = """
+SELECT array_agg(a.attname ORDER BY k.position)
+FROM pg_index i
+JOIN pg_class c ON c.oid = i.indrelid
+CROSS JOIN LATERAL unnest(i.indkey) WITH ORDINALITY AS k (attnum, position)
+JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+WHERE i.indrelid = %s AND i.indisunique AND i.indisvalid AND i.indpred IS NULL
+  AND i.indexprs IS NULL AND k.position <= i.indnkeyatts
+  AND (c.relkind = 'p' OR NOT EXISTS (SELECT FROM pg_inherits h WHERE h.inhparent = c.oid))
+GROUP BY i.indexrelid, i.indisprimary
+HAVING i.indisprimary OR bool_and(a.attnotnull)
+ORDER BY i.indisprimary DESC, i.indexrelid
+"""
+
+#: The catalog as the snapshot has it, beside the files as they are now.
+_OTHER_FILES = """
+SELECT count(*) FROM pg_class c
+WHERE c.oid IN (SELECT %(table)s::oid UNION SELECT relid FROM pg_partition_tree(%(table)s::oid))
+  AND c.relkind IN ('r', 'm') AND c.relfilenode <> 0
+  AND pg_relation_filenode(c.oid) IS DISTINCT FROM c.relfilenode
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """A table of the server: its kind, shape, and what its columns are good for."""
+
+    oid: int
+    kind: str
+    rows_estimated: int  # as the statistics and the size of its files have it
+    shape: StreamShape
+    keys: tuple[tuple[str, ...], ...]  # every proven key, the primary one first
+    categories: dict[str, tuple[str, str]]  # column -> (type category, type name)
+    #: the condition of the rows that the stream reads
+    rows: sql.Composable = field(default_factory=lambda: sql.SQL("true"))
+
+    def is_key(self, columns: tuple[str, ...]) -> bool:
+        """Say whether a constraint of the server proves that these columns are a key."""
+        return any(set(key) <= set(columns) for key in self.keys)
+
+
+def find(conn: Connection, schema: str, table: str) -> Relation | None:
+    """Describe a table; None if there is none of that name that this login may see."""
+    row = conn.execute(_RELATION, (schema, table, list(READABLE))).fetchone()
+    if row is None:
+        return None
+    oid, kind, rows = row
+    columns, categories = _columns(conn, oid)
+    keys = tuple(tuple(key) for (key,) in conn.execute(_KEY, (oid,)).fetchall())
+    return Relation(
+        oid=oid,
+        kind=kind,
+        rows_estimated=int(rows),
+        shape=StreamShape(
+            columns=columns,
+            key=keys[0] if keys else (),
+            key_is_unique=bool(keys),
+        ),
+        keys=keys,
+        categories=categories,
+    )
+
+
+def hold(conn: Connection, stream: StreamSpec, relation: Relation) -> None:
+    """Keep the table's files as they are until the snapshot ends; ReadAgain if they are others.
+
+    A TRUNCATE or a rewrite that comes between a snapshot and the first look at the table leaves
+    nothing there that the snapshot could see, and nothing would be promoted as everything.
+    """
+    if relation.kind not in {"r", "p", "m"}:
+        return
+    table = sql.Identifier(stream.schema_name, stream.table_name)
+    conn.execute(sql.SQL("SELECT FROM {} LIMIT 0").format(table))
+    row = conn.execute(_OTHER_FILES, {"table": relation.oid}).fetchone()
+    if row is None or row[0]:
+        raise ReadAgain(f"{stream.name} was truncated or rewritten just now", same=True)
+
+
+def _columns(conn: Connection, oid: int) -> tuple[tuple[Column, ...], dict[str, tuple[str, str]]]:
+    """Return the columns of a relation, and the category and name of each one's type."""
+    rows = conn.execute(_COLUMNS, (oid,)).fetchall()
+    columns: dict[str, Column] = {}
+    categories: dict[str, tuple[str, str]] = {}
+    asked = []
+    for name, type_, nullable, number, kind, type_name, category, has_binary, place in rows:
+        columns[name] = Column(name, type_, nullable, number=place)
+        categories[name] = category, type_name
+        if not is_plain(number, kind, type_name, has_binary=has_binary):
+            asked.append((name, number, type_))
+    found = travels(conn, [(number, type_) for _, number, type_ in asked]) if asked else []
+    for (name, _, _), travel in zip(asked, found, strict=True):
+        columns[name] = replace(
+            columns[name],
+            type=travel.type,
+            as_text=travel.as_text,
+            otherwise=travel.otherwise,
+            extension=travel.extension,
+            labels=travel.labels,
+        )
+        categories[name] = travel.category, travel.base
+    return tuple(columns.values()), categories
+
+
+def describe(conn: Connection, config: PostgresConfig, schema: str, table: str) -> Relation:
+    """Describe a table that must exist; ConfigError names it and how to list what there is."""
+    found = find(conn, schema, table)
+    if found is None:
+        raise ConfigError(
+            f"{config.where}: no table {schema}.{table} that {config.user} can see; "
+            "list what there is with: syncward resource discover"
+        )
+    return found
+
+
+def check_key(conn: Connection, stream: StreamSpec, relation: Relation) -> None:
+    """Refuse a table without columns and a key that cannot tell rows apart."""
+    names = [column.name for column in relation.shape.columns]
+    if not names:
+        raise ConfigError(f"{stream.name}: has no columns; remove the stream")
+    unknown = [name for name in stream.key if name not in names]
+    if unknown:
+        raise ConfigError(f"{stream.name}: key {', '.join(unknown)} is no column of it")
+    if not stream.key or relation.is_key(stream.key):
+        return
+    ordered = sql.SQL("SELECT FROM {} ORDER BY {} LIMIT 0").format(
+        sql.Identifier(stream.schema_name, stream.table_name),
+        sql.SQL(", ").join(map(sql.Identifier, stream.key)),
+    )
+    try:
+        conn.execute(ordered)
+    except psycopg.errors.UndefinedFunction:
+        kinds = ", ".join(f"{name} {relation.categories[name][1]}" for name in stream.key)
+        raise ConfigError(
+            f"{stream.name}: key ({kinds}) is of a type without order, such as json, xml or point; "
+            "choose another key, or mode: replace, which needs none"
+        ) from None
+
+
+#: Schemas that are the server's, or hold where streams resume.
+_TAKEN = re.compile(r"pg_.*|information_schema|_syncward", re.DOTALL)
+
+
+def check_names(request: LoadRequest) -> None:
+    """Refuse names that the destination would cut off, and schemas that are no place for tables."""
+    spec = request.stream
+    names = (request.target_schema, spec.schema_name, spec.table_name, *spec.key, spec.cursor)
+    for name in names:
+        if name is not None and not fits(name):
+            raise ConfigError(
+                f"{spec.name}: the name {name[:70]!r} has no 1 to 63 bytes, or holds what is no "
+                "character; Postgres would cut it off and take another table for it"
+            )
+    if _TAKEN.fullmatch(request.target_schema):
+        raise ConfigError(
+            f"target schema {request.target_schema} belongs to the server or to Syncward; "
+            "choose another one"
+        )
+
+
+def ensure_schema(conn: Connection, name: str) -> None:
+    """Make a schema where it is missing, in a short transaction of its own, before any load.
+
+    Two first loads into one new schema would both make it, and one would fail; inside the load
+    the second would wait until all rows of the first are there.
+    """
+    if _has_schema(conn, name):
+        return
+    with conn.transaction():
+        conn.execute("SELECT pg_advisory_xact_lock(hashtext('_syncward.schema'))")
+        # Looked up in the table again: the name cache of this session still says that it is
+        # missing, and CREATE SCHEMA IF NOT EXISTS believes the cache.
+        if not _has_schema(conn, name):
+            conn.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(name)))
+
+
+def _has_schema(conn: Connection, name: str) -> bool:
+    row = conn.execute("SELECT FROM pg_namespace WHERE nspname = %s::text", (name,)).fetchone()
+    return row is not None

@@ -1,0 +1,1 @@
+"""APIs over HTTP, by their manifests. Start at manifest.py; a read begins in reading.py."""

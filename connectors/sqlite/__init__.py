@@ -1,0 +1,1 @@
+"""What the SQLite source is made of. Start at file.py."""
