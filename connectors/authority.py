@@ -1,4 +1,4 @@
-"""The file of a certificate authority that a resource names: looked at before libpq opens it.
+"""The file of a certificate authority that a resource names: looked at before it is opened.
 
 Whoever may write a resource chooses this path, and libpq opens what it names without a limit of
 time: a pipe would hold a worker's slot for good, and errors would tell what files a worker has. So
@@ -8,8 +8,14 @@ every path that is not a readable file with a certificate gets one and the same 
 import binascii
 import os
 import re
+import ssl
 import stat
 from base64 import b64decode
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from schemas.errors import ConfigError
 
 #: Not a file: the authorities that the system trusts.
 SYSTEM = "system"
@@ -32,6 +38,40 @@ def written_well(path: str) -> bool:
     """Say whether a path could be an authority's file, without looking at any."""
     return path == SYSTEM or (
         path.startswith("/") and "\x00" not in path and not _special(os.path.normpath(path))
+    )
+
+
+def named_well(path: str) -> str:
+    """Return what names an authority, as it was written; ValueError says how to write it."""
+    if not written_well(path):
+        raise ValueError(
+            "write the absolute path of the authority's file on the workers, or system"
+        )
+    return path
+
+
+#: A setting of resources that pydantic checks.
+AuthorityFile = Annotated[str, AfterValidator(named_well)]
+
+
+def context(named: str, where: str) -> ssl.SSLContext:
+    """Return TLS that proves who answers, by this authority; ConfigError if there is none here."""
+    try:
+        file = checked(named)
+        made = ssl.create_default_context(cafile=None if file == SYSTEM else file)
+    except (NoAuthority, OSError):
+        raise refused(where) from None
+    made.minimum_version = ssl.TLSVersion.TLSv1_2
+    return made
+
+
+def refused(where: str) -> ConfigError:
+    """Say the same for every file that is not to be opened."""
+    return ConfigError(
+        f"{where}: sslrootcert is no file with a certificate that this worker can use; put the "
+        "authority's file (PEM, at most 1 MiB) on every worker and name its absolute path, or "
+        "system",
+        code="tls_refused",
     )
 
 

@@ -151,11 +151,13 @@ class Link:
             calls=self._calls,
         )  # fmt: skip
 
-    def _pool(self, scheme: str) -> httpcore.ConnectionPool:
+    def _pool(self, origin: Origin) -> httpcore.ConnectionPool:
         """Return the connections of a scheme; the authorities are read where there is TLS."""
+        scheme = origin.scheme
         if scheme not in self._pools:
+            tls = authority.context(self._trusted, origin.shown) if scheme == "https" else None
             self._pools[scheme] = httpcore.ConnectionPool(
-                ssl_context=_trust(self._trusted) if scheme == "https" else None,
+                ssl_context=tls,
                 max_connections=4,
                 network_backend=self._sockets,
             )
@@ -272,7 +274,7 @@ class Link:
             },
         )  # fmt: skip
         self._sockets.until = call.until
-        response = self._pool(origin.scheme).handle_request(request)
+        response = self._pool(origin).handle_request(request)
         call.seen.status = response.status
         try:
             came = httpx.Headers(response.headers)
@@ -328,21 +330,6 @@ class Link:
         """Close the connections."""
         for pool in self._pools.values():
             pool.close()
-
-
-def _trust(trusted: str) -> ssl.SSLContext:
-    try:
-        file = authority.checked(trusted)
-        context = ssl.create_default_context(cafile=None if file == authority.SYSTEM else file)
-    except (authority.NoAuthority, OSError):
-        raise ConfigError(
-            "sslrootcert is no file with a certificate that this worker can use; put the "
-            "authority's file (PEM, at most 1 MiB) on every worker and name its absolute path, or "
-            "system",
-            code="tls_refused",
-        ) from None
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context
 
 
 def _wrong(origin: Origin, what: str) -> ConfigError:

@@ -12,6 +12,9 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError, SyncwardError, TransientError
@@ -30,6 +33,10 @@ def checked_path(path: str) -> str:
             "digits and _ . - + = @, no part that begins with a dot, not absolute"
         )
     return path
+
+
+#: A setting of resources that pydantic checks.
+PathBelow = Annotated[str, AfterValidator(checked_path)]
 
 
 def root_of(policy: LinkPolicy, path: str) -> Path:

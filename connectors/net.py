@@ -2,6 +2,9 @@
 
 import ipaddress
 import re
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 from schemas.errors import ConfigError
 
@@ -22,3 +25,7 @@ def validate_host(host: str) -> str:
     if not _HOST.match(folded):
         raise ConfigError("host: write one host name or one IP address, without port, path or list")
     return folded
+
+
+#: A setting of resources that pydantic checks.
+Host = Annotated[str, AfterValidator(validate_host)]

@@ -64,6 +64,14 @@ def drifted(request: LoadRequest, what: str) -> ConfigError:
     )
 
 
+def nothing_to_purge(request: LoadRequest) -> ConfigError:
+    """Say that no run of the connection has loaded the stream."""
+    return ConfigError(
+        f"{request.stream.name}: this connection has loaded no rows of it; there is nothing to "
+        "purge"
+    )
+
+
 def acted(
     request: LoadRequest,
     *,

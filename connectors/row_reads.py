@@ -138,6 +138,11 @@ def check_key(stream: StreamSpec, columns: Sequence[Column]) -> None:
         raise ConfigError(f"{stream.name}: no key column {', '.join(missing)}")
 
 
+def stored(stream: StreamSpec, value: str) -> Cursor:
+    """Return the cursor of a stream that stands at a value of its cursor column."""
+    return {"kind": "column", "column": stream.cursor or "", "value": value}
+
+
 # ── what a person wrote about a backfill ─────────────────────────────────────────────────────
 
 

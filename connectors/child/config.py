@@ -138,6 +138,8 @@ def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(under)
     for name, value in over.items():
         before = found.get(name)
-        both = isinstance(before, dict) and isinstance(value, dict)
-        found[name] = merged(before, value) if both else value  # type: ignore[arg-type]  # as `both` says
+        if isinstance(before, dict) and isinstance(value, dict):
+            found[name] = merged(before, value)
+        else:
+            found[name] = value
     return found

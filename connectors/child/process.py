@@ -46,10 +46,6 @@ class Ending:
     limit: str = ""
     stopped: bool = False
 
-    @property
-    def well(self) -> bool:
-        return self.code == 0 and not self.limit and not self.stopped
-
 
 class Child:
     """One process, from its start to its end; a context. `cancel` comes from other threads."""

@@ -21,7 +21,7 @@ from connectors.child.voice import Voice
 from connectors.discovery import discovered
 from connectors.rest import exact_json
 from connectors.rest.values import column
-from connectors.row_reads import no_cursor_to_backfill
+from connectors.row_reads import no_cursor_to_backfill, refuse
 from schemas.aid import Aid
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError, TransientError
@@ -305,16 +305,9 @@ class ChildSource:
 
 def _check_settings(stream: StreamSpec) -> None:
     """Refuse settings of a stream that no connector of others can follow."""
-    if stream.where is not None:
-        raise ConfigError(
-            f"{stream.name}: where is a setting of streams from Postgres; ask the connector for "
-            "less in its own settings"
-        )
-    if stream.key_sweep is not None:
-        raise ConfigError(
-            f"{stream.name}: a connector has no list of keys alone; find deletes with full_every "
-            "or a tombstone"
-        )
+    refuse(stream, "where", instead="ask the connector for less in its own settings")
+    alone = "a connector has no list of keys alone: find deletes with full_every or a tombstone"
+    refuse(stream, "key_sweep", instead=alone)
 
 
 def _resumed(stream: StreamSpec, cursor: Cursor | None) -> Cursor | None:

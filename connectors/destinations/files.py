@@ -12,7 +12,7 @@ from time import monotonic
 from typing import Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from connectors import results
 from connectors.files import purge as files_purge
@@ -29,7 +29,7 @@ from connectors.files.manifest import (
 )
 from connectors.files.merge import Merge, Sorter
 from connectors.files.parts import Parts, Place
-from connectors.local_files import checked_path, explained, made_directory
+from connectors.local_files import PathBelow, explained, made_directory
 from connectors.portable import fitting, schema_hash
 from connectors.postgres.drift import changes
 from schemas.egress import LinkPolicy
@@ -63,14 +63,9 @@ class FilesConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    path: str
+    path: PathBelow
     format: Literal["parquet", "jsonl"]
     grace: Duration = Field(timedelta(hours=1), ge=timedelta(0))
-
-    @field_validator("path")
-    @classmethod
-    def _below(cls, value: str) -> str:
-        return checked_path(value)
 
 
 CONFIG = FilesConfig
@@ -388,10 +383,7 @@ class FilesDestination:
         """Let the manifest name no file of the claimed stream, or those that were purged again."""
         claimed, started = self._claimed[request.stream.name], monotonic()
         if not claimed.known:
-            raise ConfigError(
-                f"{request.stream.name}: this connection has loaded no rows of it; there is "
-                "nothing to purge"
-            )
+            raise results.nothing_to_purge(request)
         done: list[tuple[Manifest, StreamResult]] = []
 
         def changed(now: Manifest) -> Manifest:

@@ -356,10 +356,7 @@ class PostgresDestination:
         """Put all rows of the claimed stream away, delete them, or bring them back."""
         state, started = self._states[request.stream.name], monotonic()
         if not state.known:
-            raise ConfigError(
-                f"{request.stream.name}: this connection has loaded no rows of it; there is "
-                "nothing to purge"
-            )
+            raise results.nothing_to_purge(request)
         with translated(self._config, "destination"), self._conn.transaction():
             self._forget(request, state)
             if how is Purge.UNDO:

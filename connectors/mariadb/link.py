@@ -65,7 +65,7 @@ class Session:
         self._config = config
         self._secrets = secrets
         self._pinned = pinned
-        self._context = _tls(config)
+        self._context = authority.context(config.sslrootcert, config.where)
         self._lock = Lock()
         self._unread: Any = None
         self._open()
@@ -229,22 +229,6 @@ def open_session(
 ) -> Session:
     """Return a session at an address that the egress guard has checked."""
     return Session(config, secrets, resolve(config.host, config.port, policy, lookup=lookup))
-
-
-def _tls(config: MariadbConfig) -> ssl.SSLContext:
-    """Return TLS that proves who answers; the authority's file is looked at before it is opened."""
-    try:
-        root = authority.checked(config.sslrootcert)
-        context = ssl.create_default_context(cafile=None if root == authority.SYSTEM else root)
-    except (authority.NoAuthority, OSError):
-        raise ConfigError(
-            f"{config.where}: sslrootcert is no file with a certificate that this worker can use; "
-            "put the authority's file (PEM, at most 1 MiB) on every worker and name its absolute "
-            "path, or system",
-            code="tls_refused",
-        ) from None
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context
 
 
 _CREDENTIALS = "login {user} was refused; store the right password with: syncward resource rotate"

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from connectors import authority
+from connectors.authority import AuthorityFile
 from connectors.mariadb.values import Convert, Declared, reader
-from connectors.net import validate_host
+from connectors.net import Host
 from schemas.records import Column
 
 SECRET_FIELDS = ("password",)
@@ -28,25 +29,11 @@ class MariadbConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    host: str
+    host: Host
     port: int = Field(3306, ge=1, le=65535)
     database: str = Field(min_length=1, max_length=64, pattern=r"^[^\x00.]+$")
     user: str = Field(min_length=1, max_length=128, pattern=r"^[^\x00]+$")
-    sslrootcert: str = authority.SYSTEM
-
-    @field_validator("host")
-    @classmethod
-    def _one_host(cls, value: str) -> str:
-        return validate_host(value)
-
-    @field_validator("sslrootcert")
-    @classmethod
-    def _own_file(cls, value: str) -> str:
-        if not authority.written_well(value):
-            raise ValueError(
-                "write the absolute path of the authority's file on the workers, or system"
-            )
-        return value
+    sslrootcert: AuthorityFile = authority.SYSTEM
 
     @property
     def where(self) -> str:

@@ -16,7 +16,7 @@ from uuid import UUID
 
 from connectors.mariadb.tables import Asking, Table, TableColumn, quoted
 from connectors.portable import Kind, kind_of
-from connectors.row_reads import Window, no_cursor_to_backfill, no_value, not_below
+from connectors.row_reads import Window, no_cursor_to_backfill, no_value, not_below, stored
 from schemas.errors import ConfigError
 from schemas.records import Between, Cursor, FarCursor
 from schemas.streams import Mode, StreamSpec
@@ -213,7 +213,7 @@ def window_between(stream: StreamSpec, table: Table, between: Between) -> Window
     column, value = f"t.{quoted(field.column.name)}", _AS.get(as_kind, "%s")
     ends = (_shown(lower), _shown(upper))
     where = f"({column} >= {value} AND {column} < {value})"
-    before, after = _stored(stream, ends[0]), _stored(stream, ends[1])
+    before, after = stored(stream, ends[0]), stored(stream, ends[1])
     return Window(where, ends, before, after, full=False)
 
 
@@ -248,10 +248,6 @@ def _shown(value: object) -> str:
     return f"{value:f}" if isinstance(value, Decimal) else str(value)
 
 
-def _stored(stream: StreamSpec, value: str) -> Cursor:
-    return {"kind": "column", "column": stream.cursor or "", "value": value}
-
-
 def _of_new_numbers(stream: StreamSpec, table: Table, lower: str | None, seen: Look) -> Window:
     """Read the rows above the last number, up to the highest below which all is decided."""
     if stream.cursor != table.automatic:
@@ -260,12 +256,12 @@ def _of_new_numbers(stream: StreamSpec, table: Table, lower: str | None, seen: L
             "column, a time, or mode: merge"
         )
     column = f"t.{quoted(stream.cursor or '')}"
-    before = None if lower is None else _stored(stream, lower)
+    before = None if lower is None else stored(stream, lower)
     if lower is None and seen.top is None:  # all now, and all once more in its place next time
         return Window("1", (), None, None, full=True, notes=seen.notes)
     if seen.top is None or (lower is not None and int(seen.top) <= int(lower)):
         return Window("0", (), before, before, full=False, notes=seen.notes)
-    upper = _stored(stream, seen.top)
+    upper = stored(stream, seen.top)
     if lower is None:
         return Window(f"{column} <= %s", (seen.top,), None, upper, full=True, notes=seen.notes)
     where = f"({column} > %s AND {column} <= %s)"
@@ -286,10 +282,10 @@ def _of_order(
     top = _largest(session, table, column)
     note = f"inexact: rows whose {stream.cursor} is smaller than one already read are missed"
     value = lower if top is None else str(top)
-    upper = None if value is None else _stored(stream, value)
+    upper = None if value is None else stored(stream, value)
     if lower is None:
         return Window("1", (), None, upper, full=True, notes=(note,))
-    before = _stored(stream, lower)
+    before = stored(stream, lower)
     return Window(f"{column} >= %s", (lower,), before, upper, full=False, notes=(note,))
 
 
@@ -307,7 +303,7 @@ def _of_times(  # noqa: PLR0917 - one call
         notes = (*notes, f"{stream.cursor} has no time zone; read as the server's own time")
     bound = _written(_NOWHERE) if seen.at is None else _in_column(session, kind, seen.at)
     bound = max(lower or "", bound)  # it never moves back, e.g. after a clock was set
-    upper = _stored(stream, bound)
+    upper = stored(stream, bound)
     beyond = _beyond(session, stream, table, kind, seen.now)
     if stream.mode is Mode.APPEND:
         if lower is None and seen.at is None:  # as for numbers
@@ -316,12 +312,12 @@ def _of_times(  # noqa: PLR0917 - one call
             where = f"({column} < %s OR {column} IS NULL)"
             return Window(where, (bound,), None, upper, full=True, notes=notes, beyond=beyond)
         where = f"({column} >= %s AND {column} < %s)"
-        before = _stored(stream, lower)
+        before = stored(stream, lower)
         return Window(where, (lower, bound), before, upper, full=False, notes=notes, beyond=beyond)
     if lower is None:
         return Window("1", (), None, upper, full=True, notes=notes, beyond=beyond)
     first = _earlier(lower, stream.overlap)
-    before = _stored(stream, lower)
+    before = stored(stream, lower)
     return Window(
         f"{column} >= %s", (first,), before, upper, full=False, notes=notes, beyond=beyond
     )

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from connectors import authority
 from connectors.egress import Lookup, look_up, resolve
-from connectors.net import validate_host
+from connectors.net import Host, validate_host
 from connectors.postgres.errors import Answer, Kind, Role, answer, answer_to_text
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError, CredentialsError, SyncwardError, TransientError
@@ -49,7 +49,7 @@ class PostgresConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    host: str
+    host: Host
     port: int = Field(5432, ge=1, le=65535)
     database: str = Field(min_length=1, max_length=63, pattern=r"^[^\x00]+$")
     user: str = Field(min_length=1, max_length=63, pattern=r"^[^\x00]+$")
@@ -59,11 +59,6 @@ class PostgresConfig(BaseModel):
     channel_binding: Literal["require", "prefer"] = Field(
         "require", exclude_if=lambda value: value == "require"
     )
-
-    @field_validator("host")
-    @classmethod
-    def _one_host(cls, value: str) -> str:
-        return validate_host(value)
 
     @field_validator("database", "user")
     @classmethod
@@ -75,11 +70,7 @@ class PostgresConfig(BaseModel):
     @field_validator("sslrootcert")
     @classmethod
     def _own_file(cls, value: str | None) -> str | None:
-        if value and not authority.written_well(value):
-            raise ValueError(
-                "write the absolute path of the authority's file on the workers, or system"
-            )
-        return value
+        return authority.named_well(value) if value else value
 
     @property
     def where(self) -> str:
@@ -177,12 +168,7 @@ def _tls(config: PostgresConfig) -> dict[str, Any]:
     try:
         root = authority.checked(named) if named else system
     except authority.NoAuthority:
-        raise ConfigError(
-            f"{config.where}: sslrootcert is no file with a certificate that this worker can use; "
-            "put the authority's file (PEM, at most 1 MiB) on every worker and name its absolute "
-            "path, or system",
-            code="tls_refused",
-        ) from None
+        raise authority.refused(config.where) from None
     return {
         "sslmode": config.sslmode,
         "sslrootcert": root,

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from connectors import authority
+from connectors.authority import AuthorityFile
 from connectors.discovery import discovered
 from connectors.rest import manifest_files, oauth
 from connectors.rest import schema as rest_schema
@@ -52,7 +53,7 @@ class RestConfig(BaseModel):
 
     manifest: str
     parameters: dict[str, Scalar] = {}
-    sslrootcert: str = authority.SYSTEM
+    sslrootcert: AuthorityFile = authority.SYSTEM
 
     @field_validator("manifest")
     @classmethod
@@ -72,15 +73,6 @@ class RestConfig(BaseModel):
         for name in value:
             if looks_secret(name):
                 raise ValueError(f"{name} is a secret; put it into the resource's secret field")
-        return value
-
-    @field_validator("sslrootcert")
-    @classmethod
-    def _absolute(cls, value: str) -> str:
-        if not authority.written_well(value):
-            raise ValueError(
-                "write the absolute path of the authority's file on the workers, or system"
-            )
         return value
 
     @model_validator(mode="after")

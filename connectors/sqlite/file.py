@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict
 
-from connectors.local_files import checked_path
+from connectors.local_files import PathBelow
 from connectors.portable import travels_as
 from connectors.sqlite.values import Convert, converter, read_text, sql_type
 from schemas.errors import ConfigError, SyncwardError, TransientError
@@ -35,12 +35,7 @@ class SqliteConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    path: str
-
-    @field_validator("path")
-    @classmethod
-    def _below(cls, value: str) -> str:
-        return checked_path(value)
+    path: PathBelow
 
 
 _ALLOWED = frozenset(

@@ -9,7 +9,7 @@ import sqlite3
 from datetime import UTC, datetime, timedelta
 
 from connectors.portable import Kind, travels_as
-from connectors.row_reads import Window, no_cursor_to_backfill, no_value, not_below
+from connectors.row_reads import Window, no_cursor_to_backfill, no_value, not_below, stored
 from connectors.sqlite.file import Table, quoted
 from schemas.errors import ConfigError
 from schemas.records import Between, Cursor, FarCursor
@@ -67,7 +67,7 @@ def window_between(stream: StreamSpec, table: Table, between: Between) -> Window
         stored_as = "integer" if kind is Kind.INT else "text"
         within = f"{name} COLLATE BINARY >= ? AND {name} COLLATE BINARY < ?"
         where = f"(typeof({name}) = '{stored_as}' AND {within})"
-    ends = _stored(stream, str(lower)), _stored(stream, str(upper))
+    ends = stored(stream, str(lower)), stored(stream, str(upper))
     return Window(where, (lower, upper), *ends, full=False)
 
 
@@ -84,10 +84,6 @@ def _read(stream: StreamSpec, type_: str, kind: Kind | None, option: str, value:
         return _text(at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC))
     except (ValueError, OverflowError):
         raise no_value(stream, option, type_) from None
-
-
-def _stored(stream: StreamSpec, value: str) -> Cursor:
-    return {"kind": "column", "column": stream.cursor or "", "value": value}
 
 
 def _of_new_numbers(
@@ -107,11 +103,11 @@ def _of_new_numbers(
     )
     notes = () if table.ever_new else (note,)
     value = lower if top is None else str(top)
-    upper = None if value is None else _stored(stream, value)
+    upper = None if value is None else stored(stream, value)
     if lower is None:
         return Window("1", (), None, upper, full=True, notes=notes)
     return Window(
-        f"{column} > ?", (int(lower),), _stored(stream, lower), upper, full=False, notes=notes
+        f"{column} > ?", (int(lower),), stored(stream, lower), upper, full=False, notes=notes
     )
 
 
@@ -132,13 +128,13 @@ def _of_order(
         value = str(max(int(lower), int(value)))
     elif lower is not None and value is not None:
         value = max(lower, value)
-    upper = None if value is None else _stored(stream, value)
+    upper = None if value is None else stored(stream, value)
     if lower is None:
         return Window("1", (), None, upper, full=True, notes=(note,))
     where = f"(t.{name} COLLATE BINARY >= ? OR (t.{name} IS NOT NULL AND typeof(t.{name}) <> ?))"
     first: str | int = int(lower) if kind is Kind.INT else lower
     return Window(
-        where, (first, stored_as), _stored(stream, lower), upper, full=False, notes=(note,)
+        where, (first, stored_as), stored(stream, lower), upper, full=False, notes=(note,)
     )
 
 
@@ -168,20 +164,20 @@ def _of_times(
     beyond = _beyond(stream, newest, now)
     if stream.mode is Mode.APPEND:
         bound = max(lower or "", _text(now - settle))
-        upper = _stored(stream, bound)
+        upper = stored(stream, bound)
         if lower is None:
             where = f"({at} < ? OR t.{name} IS NULL OR {odd})"
             return Window(where, (bound,), None, upper, full=True, notes=notes, beyond=beyond)
-        where, lowest = f"(({at} >= ? AND {at} < ?) OR {odd})", _stored(stream, lower)
+        where, lowest = f"(({at} >= ? AND {at} < ?) OR {odd})", stored(stream, lower)
         return Window(where, (lower, bound), lowest, upper, full=False, notes=notes, beyond=beyond)
     bound_at = min(_text(now), newest) if newest is not None else None
     next_lower = lower if bound_at is None else max(lower or "", _before(bound_at, settle, kind))
-    next_cursor = None if next_lower is None else _stored(stream, next_lower)
+    next_cursor = None if next_lower is None else stored(stream, next_lower)
     if lower is None:
         return Window("1", (), None, next_cursor, full=True, notes=notes, beyond=beyond)
     first = _before(lower, stream.overlap, kind)
     where = f"({at} >= ? OR {odd})"
-    lowest = _stored(stream, lower)
+    lowest = stored(stream, lower)
     return Window(where, (first,), lowest, next_cursor, full=False, notes=notes, beyond=beyond)
 
 
