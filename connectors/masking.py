@@ -40,6 +40,8 @@ def masked(batch: Batch, stream: StreamSpec, token: Token | None) -> Batch:
         batch.chunks = _walked(batch.chunks, fields)
     if batch.keys is not None:
         batch.keys = _masked_keys(batch.keys, batch.wire, stream, token)
+    if batch.gone is not None:
+        batch.gone = _masked_keys(batch.gone, batch.wire, stream, token)
     batch.masked = True
     return batch
 

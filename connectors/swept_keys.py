@@ -9,6 +9,30 @@ from schemas.records import Column, KeySweep, Row, RowGroup
 from schemas.streams import StreamSpec
 
 
+class KeyFile:
+    """Keys in a file without a name, as they were noted, until `opened` is closed."""
+
+    def __init__(self, columns: Sequence[Column], opened: ExitStack) -> None:
+        self._columns = tuple(columns)
+        self._spool = opened.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+
+    def add(self, keys: list[Row]) -> None:
+        """Note some keys."""
+        pickle.dump(keys, self._spool)
+
+    @property
+    def keys(self) -> KeySweep:
+        """All of them, for whoever asks when no more are added."""
+        return KeySweep(self._columns, iter(()), self._groups())
+
+    def _groups(self) -> Iterator[RowGroup]:
+        end = self._spool.tell()
+        self._spool.seek(0)
+        while self._spool.tell() < end:
+            rows = pickle.load(self._spool)  # noqa: S301 - written above
+            yield RowGroup(rows, 16 * len(rows) * len(self._columns))
+
+
 def noted(
     groups: Iterator[RowGroup], shape: Sequence[Column], spec: StreamSpec, opened: ExitStack
 ) -> tuple[Iterator[RowGroup], KeySweep]:
@@ -20,7 +44,7 @@ def noted(
     names = [c.name for c in shape]
     places = [names.index(c.name) for c in columns]
     dead = None if spec.tombstone is None else names.index(spec.tombstone)
-    spool = opened.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+    file = KeyFile(columns, opened)
 
     def read() -> Iterator[RowGroup]:
         for group in groups:
@@ -29,14 +53,7 @@ def noted(
                 for row in group.rows
                 if dead is None or row[dead] is None or row[dead] is False
             ]
-            pickle.dump(alive, spool)
+            file.add(alive)
             yield group
 
-    def keys() -> Iterator[RowGroup]:
-        end = spool.tell()
-        spool.seek(0)
-        while spool.tell() < end:
-            rows = pickle.load(spool)  # noqa: S301 - written above
-            yield RowGroup(rows, 16 * len(rows) * len(places))
-
-    return read(), KeySweep(columns, iter(()), keys())
+    return read(), file.keys

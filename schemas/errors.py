@@ -33,8 +33,17 @@ class SyncwardError(Exception):
     def __init__(self, public: str, *, code: str | None = None) -> None:
         super().__init__(public)
         self.public = public
+        #: what it was about, where that was said later than the reason
+        self.place: str | None = None
         if code is not None:
             self.code = code
+
+    def at(self, place: str) -> None:
+        """Say in its text what it was about; the first to say it knows best."""
+        if self.place is None:
+            self.place = place
+            self.public = f"{self.public} ({place})"
+            self.args = (self.public,)
 
 
 class ConfigError(SyncwardError):

@@ -101,9 +101,10 @@ class StreamShape:
 
 @dataclass(frozen=True, slots=True)
 class KeySweep:
-    """The keys of all rows of the source that are not marked as deleted, of the batch's snapshot.
+    """Keys of rows of the source: of all that are not marked as deleted, in the batch's snapshot.
 
-    `chunks` or `groups` may be consumed once, after those of the batch.
+    Or of some that are gone (`Batch.gone`). `chunks` or `groups` may be consumed once, after those
+    of the batch.
     """
 
     columns: tuple[Column, ...]
@@ -217,8 +218,11 @@ class Batch:
     upper: Cursor | None
     full: bool
     notes: tuple[str, ...] = ()  # sentences for the run's log, e.g. who holds the bound back
+    warnings: tuple[str, ...] = ()  # more of them, known only when the rows have been read
     groups: Iterator[RowGroup] = field(default_factory=lambda: iter(()))
     keys: KeySweep | None = None  # only where the run sweeps and the batch itself is not all rows
+    #: rows of which the source says that they are gone; of them nothing but the key is told
+    gone: KeySweep | None = None
     beyond: FarCursor | None = None  # a guard's finding at the source
     masked: bool = False  # the stream's masks have been put on (connectors/masking.py)
     part: Part | None = None  # of a large full read; None: the batch is all that is read

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from schemas.errors import Draining, LeaseLost, RunCancelled, SyncwardError, TransientError
 from schemas.limits import CANCEL_EVERY_S, CUT_AFTER_S, GIVE_UP_AFTER_S, GIVE_UP_UNASKED_S
-from schemas.records import Batch
+from schemas.records import Batch, KeySweep
 from schemas.redaction import REDACTOR
 from schemas.runs import Claim
 from storage.claims import Beat
@@ -180,14 +180,15 @@ class RunControl:
 
     def watch(self, batch: Batch) -> Batch:
         """Return the batch with its chunks and groups counted, each of them a chance to stop."""
-        keys = batch.keys
-        if keys is not None:
-            batch.keys = replace(
-                keys, chunks=self._checked(keys.chunks), groups=self._checked(keys.groups)
-            )
+        batch.keys, batch.gone = self._watched(batch.keys), self._watched(batch.gone)
         batch.chunks = self._counted(batch, batch.chunks, len)
         batch.groups = self._counted(batch, batch.groups, lambda group: group.size)
         return batch
+
+    def _watched(self, keys: KeySweep | None) -> KeySweep | None:
+        if keys is None:
+            return None
+        return replace(keys, chunks=self._checked(keys.chunks), groups=self._checked(keys.groups))
 
     def _counted(self, batch: Batch, parts: Iterator[T], size: Callable[[T], int]) -> Iterator[T]:
         counted = 0

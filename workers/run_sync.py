@@ -1,7 +1,7 @@
 """One run from claim to outcome. Read it top to bottom: this is what Syncward does."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from time import monotonic
@@ -315,12 +315,20 @@ def _load(
                 continue
             _progressed(attempt, lanes.rest())
             loaded = destination.load(request, watched)
+            _warn(attempt, spec.name, batch.warnings)
             if batch.more:  # whatever becomes of the next one, this one counts
                 _progressed(attempt, 1)
             result = loaded if result is None else outcomes.joined(result, loaded)
     if result is None:
         raise RuntimeError(f"{spec.name}: the source ended without a batch")
     return result
+
+
+def _warn(attempt: Attempt, stream: str, warnings: Sequence[str]) -> None:
+    """Say what the source knows only now: the rows are loaded, and some may be missing."""
+    for sentence in warnings:
+        attempt.run_log.warning(sentence, stream)
+        logger.warning("stream_unsettled", extra={"stream": stream})
 
 
 def _progressed(attempt: Attempt, parts: int) -> None:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import chain
 from typing import Any
@@ -23,7 +23,15 @@ from connectors.postgres.refusals import (
     reason_of,
     unless_refused,
 )
-from schemas.records import Batch, Column, LoadRequest, SchemaChange, StreamShape, WireFormat
+from schemas.records import (
+    Batch,
+    Column,
+    KeySweep,
+    LoadRequest,
+    SchemaChange,
+    StreamShape,
+    WireFormat,
+)
 from schemas.streams import Deletes, Mode
 
 #: Our columns in destination tables: when this row version was loaded, and since when its source
@@ -35,6 +43,7 @@ VALID_FROM = "_syncward_valid_from"
 VALID_TO = "_syncward_valid_to"
 STAGING = sql.Identifier("pg_temp", "syncward_staging")
 KEYS = sql.Identifier("pg_temp", "syncward_keys")
+GONE = sql.Identifier("pg_temp", "syncward_gone")
 #: Keys of rows that are not in the staging table because they were refused, which are not gone.
 REFUSED = sql.Identifier("pg_temp", "syncward_refused")
 _PLACE = sql.Identifier("_syncward_place")
@@ -165,12 +174,15 @@ _NO_ROWS = 19 + 2
 
 
 def brings_rows(load: Load) -> bool:
-    """Look at the beginning of the batch, and put it back: False if the source sent no row."""
+    """Look at the beginning of the batch, and put it back: False if the source sent no row.
+
+    The key of one that is gone is something to do, too.
+    """
     batch, seen = load.batch, list[bytes]()
     if batch.wire is WireFormat.ROWS:
         first = next(batch.groups, None)
         batch.groups = chain(() if first is None else (first,), batch.groups)
-        return first is not None
+        return first is not None or _brings_gone(batch)
     for chunk in batch.chunks:
         seen.append(chunk)
         if sum(map(len, seen)) > _NO_ROWS:
@@ -180,6 +192,15 @@ def brings_rows(load: Load) -> bool:
         return batch.rows() > 0
     batch.chunks = chain(seen, batch.chunks)
     return True
+
+
+def _brings_gone(batch: Batch) -> bool:
+    if batch.gone is None:
+        return False
+    first = next(batch.gone.groups, None)
+    groups = chain(() if first is None else (first,), batch.gone.groups)
+    batch.gone = replace(batch.gone, groups=groups)
+    return first is not None
 
 
 def copy_into(load: Load, table: sql.Composable) -> tuple[int, int]:
@@ -295,18 +316,25 @@ WHERE name = 'work_mem' AND setting::bigint < %s::bigint
 
 def stage_keys(load: Load) -> int | None:
     """Copy the keys of all source rows beside the batch; None if this run brings none."""
-    keys = load.batch.keys
-    if keys is None:
-        return None
+    return None if load.batch.keys is None else _keys_into(load, load.batch.keys, KEYS)
+
+
+def stage_gone(load: Load) -> int:
+    """Copy the keys of rows that the source says are gone; return how many it named."""
+    return 0 if load.batch.gone is None else _keys_into(load, load.batch.gone, GONE)
+
+
+def _keys_into(load: Load, keys: KeySweep, table: sql.Identifier) -> int:
     known = {column.name: column for column in load.shape.columns}
-    _make_temp(load, KEYS, [known[column.name] for column in keys.columns])
+    _make_temp(load, table, [known[column.name] for column in keys.columns])
     if load.refusals is not None and load.refusals.care is Care.ROWS:
         columns = [known[column.name] for column in keys.columns]
-        into = tuples.Table(load.conn, KEYS, columns, load.request.stream)
+        into = tuples.Table(load.conn, table, columns, load.request.stream)
         # A key that is none here cannot be that of a row here, and its row is refused, too.
         return into.copy(tuples.blocks(keys.chunks, keys.groups), lambda *_: None)[0]
     cursor = load.conn.cursor()
-    statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(KEYS, names(keys.columns))
+    copied = names(keys.columns)
+    statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(table, copied)
     with cursor.copy(statement) as copy:
         if load.batch.wire is WireFormat.ROWS:
             came = [known[column.name] for column in keys.columns]
@@ -315,7 +343,7 @@ def stage_keys(load: Load) -> int | None:
             copy.write(chunk)
     rows = cursor.rowcount
     if rows >= _ANALYZE_FROM:
-        load.conn.execute(sql.SQL("ANALYZE {}").format(KEYS))
+        load.conn.execute(sql.SQL("ANALYZE {}").format(table))
     return rows
 
 

@@ -1,8 +1,9 @@
 """Rows that are gone at the source: deleted or stamped here, by set, inside the load's transaction.
 
-They are found in three ways: by a batch that is the whole table, by the keys of all rows beside a
-batch, or because the row itself says so (its tombstone). The guard of deletes looks afterwards:
-what it stops is rolled back, and in the usual case it costs nothing.
+They are found in four ways: by a batch that is the whole table, by the keys of all rows beside a
+batch, because the row itself says so (its tombstone), or because the source names their keys. The
+guard of deletes looks afterwards: what it stops is rolled back, and in the usual case it costs
+nothing.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from psycopg import sql
 from connectors.postgres import guards
 from connectors.postgres.batch import (
     DELETED_AT,
+    GONE,
     KEYS,
     REFUSED,
     SYNCED_AT,
@@ -32,6 +34,7 @@ class SourceRows:
     staged: int
     keys: int | None
     left_out: int = 0  # refused before they were staged
+    gone: int = 0  # rows of which it says that they are gone
 
     @property
     def all(self) -> int:
@@ -98,6 +101,9 @@ def _gone(load: Load, key: Sequence[str], found: SourceRows) -> list[sql.Composa
                 load.staging, same(load, key), says
             )
         )
+    if found.gone:
+        named = sql.SQL("EXISTS (SELECT FROM {} s WHERE {})")
+        conditions.append(named.format(GONE, same(load, key)))
     return conditions
 
 

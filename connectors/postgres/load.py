@@ -22,6 +22,7 @@ from connectors.postgres.batch import (
     names,
     parts,
     stage,
+    stage_gone,
     stage_keys,
     typed,
     values,
@@ -67,9 +68,8 @@ def _into_table(load: Load, target: Relation) -> LoadCounts:
         return _fill(load)
     staged, size = stage(load)
     staged = rejects.prepare(load, staged)
-    found = SourceRows(staged, stage_keys(load), rejects.left_out(load))
-    if found.keys is not None:
-        rejects.swept(load)
+    found = SourceRows(staged, stage_keys(load), rejects.left_out(load), stage_gone(load))
+    rejects.swept(load, keys=found.keys is not None, named=found.gone > 0)
     if load.batch.full or found.keys is not None:
         guards.check_zero_rows(load, found.all)
     if merge or load.is_history:

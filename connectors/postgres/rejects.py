@@ -17,6 +17,7 @@ from psycopg import sql
 from connectors.postgres import refusals as pg_refusals
 from connectors.postgres import waiting as pg_waiting
 from connectors.postgres.batch import (
+    GONE,
     KEYS,
     REFUSED,
     Load,
@@ -119,14 +120,17 @@ def prepare(load: Load, staged: int) -> int:
     return staged
 
 
-def swept(load: Load) -> None:
-    """Mark rows that were refused before and whose key is gone, where all keys are here."""
+def swept(load: Load, *, keys: bool, named: bool) -> None:
+    """Mark rows that were refused before and are gone: all keys are here, or theirs are named."""
     if load.refusals is None:
         return
     # As a join: NOT IN would go through all keys for each row once they outgrow memory.
-    gone = sql.SQL("r.readable AND NOT EXISTS (SELECT FROM {1} s WHERE {0} = r.digest)")
-    with unless_refused(load.conn):  # a key may be none here
-        pg_refusals.mark(load.conn, load.refusals, gone.format(key_digest(load), KEYS))
+    gone = sql.SQL("r.readable AND {}EXISTS (SELECT FROM {} s WHERE {} = r.digest)")
+    for wanted, without, table in ((keys, "NOT ", KEYS), (named, "", GONE)):
+        if wanted:
+            with unless_refused(load.conn):  # a key may be none here
+                which = gone.format(sql.SQL(without), table, key_digest(load))
+                pg_refusals.mark(load.conn, load.refusals, which)
 
 
 def left_out(load: Load) -> int:

@@ -1,11 +1,13 @@
 """One request to an API: with its login, within its limits, once more where time may help."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from random import random
 from threading import Event
 from typing import Any
 
+from connectors.egress import EgressRefused
 from connectors.http_link import Answer, Bounds, Link, Origin, check_origin
 from connectors.rest import answers, limits
 from connectors.rest import text as rest_text
@@ -25,6 +27,8 @@ from schemas.quotas import Quota, Unshared
 FIRST_RETRY_S = 0.5
 #: Links that end in the middle may be well a moment later; the others take longer.
 _AT_ONCE = {"connection_lost"}
+#: Of errors that somebody here asked for.
+_CANCELLED = "cancelled_there"
 #: More tries than of errors: a limit says when it is over.
 _MORE_OF_LIMITS = 3
 
@@ -46,6 +50,19 @@ def base_of(manifest: Manifest, names: rest_text.Names, policy: LinkPolicy) -> s
     if "?" in base or "#" in base:
         raise ConfigError(f"{manifest.name}: url_base: has a query; use request_parameters")
     return base
+
+
+@contextmanager
+def named(request: str) -> Iterator[None]:
+    """Say in errors which request they are of. What time mends by itself is none of a request."""
+    try:
+        yield
+    except (Deferral, EgressRefused):
+        raise
+    except SyncwardError as error:
+        if error.code != _CANCELLED:
+            error.at(request)
+        raise
 
 
 class Asker:
@@ -82,13 +99,19 @@ class Asker:
 
     def ask(self, where: str, ask: Ask, handler: ErrorHandler) -> tuple[Answer, Any] | None:
         """Return an answer with its document; None if it means that there is nothing."""
-        try:
-            answer = self.answer(where, ask, handler)
-        except PagesExpired:
-            raise TransientError(
-                f"{where}: it forgot what it was asked about; read again", code="api_unavailable"
-            ) from None
-        return None if answer is None else (answer, answers.document(where, answer))
+        with named(self.shown(ask)):
+            try:
+                answer = self.answer(where, ask, handler)
+            except PagesExpired:
+                raise TransientError(
+                    f"{where}: it forgot what it was asked about; read again",
+                    code="api_unavailable",
+                ) from None
+            return None if answer is None else (answer, answers.document(where, answer))
+
+    def shown(self, ask: Ask) -> str:
+        """Name a request without a value: as the list of calls does."""
+        return f"{ask.method} {self.origin.shown}{ask.route}"
 
     def answer(self, where: str, ask: Ask, handler: ErrorHandler) -> Answer | None:
         """Return an answer that is to be read, whatever it holds; None if there is nothing.

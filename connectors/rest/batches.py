@@ -18,7 +18,7 @@ from connectors.rest.parts import CursorPagination
 from connectors.rest.reading import Once, Reading, now_of
 from connectors.rest.turning import REMEMBERED, Page
 from connectors.rest.window import Window
-from connectors.swept_keys import noted
+from connectors.swept_keys import KeyFile, noted
 from schemas.errors import ReadAgain
 from schemas.records import Batch, Between, Cursor, KeySweep, RowGroup, WireFormat
 from schemas.streams import Deletes, StreamSpec
@@ -55,6 +55,7 @@ class Batches:
         self._stream = stream
         self._spec = spec
         self._shape = reading.rows.shape
+        self._unsettled: list[str] = []  # begins of windows that moved as often as they were read
 
     def everything(self) -> Iterator[Batch]:
         """Yield all records as one batch without a cursor."""
@@ -108,12 +109,15 @@ class Batches:
         lower = rest_window.resumed(self._spec, cursor) or self._start(how)
         whole = how.model_copy(update={"step": None})
         asked = next(rest_window.windows(self._spec, whole, lower, datetime.now(UTC)))
+        if self._spec.deletion is not Deletes.IGNORE:
+            self._reading.gone = KeyFile(self._reading.rows.key_columns, self._opened)
         pages = self._begun(self._reading.changed(asked))
         now = now_of(self._asker)
         self._check_known(asked, now)
         window = next(rest_window.windows(self._spec, whole, lower, now))
         batch = self._batch(pages, [window], cursor, window, full=False, feed=True)
         batch.notes += rest_window.went_back(self._spec, lower, now)
+        batch.gone = None if self._reading.gone is None else self._reading.gone.keys
         yield batch
 
     def _check_known(self, window: Window, now: datetime) -> None:
@@ -140,7 +144,7 @@ class Batches:
         self._asker.kept()
         first = next(pages, None)
         if first is not None:
-            self._reading.rows.look(first.records)
+            self._reading.rows.look(first.alive)
         return chain(() if first is None else (first,), pages)
 
     def _batch(
@@ -165,12 +169,25 @@ class Batches:
             upper=None if last is None else rest_window.stored(last.upper),
             full=full,
             notes=self._reading.rows.note(),
-            groups=groups,
         )
+        batch.groups = groups = self._with_warnings(groups, batch)
         deletes = self._spec.deletion is not Deletes.IGNORE and self._spec.key
         if keys and deletes and not batch.everything:
             batch.groups, batch.keys = self._with_keys(groups)
         return batch
+
+    def _with_warnings(self, groups: Iterator[RowGroup], batch: Batch) -> Iterator[RowGroup]:
+        yield from groups
+        begins, self._unsettled = self._unsettled, []
+        if begins:
+            first = "its pages" if begins[0] == "all" else f"the window from {begins[0]} on"
+            more = f" and {len(begins) - 1:,} more" if len(begins) > 1 else ""
+            text = (
+                f"inexact: {first}{more} brought new records each of the {_READS_MAX} times that "
+                "they were read once more: one that moved meanwhile may be missing until the next "
+                "full read (full_every). Read at a quieter time, or in smaller windows (step)"
+            )
+            batch.warnings = (text,)
 
     def _groups(
         self, pages: Iterator[Page], windows: Sequence[Window | None], once: Once
@@ -206,6 +223,8 @@ class Batches:
             yield from self._reading.groups(window, self._reading.pages(window), once)
             if once.new == before:
                 return
+        since = None if window is None else window.since
+        self._unsettled.append("all" if since is None else rest_window.written_as(since, "iso"))
 
     @staticmethod
     def _counted(groups: Iterator[RowGroup], count: _Count) -> Iterator[RowGroup]:

@@ -157,9 +157,8 @@ class Stream(Requester):
             raise ValueError(
                 "result_cap: needs a primary_key, which tells what both halves of a window have"
             )
-        for one in self.changes:
-            if one.deleted is not None and self.tombstone is None:
-                raise ValueError("changes: deleted sets the tombstone; name its column")
+        if any(one.deleted for one in self.changes) and not self.primary_key:
+            raise ValueError("changes: deleted needs a primary_key, which tells what is gone")
         if self.partition_router is not None and self.grouping_router is not None:
             raise ValueError("a stream has a partition_router or a grouping_router, not both")
         if self.schema_loader is not None and not self.schema_:

@@ -6,21 +6,23 @@ from dataclasses import replace
 from datetime import UTC, date, datetime
 from functools import partial
 from itertools import islice
-from typing import Any, cast
+from typing import cast
 
 from connectors.rest import jobs
 from connectors.rest import schema as rest_schema
 from connectors.rest import text as rest_text
 from connectors.rest import window as rest_window
-from connectors.rest.asking import Asker
+from connectors.rest.asking import Asker, named
 from connectors.rest.manifest import Incremental, Manifest, Parent, Stream
 from connectors.rest.pages import Ask
+from connectors.rest.parts import Option
 from connectors.rest.requests import Changes, Groups, Requester
-from connectors.rest.rows import Rows, type_of_partition
+from connectors.rest.rows import Rows, shown_key, type_of_partition
 from connectors.rest.turning import REMEMBERED, Page, Read, Record, time_in, turned
 from connectors.rest.values import Misfit, Type
 from connectors.rest.window import Window
 from connectors.row_groups import Grouping, sizes, sizes_of_all
+from connectors.swept_keys import KeyFile
 from schemas.errors import ConfigError, ReadAgain
 from schemas.records import Row, RowGroup
 from schemas.streams import Mode, StreamSpec
@@ -113,6 +115,8 @@ class Reading:
         if parent is not None:
             above = type_of_partition(manifest.streams[parent.parent_stream], parent.parent_key)
         self.rows = Rows(self.where, self._stream, above, spec=spec)
+        #: takes the keys of what the API says is gone; None: nobody asks for them
+        self.gone: KeyFile | None = None
 
     # ── groups ───────────────────────────────────────────────────────────────────────────────
 
@@ -124,15 +128,43 @@ class Reading:
         size_of_all = sizes_of_all(self.rows.columns)
         for page in pages:
             once.turn()
+            places = [] if self._set_apart(page, once) else self.rows.key_places
             for some in self._rows_of(page, window):
-                rows = once.new_ones(some, self.rows.key_places)
+                rows = once.new_ones(some, places)
                 yield from grouping.add_all(rows, size_of_all(rows))
             page.records, page.texts = (), None
             self._asker.check()
         yield from grouping.rest()
 
+    def _set_apart(self, page: Page, once: Once) -> bool:
+        """Note the keys of what is gone, and leave the records that count, if a page has both."""
+        if not page.gone:
+            return False
+        with named(page.of):
+            self._sort_out(page, once)
+        return True
+
+    def _sort_out(self, page: Page, once: Once) -> None:
+        alive: list[Record] = []
+        keys: list[Row] = []
+        for number, (record, gone) in enumerate(zip(page.records, page.gone, strict=True), 1):
+            key = self.rows.key(record, page.above, f"entry {number} of page {page.number}")
+            if not once.is_new(key):
+                continue
+            if gone:
+                keys.append(key)
+            else:
+                alive.append(record)
+        page.records = alive
+        if keys and self.gone is not None:
+            self.gone.add(keys)
+
     def _rows_of(self, page: Page, window: Window | None) -> Iterator[list[Row]]:
         """Yield the rows of a page, some of them at a time."""
+        with named(page.of):
+            yield from self._made_of(page, window)
+
+    def _made_of(self, page: Page, window: Window | None) -> Iterator[list[Row]]:
         appends = self._spec is not None and self._spec.mode is Mode.APPEND
         exact = window if window is not None and (appends or window.exact) else None
         where, count = f"page {page.number}", len(page.records)
@@ -185,10 +217,11 @@ class Reading:
         if parent is not None:
             for key in self._keys(parent):
                 read = self._read(stream, self.where, {parent.partition_field: key})
-                yield from self._windowed(replace(read, above=key), window)
+                part = shown_key(parent.partition_field, key)
+                yield from self._windowed(replace(read, above=key, part=part), window)
         elif groups is not None:
             for some in _in_groups(self._keys(groups), groups.group_size):
-                read = self._read(stream, self.where, {})
+                read = replace(self._read(stream, self.where, {}), part=f"for {len(some)} keys")
                 yield from self._windowed(_with_keys(read, groups, some), window)
         else:
             yield from self._windowed(self._read(stream, self.where, {}), window)
@@ -199,8 +232,11 @@ class Reading:
         above = self._manifest.streams[router.parent_stream]
         for page in self._all_of(above, self._read(above, where, {})):
             for number, record in enumerate(page.records, 1):
-                place = f"record {number} of page {page.number}"
-                yield self._key_of(router, record, where, place)
+                with named(page.of):
+                    key = self._key_of(
+                        router, record, where, f"record {number} of page {page.number}"
+                    )
+                yield key
 
     def _key_of(self, router: Parent | Groups, record: Record, where: str, place: str) -> object:
         value = rest_text.found(record, router.parent_key)
@@ -223,7 +259,8 @@ class Reading:
         left = [(window.since, window.until)]
         while left:
             since, until = left.pop()
-            asked = replace(read, more=partial(_between, how, since, until, read.more))
+            part = _part(how.end_time_option, since, until, read.part)
+            asked = replace(read, more=partial(_between, how, since, until, read.more), part=part)
             pages = self._all_of(self._stream, asked)
             first = next(pages, None)
             if first is None:
@@ -287,14 +324,23 @@ class Reading:
         read = replace(
             read, names={**read.names, "stream_interval": interval}, key=repr,
             more=partial(_put_times, one, interval),
+            part=_part(one.end_time_option, window.since, window.until),
         )  # fmt: skip
         for page in turned(self._asker, read):
-            page.records = [
-                self._record_of(one, entry)
-                for entry in page.records
-                if not one.changed_at or time_in(self.where, entry, one.changed_at) >= window.since
-            ]
+            with named(page.of):
+                self._taken_out(one, page, window)
             yield page
+
+    def _taken_out(self, one: Changes, page: Page, window: Window) -> None:
+        """Leave on a page the records that its entries hold, and note which are gone."""
+        entries = [
+            entry
+            for entry in page.records
+            if not one.changed_at or time_in(self.where, entry, one.changed_at) >= window.since
+        ]
+        page.records = [self._record_of(one, entry) for entry in entries]
+        if one.deleted is not None:
+            page.gone = [one.deleted.says(entry) for entry in entries]
 
     def _record_of(self, how: Changes, entry: Record) -> Record:
         record = rest_text.found(entry, how.record_path)
@@ -304,21 +350,14 @@ class Reading:
                 "record_path",
                 code="api_answer",
             )
-        if how.deleted is None:
-            return record
-        gone = rest_text.found(entry, how.deleted.field) in how.deleted.values
-        return _marked(record, self._stream) if gone else record
+        return record
 
 
-def _marked(record: Record, stream: Stream) -> Record:
-    """Return a record that says at its tombstone's place that it is gone."""
-    name = stream.tombstone or ""
-    spec = stream.fields.get(name)
-    step, *rest = (spec.field if spec else None) or (name,)
-    inner: Any = True
-    for one in reversed(rest):
-        inner = {one: inner}
-    return {**record, step: inner}
+def _part(ends: Option | None, since: datetime, until: datetime, within: str = "") -> str:
+    """Say which window a request is of, as errors name it."""
+    begin = f"from {rest_window.written_as(since, 'iso')}"
+    span = begin if ends is None else f"{begin} to {rest_window.written_end_as(until, 'iso')}"
+    return f"{within}, {span}" if within else span
 
 
 def _put_times(how: Changes, interval: Mapping[str, str], ask: Ask) -> Ask:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from connectors.rest import text as rest_text
 from connectors.rest.parts import (
     HEADER,
     OWN_HEADERS,
@@ -131,10 +132,27 @@ def checked_headers(value: dict[str, str]) -> dict[str, str]:
 
 
 class Deleted(Part):
-    """An entry that says its record is gone: with one of these values there."""
+    """Entries that say that their record is gone: with one of these values there.
 
-    field: Place = Field(min_length=1)
-    values: tuple[Scalar, ...] = Field(min_length=1)
+    Without values those with any but null, false and "", and without a field all of them: a list of
+    what was deleted.
+    """
+
+    field: Place = ()
+    values: tuple[Scalar, ...] = ()
+
+    @model_validator(mode="after")
+    def _values_are_somewhere(self) -> Self:
+        if self.values and not self.field:
+            raise ValueError("deleted: name the field that has these values")
+        return self
+
+    def says(self, entry: object) -> bool:
+        """Say whether an entry's record is gone."""
+        if not self.field:
+            return True
+        value = rest_text.found(entry, self.field)
+        return value in self.values if self.values else not rest_text.is_nothing(value)
 
 
 class Changes(Requester):
@@ -148,7 +166,7 @@ class Changes(Requester):
     datetime_format: TimeFormat = "iso"
     record_path: Place = ()  # where an entry holds its record
     changed_at: Place = ()  # a time in an entry; what is older than the window is left out
-    deleted: Deleted | None = None  # it sets the stream's tombstone
+    deleted: Deleted | None = None  # of such an entry only the key counts
     #: how far back the API knows; a cursor before that reads everything again
     retention: Duration | None = None
 

@@ -110,6 +110,28 @@ class Rows:
         return StreamShape(self.columns, self._named_key)
 
     @property
+    def key_columns(self) -> tuple[Column, ...]:
+        """The columns of the key, in its order."""
+        return tuple(self.columns[place] for place in self.key_places)
+
+    def key(self, record: Mapping[str, Any], above: object, place: str) -> Row:
+        """Return the key of a record of which nothing else need be there."""
+        values: list[Value] = []
+        for at in self.key_places:
+            if at >= len(self._fields):  # the parent's key
+                values.append(self._partition(above))
+                continue
+            name, steps, convert, _ = self._fields[at]
+            value = rest_text.found(record, steps or (name,))
+            if value is None or value is rest_text.MISSING:
+                raise self._missing(record, name, place)
+            try:
+                values.append(convert(value))
+            except (ValueError, OverflowError):
+                raise self._misfit(record, name, place) from None
+        return tuple(values)
+
+    @property
     def wants_text(self) -> bool:
         """Whether a row holds its record as it stands in the answer."""
         return self._raw
@@ -260,6 +282,12 @@ class Rows:
                 return place
             parts.append(f"{name} {text}")
         return f"the record with {', '.join(parts)}" if parts else place
+
+
+def shown_key(name: str, value: object) -> str:
+    """Name a key by its value where that is a plain one, which tells nothing else."""
+    text = str(value) if isinstance(value, str | int) else ""
+    return f"{name} {text}" if _PLAIN_KEY.fullmatch(text) else f"one {name}"
 
 
 def _as_text(convert: Convert) -> Convert:

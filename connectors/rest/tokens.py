@@ -75,11 +75,16 @@ class TokenEndpoint:
             sent["client_id"] = self._client
             if self._config.client_login == "body":
                 sent["client_secret"] = secret
-        answer = self._link.call(
-            "POST", self._url, headers=headers, content=urlencode(sent).encode(),
-            route=rest_text.route_of(self._config.token_refresh_endpoint),
-        )  # fmt: skip
-        return self._token(self._document(answer, by_grant=form["grant_type"]))
+        route = rest_text.route_of(self._config.token_refresh_endpoint)
+        try:
+            answer = self._link.call(
+                "POST", self._url, headers=headers, content=urlencode(sent).encode(), route=route
+            )
+            return self._token(self._document(answer, by_grant=form["grant_type"]))
+        except SyncwardError as error:
+            path = route if route.startswith("/") else route.partition("}}")[2]
+            error.at(f"POST {origin_of(self._url).shown}{path}")
+            raise
 
     def _document(self, answer: Answer, *, by_grant: str) -> Mapping[str, Any]:
         """Return the answer's members; what is no token is an error that quotes nothing of it."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from connectors.rest import schema as rest_schema
 from connectors.rest import text as rest_text
-from connectors.rest.asking import Asker
+from connectors.rest.asking import Asker, named
 from connectors.rest.manifest import Manifest, Stream
 from connectors.rest.reading import Reading
 from connectors.rest.values import Type, inferred
@@ -66,8 +66,9 @@ def _read(asker: Asker, manifest: Manifest, name: str, limit: int) -> Trial:
         for number, record in enumerate(page.records[: limit - len(records)], 1):
             records.append(record)
             if declared.fields:
-                place = f"record {number} of page {page.number}"
-                rows.append(reading.rows.row(record, page.above, place))
+                with named(page.of):
+                    place = f"record {number} of page {page.number}"
+                    rows.append(reading.rows.row(record, page.above, place))
         if len(records) >= limit:
             break
     schema = schema_of(records)
@@ -89,10 +90,15 @@ def _changes(reading: Reading, stream: Stream) -> list[int]:
     window = Window(now - _LATELY, now, now - _LATELY, now, last=True)
     for one in stream.changes:
         page = next(reading.changes_of(one, window), None)
-        records = () if page is None else page.records
-        for number, record in enumerate(records, 1):
-            reading.rows.row(record, None, f"change {number} of page 1")
-        counts.append(len(records))
+        if page is None:
+            counts.append(0)
+            continue
+        with named(page.of):
+            for number, record in enumerate(page.records, 1):
+                reading.rows.key(record, None, f"change {number} of page 1")
+            for number, record in enumerate(page.alive, 1):
+                reading.rows.row(record, None, f"change {number} of page 1")
+        counts.append(len(page.records))
     return counts
 
 
@@ -124,8 +130,12 @@ def _remarks(stream: Stream) -> list[str]:
         found.append("has no schema and cannot be read by a run; `connector try` shows one")
     if not stream.primary_key:
         found.append("has no primary_key: only mode: replace, and every row is compared")
-    if stream.changes and stream.tombstone is None:
-        found.append("has changes and no tombstone: deleted records are found by full_every only")
+    told = stream.tombstone is not None or any(one.deleted for one in stream.changes)
+    if stream.changes and not told:
+        found.append(
+            "has changes that tell of no deleted record (tombstone, deleted): they are found by "
+            "full_every only"
+        )
     if stream.paginator.type in {"OffsetIncrement", "PageIncrement"}:
         found.append("counts its pages: a record that is deleted while it is read hides another")
     return found

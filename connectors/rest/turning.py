@@ -11,7 +11,7 @@ from typing import Any
 from connectors.http_link import Answer
 from connectors.rest import answers, exact_json
 from connectors.rest import text as rest_text
-from connectors.rest.asking import Asker, PagesExpired
+from connectors.rest.asking import Asker, PagesExpired, named
 from connectors.rest.pages import Ask, Pages, first
 from connectors.rest.parts import ErrorHandler, Scalar
 from connectors.rest.requests import Expander, RecordFilter, Requester
@@ -40,6 +40,16 @@ class Page:
     document: object = None  # what else the answer says
     texts: Sequence[exact_json.Text] | None = None
     size: int = 0  # bytes of the answer
+    of: str = ""  # the request, as errors name it
+    gone: Sequence[bool] = ()  # which of the records are those of rows that are gone; (): none
+
+    @property
+    def alive(self) -> Sequence[Record]:
+        """The records of rows that are not gone."""
+        if not self.gone:
+            return self.records
+        pairs = zip(self.records, self.gone, strict=True)
+        return [record for record, gone in pairs if not gone]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +66,7 @@ class Read:
     decode: Callable[[str, Answer], Any] = answers.document
     above: object = None
     texts: bool = False  # records are wanted as they stand, too
+    part: str = ""  # which part of the stream: a window, a parent's key
     #: adds what only the reader knows: a window, keys
     more: Callable[[Ask], Ask] = lambda ask: ask
 
@@ -84,24 +95,38 @@ def _through(asker: Asker, read: Read) -> Iterator[Page]:
     ask: Ask | None = first(read.more(asked(asker, read)), requester.paginator)
     assert ask is not None  # noqa: S101 - there is a first page
     pages = Pages(where, asker.origin, ask, requester.paginator, read.pages_max)
-    selector = requester.record_selector
     while ask is not None:
-        answer = asker.answer(where, ask, read.handler)
-        if answer is None:
+        of = ", ".join(
+            part for part in (asker.shown(ask), f"page {pages.number}", read.part) if part
+        )
+        with named(of):
+            found = _page(asker, read, ask, pages)
+        if found is None:
             return
-        document = read.decode(where, answer)
-        records = answers.records(where, document, selector.field_path, one=selector.one)
-        number = pages.number
-        key = repr if selector.record_expander is not None else read.key
-        if records and key is not None:
-            keys = [key(record) for record in records]
-            pages.seen(keys, "has the same records as a page before")
-        ask = pages.after(answer, document, records)
-        texts = _as_they_stand(read, answer, len(records))
-        page = Page(_selected(read, records), read.above, number, document, texts, len(answer.body))
-        del texts, answer, document, records
+        page, ask = found
+        del found
+        page.of = of
         yield page
         page.document = None
+
+
+def _page(asker: Asker, read: Read, ask: Ask, pages: Pages) -> tuple[Page, Ask | None] | None:
+    """Return a page and the request of the next one; None if the answer says that there is none."""
+    where, selector = read.where, read.requester.record_selector
+    answer = asker.answer(where, ask, read.handler)
+    if answer is None:
+        return None
+    document = read.decode(where, answer)
+    records = answers.records(where, document, selector.field_path, one=selector.one)
+    number = pages.number
+    key = repr if selector.record_expander is not None else read.key
+    if records and key is not None:
+        keys = [key(record) for record in records]
+        pages.seen(keys, "has the same records as a page before")
+    after = pages.after(answer, document, records)
+    texts = _as_they_stand(read, answer, len(records))
+    made = Page(_selected(read, records), read.above, number, document, texts, len(answer.body))
+    return made, after
 
 
 # ── the request ──────────────────────────────────────────────────────────────────────────────

@@ -179,7 +179,9 @@ class RestSource:
         key = ", ".join(shape.key)
         suggestion = "{mode: replace}"
         if shape.key and how is not None:
-            more = f", deletes: soft, tombstone: {stream.tombstone}" if stream.tombstone else ""
+            more = f", tombstone: {stream.tombstone}" if stream.tombstone else ""
+            if more or any(one.deleted for one in stream.changes):
+                more = f", deletes: soft{more}"
             suggestion = f"{{mode: merge, key: [{key}], cursor: {how.cursor_field}{more}}}"
         return DiscoveredStream(
             name=f"{self._manifest.name}.{name}",

@@ -136,7 +136,6 @@ GROUPS: dict[str, Any] = {
          "one header"),
         (timed(start_time_option=None), "needs a start_time_option, or changes"),
         (timed(result_cap={"records": 10, "total": "n"}), "needs an end_time_option"),
-        (timed(changes=[{"path": "/e", "deleted": {"field": "t", "values": ["x"]}}]), "tombstone"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_named_by_its_place(document, says):
