@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -99,6 +100,27 @@ def test_public_functions_that_other_folders_call_have_docstrings():
             and not ast.get_docstring(node)
         ]
     assert missing == []
+
+
+#: The folder, if one is named, and the file; a pattern or an argument is none.
+FILE_NAMED = re.compile(r"(?<![\w/.{}*-])((?:[a-z_0-9]+/)*)([a-z_0-9]+\.py)\b(?!\()")
+
+
+def test_files_that_comments_and_pages_name_are_there():
+    known = {path.name for path in sources()}
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+    named = [
+        (path.relative_to(ROOT), folder, name)
+        for path in (*sources(), *pages)
+        for folder, name in FILE_NAMED.findall(path.read_text(encoding="utf-8"))
+    ]
+    assert len(named) > 100
+    gone = [
+        (str(path), folder + name)
+        for path, folder, name in named
+        if not ((ROOT / folder / name).exists() if folder else name in known)
+    ]
+    assert gone == []
 
 
 def test_nothing_reads_outside_the_repository():
