@@ -132,7 +132,7 @@ class Kept:
     """
 
     run_id: UUID  # the run that began it
-    shape: str  # digest of the source's columns and key
+    shape: str  # digest of the source's columns and key, and of its table where it tells
     upper: Cursor | None  # frozen when it began
     bounds: tuple[Bound, ...]
     done: frozenset[int]
@@ -156,6 +156,7 @@ class Part:
     kept: Kept | None = None  # of the read that goes on with this part
     beside: bool = False  # it may be loaded at the same time as others
     lasting: bool = True  # no other attempt may go on: the bounds mean something in this one only
+    digest: str = ""  # of the columns and the table; "" where the shape says it all
     #: ends what the source does for ranges beside; no more than that
     stop: Callable[[], None] | None = field(default=None, compare=False)
 

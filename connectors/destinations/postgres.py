@@ -279,7 +279,7 @@ class PostgresDestination:
         name = request.stream.name
         if part.beside:
             self._stay()
-        state, shape = self._states[name], schema_hash(batch.shape)
+        state, shape = self._states[name], part.digest or schema_hash(batch.shape)
         if state.unfinished is not None and (part.kept or name in self._begun_here):
             return state.unfinished
         new = generations.begun(request, state.generation + 1, shape, batch.upper, part)

@@ -286,7 +286,8 @@ def _of_order(
     if lower is None:
         return Window("1", (), None, upper, full=True, notes=(note,))
     before = stored(stream, lower)
-    return Window(f"{column} >= %s", (lower,), before, upper, full=False, notes=(note,))
+    where = f"({column} >= %s OR {column} IS NULL)"  # what has no place is read each time
+    return Window(where, (lower,), before, upper, full=False, notes=(note,))
 
 
 def _of_times(  # noqa: PLR0917 - one call
@@ -318,9 +319,8 @@ def _of_times(  # noqa: PLR0917 - one call
         return Window("1", (), None, upper, full=True, notes=notes, beyond=beyond)
     first = _earlier(lower, stream.overlap)
     before = stored(stream, lower)
-    return Window(
-        f"{column} >= %s", (first,), before, upper, full=False, notes=notes, beyond=beyond
-    )
+    where = f"({column} >= %s OR {column} IS NULL)"
+    return Window(where, (first,), before, upper, full=False, notes=notes, beyond=beyond)
 
 
 def _in_column(session: Asking, kind: Kind, at: datetime) -> str:

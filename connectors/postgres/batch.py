@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from connectors.postgres import column_types, tuples
+from connectors.postgres import column_types, drift, tuples
 from connectors.postgres import keys as pg_keys
 from connectors.postgres import rows as pg_rows
 from connectors.postgres.link import Connection, PostgresConfig
@@ -365,15 +365,18 @@ def as_they_come(columns: Sequence[Column]) -> sql.Composed:
 def interferes(load: Load) -> bool:
     """Say whether something of the target's own may swallow rows without a word.
 
-    Then what is not written must not be taken for unchanged.
+    Then what is not written must not be taken for unchanged. Partitions have triggers of their own.
     """
+    table = sql.Literal(load.table.as_string(load.conn))
     row = load.conn.execute(
         sql.SQL(
+            "WITH RECURSIVE parts (oid) AS (SELECT {}::regclass::oid UNION "
+            "SELECT i.inhrelid FROM parts p JOIN pg_inherits i ON i.inhparent = p.oid) "
             "SELECT c.relhasrules OR row_security_active(c.oid) OR EXISTS ("
-            "SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal "
-            "AND g.tgenabled <> 'D' AND g.tgtype & 2 = 2) "
+            "SELECT FROM pg_trigger g JOIN parts p ON p.oid = g.tgrelid "
+            "WHERE NOT g.tgisinternal AND g.tgenabled <> 'D' AND g.tgtype & 2 = 2) "
             "FROM pg_class c WHERE c.oid = {}::regclass"
-        ).format(sql.Literal(load.table.as_string(load.conn)))
+        ).format(table, table)
     ).fetchone()
     return row is not None and bool(row[0])
 
@@ -394,18 +397,28 @@ def typed(load: Load, alias: str = "s.") -> sql.Composed:
 #: A cast to these cuts off what is too long without a word; an assignment refuses it.
 _CUTS = re.compile(r"(character varying|bit varying)\([0-9]+\)((?:\[\])*)")
 
+#: A cast to a type of less digits rounds without a word; no type reads the text that this makes.
+_EXACTLY = (
+    "CASE WHEN {read}::{came} = {value} THEN {read} ELSE ('no ' || {value}::text)::{type} END"
+)
+
 
 def values(load: Load, alias: str) -> list[sql.Composed]:
     """Return each staged column as a value of the table's type."""
     came = {c.name: c.type for c in load.shape.columns if not c.as_text}
-    return [
-        sql.SQL("{}{}" if came.get(c.name) == c.type else "{}{}::{}").format(
-            sql.SQL(alias),
-            sql.Identifier(c.name),
-            *([] if came.get(c.name) == c.type else [sql.SQL(_CUTS.sub(r"\1\2", c.type))]),
-        )
-        for c in load.columns
-    ]
+    return [_value(c, came.get(c.name), alias) for c in load.columns]
+
+
+def _value(column: Column, came: str | None, alias: str) -> sql.Composed:
+    """Read one column as the table's type; an error of a value that it would round."""
+    value = sql.SQL("{}{}").format(sql.SQL(alias), sql.Identifier(column.name))
+    if came == column.type:
+        return value
+    type_ = sql.SQL(_CUTS.sub(r"\1\2", column.type))
+    read = sql.SQL("{}::{}").format(value, type_)
+    if came is None or not drift.widens(column.type, came) or _CUTS.fullmatch(column.type):
+        return read
+    return sql.SQL(_EXACTLY).format(value=value, read=read, came=sql.SQL(came), type=type_)
 
 
 def key_text(load: Load, alias: str = "s.") -> sql.Composed:

@@ -6,6 +6,7 @@ Where they are many they are cut into ranges of the stream's key, as a large ful
 import psycopg
 from psycopg import sql
 
+from connectors.postgres import column_types
 from connectors.postgres import ranges as pg_ranges
 from connectors.postgres.catalog import Relation
 from connectors.postgres.link import Connection
@@ -69,19 +70,21 @@ def window(conn: Connection, stream: StreamSpec, relation: Relation, between: Be
         "column": sql.Identifier(name),
         "lower": sql.SQL("{}::{}").format(sql.Literal(lower), sql.SQL(read_as)),
         "upper": sql.SQL("{}::{}").format(sql.Literal(upper), sql.SQL(read_as)),
+        "from": column_types.operator(conn, read_as, ">="),
+        "below": column_types.operator(conn, read_as, "<"),
     }
     order: sql.Composable = sql.SQL("")
     if collation[1] is not None:
         order = sql.SQL(" COLLATE {}").format(sql.Identifier(*collation))
     ordered = conn.execute(
-        sql.SQL("SELECT {lower} < {upper}{order}").format(**ends, order=order)
+        sql.SQL("SELECT {lower} {below} {upper}{order}").format(**ends, order=order)
     ).fetchone()
     if ordered is None or not ordered[0]:
         raise ConfigError(
             f"{stream.name}: --from is not below --to; rows from the first on are read, up to and "
             "without the second"
         )
-    where = sql.SQL("{column} >= {lower} AND {column} < {upper}").format(**ends)
+    where = sql.SQL("{column} {from} {lower} AND {column} {below} {upper}").format(**ends)
     return Window(where, _cursor(name, lower), _cursor(name, upper), full=False)
 
 

@@ -351,18 +351,16 @@ def _check_xml(conn: Connection, config: PostgresConfig, request: LoadRequest) -
 
 
 def equal(conn: Connection, column: Column) -> sql.Composed:
-    """Compare a key column of the target (t) with the staged one (s), as the target's key does.
-
-    An operator of an extension is not on our search path, and citext compared as text is
-    another key.
-    """
+    """Compare a key column of the target (t) with the staged one (s), as the target's key does."""
     staged: sql.Composable = sql.SQL("s.{}").format(sql.Identifier(column.name))
     if column.as_text:
         staged = sql.SQL("{}::{}").format(staged, sql.SQL(column.type))
-    operator = _operator(conn, column.type) if "." in column.type else sql.SQL("=")
-    return sql.SQL("t.{} {} {}").format(sql.Identifier(column.name), operator, staged)
+    same = operator(conn, column.type, "=")
+    return sql.SQL("t.{} {} {}").format(sql.Identifier(column.name), same, staged)
 
 
+#: By its strategy in an index; a type of one's own has its operators in a schema of its own.
+_STRATEGIES = {"<": 1, "<=": 2, "=": 3, ">=": 4, ">": 5}
 _OPERATOR = """
 WITH RECURSIVE below (oid, base) AS (
   SELECT t.oid, t.typbasetype FROM pg_type t WHERE t.oid = to_regtype(%s)
@@ -371,7 +369,7 @@ WITH RECURSIVE below (oid, base) AS (
 SELECT n.nspname, o.oprname FROM below
 JOIN pg_opclass c ON c.opcintype = below.oid AND c.opcdefault
 JOIN pg_am m ON m.oid = c.opcmethod AND m.amname = 'btree'
-JOIN pg_amop a ON a.amopfamily = c.opcfamily AND a.amopstrategy = 3
+JOIN pg_amop a ON a.amopfamily = c.opcfamily AND a.amopstrategy = %s
   AND a.amoplefttype = c.opcintype AND a.amoprighttype = c.opcintype
 JOIN pg_operator o ON o.oid = a.amopopr
 JOIN pg_namespace n ON n.oid = o.oprnamespace
@@ -379,10 +377,17 @@ WHERE below.base = 0
 """
 
 
-def _operator(conn: Connection, type_: str) -> sql.Composable:
-    row = conn.execute(_OPERATOR, (type_,)).fetchone()
+def operator(conn: Connection, type_: str, sign: str) -> sql.Composable:
+    """Return what compares two values of a type as its own indexes do.
+
+    An operator of an extension is not on our search path: citext would be compared as text.
+    """
+    plain = sql.SQL(sign)
+    if "." not in type_:
+        return plain
+    row = conn.execute(_OPERATOR, (type_, _STRATEGIES[sign])).fetchone()
     if row is None:  # enums, arrays and the like: the server's own operator takes them
-        return sql.SQL("=")
+        return plain
     return sql.SQL("OPERATOR({}.{})").format(sql.Identifier(row[0]), sql.SQL(row[1]))
 
 

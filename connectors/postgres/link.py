@@ -87,6 +87,8 @@ _SESSION = {
     "bytea_output": "hex",
     "xmloption": "content",
     "lc_monetary": "C",
+    "array_nulls": "on",
+    "quote_all_identifiers": "off",
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "600s",
 }

@@ -3,12 +3,14 @@
 What is left out is not in the SELECT, so it never leaves the source.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import psycopg
 from psycopg import sql
 
 from connectors import selection
+from connectors.postgres import column_types
 from connectors.postgres.catalog import Relation
 from connectors.postgres.link import Connection
 from schemas import conditions
@@ -52,18 +54,20 @@ def _rows(conn: Connection, stream: StreamSpec, known: dict[str, Column]) -> sql
     parsed = conditions.parse(stream.where or "")
     tested = [test.column for test in conditions.tests(parsed)]
     selection.check_known(stream, tested, known)
-    if not _is_read(conn, stream, parsed):
+    if not _is_read(conn, stream, parsed, known):
         for test in conditions.tests(parsed):
-            if not _is_read(conn, stream, test):
+            if not _is_read(conn, stream, test, known):
                 raise selection.incomparable(stream, test.column, known[test.column].type)
         raise ConfigError(f"{stream.name}: where: the source does not take it; read a view instead")
-    return sql.SQL("({})").format(_sql(parsed))
+    return sql.SQL("({})").format(_sql(conn, parsed, known))
 
 
-def _is_read(conn: Connection, stream: StreamSpec, condition: Condition) -> bool:
+def _is_read(
+    conn: Connection, stream: StreamSpec, condition: Condition, known: dict[str, Column]
+) -> bool:
     """Have the server read a condition without reading a row."""
     table = sql.Identifier(stream.schema_name, stream.table_name)
-    asked = sql.SQL("SELECT FROM {} WHERE {} LIMIT 0").format(table, _sql(condition))
+    asked = sql.SQL("SELECT FROM {} WHERE {} LIMIT 0").format(table, _sql(conn, condition, known))
     try:
         conn.execute(asked)
     except (psycopg.DataError, psycopg.errors.UndefinedFunction, psycopg.errors.DatatypeMismatch):
@@ -71,21 +75,38 @@ def _is_read(conn: Connection, stream: StreamSpec, condition: Condition) -> bool
     return True
 
 
-def _sql(condition: Condition) -> sql.Composable:
+def _sql(conn: Connection, condition: Condition, known: dict[str, Column]) -> sql.Composable:
     match condition:
         case Compare(column, operator, literal):
-            # A bare literal takes the column's type, without its size: nothing is cut or rounded.
-            return sql.SQL("{} {} {}").format(
-                sql.Identifier(column), sql.SQL(operator), sql.Literal(literal)
-            )
+            return _compared(conn, known[column], operator, literal)
         case Among(column, literals):
-            listed = sql.SQL(", ").join(map(sql.Literal, literals))
-            return sql.SQL("{} IN ({})").format(sql.Identifier(column), listed)
+            return _among(conn, known[column], literals)
         case IsNull(column):
             return sql.SQL("{} IS NULL").format(sql.Identifier(column))
         case Not(part):
-            return sql.SQL("(NOT {})").format(_sql(part))
+            return sql.SQL("(NOT {})").format(_sql(conn, part, known))
         case All(parts):
-            return sql.SQL("({})").format(sql.SQL(" AND ").join(map(_sql, parts)))
+            both = (_sql(conn, part, known) for part in parts)
+            return sql.SQL("({})").format(sql.SQL(" AND ").join(both))
         case conditions.Any(parts):
-            return sql.SQL("({})").format(sql.SQL(" OR ").join(map(_sql, parts)))
+            either = (_sql(conn, part, known) for part in parts)
+            return sql.SQL("({})").format(sql.SQL(" OR ").join(either))
+
+
+def _compared(conn: Connection, column: Column, sign: str, literal: str) -> sql.Composed:
+    """Compare a column as its type does: a bare literal takes it, and nothing is cut or rounded."""
+    if sign == "<>" and "." in column.type:
+        return sql.SQL("(NOT {})").format(_compared(conn, column, "=", literal))
+    return sql.SQL("{} {} {}").format(
+        sql.Identifier(column.name),
+        column_types.operator(conn, column.type, sign),
+        sql.Literal(literal),
+    )
+
+
+def _among(conn: Connection, column: Column, literals: Sequence[str]) -> sql.Composed:
+    if "." in column.type:
+        equal = [_compared(conn, column, "=", literal) for literal in literals]
+        return sql.SQL("({})").format(sql.SQL(" OR ").join(equal))
+    listed = sql.SQL(", ").join(map(sql.Literal, literals))
+    return sql.SQL("{} IN ({})").format(sql.Identifier(column.name), listed)

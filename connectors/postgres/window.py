@@ -10,6 +10,7 @@ from typing import Any
 
 from psycopg import sql
 
+from connectors.postgres import column_types
 from connectors.postgres.catalog import WITH_XMIN, Relation
 from connectors.postgres.link import Connection, PostgresConfig
 from schemas.errors import ConfigError
@@ -33,6 +34,7 @@ _TWO_31 = 2**31
 
 ALL = sql.SQL("true")
 _NOT_ASKED = sql.SQL("NULL")
+_XMIN = sql.SQL("xmin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +160,7 @@ def time_window(
     where: sql.Composable = sql.SQL("{} >= {} AND {}").format(column, start, below)
     if stream.mode is not Mode.APPEND:
         where = sql.SQL("(({}) OR {})").format(where, endless)
+    where = _with_unplaced(stream, relation, where)
     return Window(where, cursor, stored, full=False, notes=notes)
 
 
@@ -175,11 +178,11 @@ def resumed_window(
     """
     where: sql.Composable = ALL
     if stream.cursor == "xmin":
-        here = _snapshot(conn)
-        lower, _ = _previous_xmin(upper, replace(here, oldest=here.next), config)
-        if lower is None:
+        here = _snapshot(conn, relation)
+        frozen, _ = _previous_xmin(upper, replace(here, oldest=here.next), config)
+        if frozen is None:
             return None
-        where = sql.SQL("NOT {}").format(_written_between(lower, here.next))
+        where = _decided(conn, stream, here, None, frozen)
     elif stream.cursor is not None and upper is not None:
         category, kind = relation.categories[stream.cursor]
         value = upper["value"]
@@ -281,8 +284,23 @@ def ordered_window(
     note = f"inexact: rows whose {stream.cursor} commits out of order are missed; prefer xmin"
     if lower is None or upper is None:
         return Window(ALL, None, stored if upper else None, full=True, notes=(note,))
-    where = sql.SQL("{} >= {}").format(column, sql.Literal(lower))
+    known = {c.name: c.type for c in relation.shape.columns}
+    above = column_types.operator(conn, known.get(stream.cursor or "", ""), ">=")
+    where = sql.SQL("{} {} {}").format(column, above, sql.Literal(lower))
+    where = _with_unplaced(stream, relation, where)
     return Window(where, cursor, stored, full=False, notes=(note,))
+
+
+def _with_unplaced(stream: StreamSpec, relation: Relation, where: sql.Composable) -> sql.Composable:
+    """Add the rows that have no cursor value: they lie in no window, and would never be seen.
+
+    Like those at infinity they are read each time, where that repeats nothing.
+    """
+    name = stream.cursor or ""
+    has_value = any(c.name == name and not c.nullable for c in relation.shape.columns)
+    if stream.mode is Mode.APPEND or has_value:
+        return where
+    return sql.SQL("(({}) OR {} IS NULL)").format(where, sql.Identifier(name))
 
 
 def _endless(conn: Connection, kind: str, column: sql.Identifier) -> sql.Composable:
@@ -307,10 +325,26 @@ SELECT pg_snapshot_xmin(s)::text, pg_snapshot_xmax(s)::text,
        (SELECT 'prepared transaction ' || quote_literal(gid) FROM pg_prepared_xacts
         WHERE transaction::text = xid AND prepared < clock_timestamp() - %(long)s LIMIT 1),
        (SELECT 'the open transaction of pid ' || pid FROM pg_stat_activity
-        WHERE backend_xid::text = xid AND xact_start < clock_timestamp() - %(long)s LIMIT 1)
+        WHERE backend_xid::text = xid AND xact_start < clock_timestamp() - %(long)s LIMIT 1),
+       %(table)s::text, EXISTS (SELECT FROM pg_inherits WHERE inhparent = %(table)s)
 FROM pg_current_snapshot() AS s,
 LATERAL (SELECT (pg_snapshot_xmin(s)::text::bigint %% 4294967296)::text AS xid) AS oldest
 """
+#: Each table below another one, and how it came there: whether in this window, or not decided yet.
+#: A table that two others have came with the first of them.
+_LINKS = """
+WITH RECURSIVE tree (oid, new, late) AS (
+  SELECT {table}::oid, false, false
+  UNION ALL
+  SELECT i.inhrelid, t.new OR {new}, t.late OR {late}
+  FROM tree t JOIN (SELECT inhrelid, inhparent, xmin FROM pg_inherits) AS i ON i.inhparent = t.oid)
+SELECT array_agg(oid) FILTER (WHERE new AND NOT late), array_agg(oid) FILTER (WHERE late),
+       (SELECT min(c.oid::regclass::text) FROM pg_class c JOIN tree ON tree.oid = c.oid
+        WHERE c.relkind = 'f')
+FROM (SELECT oid, bool_and(new) AS new, bool_and(late) AS late FROM tree GROUP BY oid) AS parts
+"""
+#: The transaction that made a table: its system columns are written once.
+_MADE = "SELECT {} FROM pg_attribute WHERE attrelid = {}::oid AND attname = 'tableoid'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,6 +360,8 @@ class _Transactions:
     system: str
     timeline: str
     holder: str | None  # of the oldest one, if it has been open for long
+    table: str  # the one that is read
+    has_parts: bool  # others lie below it, and their rows are read with it
 
 
 def xmin_window(
@@ -339,27 +375,83 @@ def xmin_window(
     """
     if relation.kind not in WITH_XMIN:
         raise ConfigError(f"{stream.name}: cursor xmin needs a table; this is a view or foreign")
-    here = _snapshot(conn)
+    here = _snapshot(conn, relation)
     stored = {
         "kind": "xmin", "value": str(here.oldest), "system": here.system,
-        "timeline": here.timeline,
+        "timeline": here.timeline, "table": here.table,
     }  # fmt: skip
     lower, notes = _previous_xmin(cursor, here, config)
     if here.holder is not None:
         notes = (*notes, f"held back by {here.holder}")
+    before = (cursor or {}).get("table", here.table)
+    if lower is not None and before != here.table:
+        other = f"{stream.name} is another table than before"
+        if stream.mode is not Mode.APPEND:
+            lower, notes = None, (*notes, f"{other}; everything is read again")
+        elif not _made_between(conn, here, lower):
+            where = _decided(conn, stream, here, None, here.oldest, but=before)
+            notes = (*notes, f"{other}; all of its rows are added")
+            return Window(where, cursor, stored, full=False, notes=notes)
+    where = _decided(conn, stream, here, lower, here.oldest, but=before)
     if lower is None:
-        # Everything but what is still undecided: versions in [oldest, next) may be seen or not.
-        where = sql.SQL("NOT {}").format(_written_between(here.oldest, here.next))
         return Window(where, None, stored, full=True, notes=notes)
-    return Window(_written_between(lower, here.oldest), cursor, stored, full=False, notes=notes)
+    return Window(where, cursor, stored, full=False, notes=notes)
 
 
-def _snapshot(conn: Connection) -> _Transactions:
-    row = conn.execute(_SNAPSHOT, {"long": _HELD_LONG}).fetchone()
+def _decided(
+    conn: Connection,
+    stream: StreamSpec,
+    here: _Transactions,
+    lower: int | None,
+    upper: int,
+    *,
+    but: str = "",
+) -> sql.Composable:
+    """Make the condition of the rows that came in [lower, upper), by a write or with their table.
+
+    Without a lower bound that is everything but what is still undecided: versions in [upper, next)
+    may be seen or not. A partition that is attached brings rows that were written long before.
+    `but` is one that was read before: its rows are no news.
+    """
+    decided: sql.Composable = sql.SQL("NOT {}").format(_written_between(upper, here.next))
+    where = decided if lower is None else _written_between(lower, upper)
+    if not here.has_parts:
+        return where
+    xmin = sql.SQL("i.xmin")
+    links = sql.SQL(_LINKS).format(
+        table=sql.Literal(here.table),
+        new=sql.SQL("false") if lower is None else _written_between(lower, upper, xmin),
+        late=_written_between(upper, here.next, xmin),
+    )
+    new, late, foreign = conn.execute(links).fetchone() or (None, None, None)
+    if foreign is not None:
+        raise ConfigError(
+            f"{stream.name}: {foreign} is a foreign table, whose rows have no xmin here; use a "
+            "column as cursor, or read it as a stream of its own"
+        )
+    new = [oid for oid in new or () if str(oid) != but]
+    if new:
+        came = sql.SQL("tableoid = ANY({}::oid[])").format(sql.Literal(new))
+        where = sql.SQL("({} OR ({} AND {}))").format(where, came, decided)
+    if late:
+        later = sql.SQL("tableoid <> ALL({}::oid[])").format(sql.Literal(late))
+        where = sql.SQL("({} AND {})").format(where, later)
+    return where
+
+
+def _made_between(conn: Connection, here: _Transactions, lower: int) -> bool:
+    """Say whether a table was made after this bound, so that all of its rows were."""
+    made = sql.SQL(_MADE).format(_written_between(lower, here.next), sql.Literal(here.table))
+    row = conn.execute(made).fetchone()
+    return row is not None and bool(row[0])
+
+
+def _snapshot(conn: Connection, relation: Relation) -> _Transactions:
+    row = conn.execute(_SNAPSHOT, {"long": _HELD_LONG, "table": relation.oid}).fetchone()
     if row is None:
         raise RuntimeError("pg_current_snapshot() always returns a row")
-    oldest, after, system, timeline, prepared, session = row
-    return _Transactions(int(oldest), int(after), system, timeline, prepared or session)
+    oldest, after, system, timeline, prepared, session, *of_table = row
+    return _Transactions(int(oldest), int(after), system, timeline, prepared or session, *of_table)
 
 
 def _previous_xmin(
@@ -383,8 +475,9 @@ def _previous_xmin(
     return lower, ()
 
 
-def _written_between(lower: int, upper: int) -> sql.Composable:
-    return sql.SQL("(((xmin::text::bigint - {} + {}) % {}) < {})").format(
+def _written_between(lower: int, upper: int, xmin: sql.Composable = _XMIN) -> sql.Composable:
+    return sql.SQL("((({}::text::bigint - {} + {}) % {}) < {})").format(
+        xmin,
         sql.Literal(lower % _TWO_32),
         sql.Literal(_TWO_32),
         sql.Literal(_TWO_32),

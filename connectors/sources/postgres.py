@@ -1,5 +1,6 @@
 """Postgres as a source: one snapshot, one window, rows relayed as COPY binary."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -206,7 +207,7 @@ class PostgresSource:
 
         None if it is read in one piece.
         """
-        digest = schema_hash(_shape(stream, relation))
+        digest = _digest(stream, relation)
         kept = pg_ranges.resumed(stream, relation, digest, ranges)
         if not window.full:
             of_window = replace(ranges, kept=kept)
@@ -233,7 +234,7 @@ class PostgresSource:
         """Make of one batch the ranges that are left, and an end without rows of its own."""
         part = Part(
             cut.bounds, 0, cut.kept, beside=at_once > 1, lasting=cut.lasting,
-            stop=self._beside.stop,
+            digest=_digest(stream, relation), stop=self._beside.stop,
         )  # fmt: skip
         told = (*cut.notes, *batch.notes)
         if part.beside:
@@ -366,6 +367,17 @@ class PostgresSource:
 def _shape(stream: StreamSpec, relation: Relation) -> StreamShape:
     key = stream.key or relation.shape.key
     return StreamShape(relation.shape.columns, key, relation.is_key(key))
+
+
+def _digest(stream: StreamSpec, relation: Relation) -> str:
+    """Return by what a large read knows its table again.
+
+    What another table of that name, or another column, has in its rows no cursor shows.
+    """
+    shape = _shape(stream, relation)
+    numbers = [column.number for column in shape.columns]
+    parts = [schema_hash(shape), str(relation.oid), *map(str, numbers)]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
 def _query(stream: StreamSpec, relation: Relation, window: Window) -> sql.Composed:

@@ -131,7 +131,7 @@ def _of_order(
     upper = None if value is None else stored(stream, value)
     if lower is None:
         return Window("1", (), None, upper, full=True, notes=(note,))
-    where = f"(t.{name} COLLATE BINARY >= ? OR (t.{name} IS NOT NULL AND typeof(t.{name}) <> ?))"
+    where = f"(t.{name} COLLATE BINARY >= ? OR typeof(t.{name}) <> ?)"  # NULL has a type of its own
     first: str | int = int(lower) if kind is Kind.INT else lower
     return Window(
         where, (first, stored_as), stored(stream, lower), upper, full=False, notes=(note,)
@@ -176,7 +176,7 @@ def _of_times(
     if lower is None:
         return Window("1", (), None, next_cursor, full=True, notes=notes, beyond=beyond)
     first = _before(lower, stream.overlap, kind)
-    where = f"({at} >= ? OR {odd})"
+    where = f"({at} >= ? OR t.{name} IS NULL OR {odd})"
     lowest = stored(stream, lower)
     return Window(where, (first,), lowest, next_cursor, full=False, notes=notes, beyond=beyond)
 

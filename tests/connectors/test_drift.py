@@ -184,6 +184,40 @@ def test_ignored_columns_are_left_out_and_values_that_do_not_fit_fail(shop):
     assert "5000000000" not in (result.error or "")
 
 
+_FINER = (
+    ("numeric(10,2)", "numeric(14,4)", "1.2345", "1.2300"), ("int", "numeric", "1.5", "1.0"),
+    ("real", "double precision", "0.1", "0.5"), ("time(0)", "time", "00:00:00.7", "00:00:07"),
+    ("timestamp(0)", "timestamp", "2020-01-01 00:00:00.7", "2020-01-01"),
+    ("timestamptz(3)", "timestamptz", "2020-01-01 00:00:00.0007+00", "2020-01-01"),
+    ("numeric(10,2)[]", "numeric(14,4)[]", "{1.2345}", "{1.2300,NULL}"),
+)  # fmt: skip
+
+
+def test_an_ignored_finer_type_rounds_nothing(shop):
+    """A value that the narrower column would round does not fit it."""
+    names = [f"c{n}" for n in range(len(_FINER))]
+    columns = ", ".join(f"{n} {old}" for n, (old, *_) in zip(names, _FINER, strict=True))
+    shop.pair.source(f"CREATE TABLE fine (id int PRIMARY KEY, {columns})")
+    stream = {"public.fine": "{mode: merge, key: [id], drift: ignore, rejected_max: 100}"}
+    shop.apply(stream)
+    shop.sync()
+    for number, (name, (_, new, value, fits)) in enumerate(zip(names, _FINER, strict=True)):
+        shop.pair.source(
+            f"ALTER TABLE fine ALTER COLUMN {name} TYPE {new}",
+            f"INSERT INTO fine (id, {name}) VALUES ({number}, '{value}'), "
+            f"({100 + number}, '{fits}'), ({200 + number}, NULL)",
+        )
+    run, streams = shop.sync()
+    assert run.state is RunState.SUCCEEDED, shop.log(run.run_id)
+    assert streams["fine"].rows_rejected == len(_FINER)
+    rows = f"SELECT {', '.join(names)} FROM %s.fine WHERE id >= 100 ORDER BY id"
+    assert shop.pair.rows("destination", rows % "acme") == shop.pair.rows("source", rows % "public")
+    shop.apply({"public.fine": "{mode: merge, key: [id], drift: ignore}"})
+    run, streams = shop.sync()
+    assert run.state is RunState.FAILED
+    assert "1.2345" not in (streams["fine"].error or "")
+
+
 @pytest.mark.parametrize("policy", ["evolve", "freeze", "ignore"])
 def test_a_type_that_is_another_one_is_refused_with_what_to_do(shop, policy):
     synced(shop, drift=policy)

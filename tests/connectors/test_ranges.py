@@ -367,6 +367,27 @@ def test_another_shape_or_definition_begins_anew(ends, change):
     assert ends.left_behind() == (0, 0, 0)
 
 
+@pytest.mark.parametrize("change", [
+    ("ALTER TABLE t DROP COLUMN at", "ALTER TABLE t ADD COLUMN at timestamptz DEFAULT now()"),
+    ("ALTER TABLE t RENAME TO t_old", "ALTER TABLE t_new RENAME TO t"),
+], ids=["column", "table"])  # fmt: skip
+def test_another_column_or_table_of_the_name_begins_anew(ends, change):
+    """No cursor shows what it has in the rows of ranges that are there already."""
+    make(ends.pair)
+    ends.pair.source(
+        "ALTER TABLE t ALTER at DROP NOT NULL",
+        "CREATE TABLE t_new (LIKE t INCLUDING ALL)",
+        "INSERT INTO t_new SELECT id, 'new', at FROM t",
+        "ANALYZE t_new",
+    )
+    with pytest.raises(Crash):
+        ends.attempt(crash=lambda place, n: (place, n) == ("kept", 4), **BY_XMIN)
+    ends.pair.source(*change)
+    ends.attempt(**BY_XMIN)
+    assert ends.asked == [*range(5), *range(RANGES)]
+    assert ends.same()
+
+
 def test_a_forgotten_stream_begins_anew_and_leaves_nothing_behind(ends):
     make(ends.pair)
     with pytest.raises(Crash):

@@ -7,7 +7,7 @@ import pytest
 from psycopg import sql
 
 from connectors.postgres import column_types
-from schemas.errors import ConfigError, GuardTripped
+from schemas.errors import ConfigError, GuardTripped, SyncwardError
 from tests.connectors.typed import Ends
 from tests.world import Pair
 
@@ -92,6 +92,40 @@ def test_rows_of_a_partitioned_target_without_a_key_are_replaced_alone(ends, tol
     counted = (result.rows_deleted, result.rows_inserted, result.rows_unchanged)
     assert counted == (2, 1, 198)
     assert same(ends, "bag")
+
+
+@pytest.mark.parametrize("event", ["INSERT", "UPDATE", "DELETE"])
+def test_a_trigger_of_one_partition_of_a_target_swallows_nothing(ends, event):
+    """It is no trigger of the table, and what it keeps from being written is not unchanged."""
+    make(
+        ends,
+        "CREATE TABLE cut (id int PRIMARY KEY, v int)",
+        "INSERT INTO cut VALUES (1, 1), (2, 2)",
+    )
+    spec = {**MERGE, "deletes": "hard"}
+    ends.sync("cut", **spec)
+    ends.run(
+        "destination",
+        "ALTER TABLE acme.cut RENAME TO old",
+        "CREATE TABLE acme.cut (LIKE acme.old INCLUDING ALL) PARTITION BY RANGE (id)",
+        "CREATE TABLE acme.cut_all PARTITION OF acme.cut DEFAULT",
+        "INSERT INTO acme.cut SELECT * FROM acme.old",
+        "GRANT ALL ON acme.cut TO writer",
+        "CREATE FUNCTION acme.no() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
+        f"CREATE TRIGGER no BEFORE {event} ON acme.cut_all FOR EACH ROW EXECUTE FUNCTION acme.no()",
+    )
+    make(
+        ends,
+        "DELETE FROM cut WHERE id = 1",
+        "UPDATE cut SET v = 3",
+        "INSERT INTO cut VALUES (3, 3)",
+    )
+    with pytest.raises(SyncwardError) as caught:
+        ends.sync("cut", **spec)
+    assert caught.value.code == "rows_missing"
+    ends.run("destination", "DROP FUNCTION acme.no() CASCADE")
+    ends.sync("cut", **spec)
+    assert same(ends, "cut")
 
 
 def test_a_partitioned_table_is_one_table(ends):

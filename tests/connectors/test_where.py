@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from connectors.postgres import selection
 from schemas import conditions
 from schemas.conditions import All, Among, Compare, IsNull, Not, parse
+from schemas.records import Column
 from schemas.streams import StreamSpec
 
 BY_XMIN = "{mode: merge, key: [id], cursor: xmin"
@@ -88,7 +89,7 @@ def test_no_name_and_no_literal_is_ever_more_than_that(pair, test):
     literals = getattr(test, "literals", (getattr(test, "literal", "x"),))
     for literal in literals:
         session.execute(sql.SQL("INSERT INTO odd VALUES ({})").format(sql.Literal(literal)))
-    written = selection._sql(test)
+    written = selection._sql(session, test, {name: Column(name, "text")})
     found = session.execute(sql.SQL("SELECT count(*) FROM {} WHERE {}").format(table, written))
     ((count,),) = found.fetchall()
     if isinstance(test, Among):

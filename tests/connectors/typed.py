@@ -23,6 +23,8 @@ _SIGHT = {
     "lc_monetary": "C",
     "extra_float_digits": "3",
     "xmloption": "content",
+    "array_nulls": "on",
+    "quote_all_identifiers": "off",
 }
 #: What the logins are set to: nothing of it may show in what arrives.
 _HOSTILE = {
@@ -32,6 +34,9 @@ _HOSTILE = {
     "bytea_output": "escape",
     "extra_float_digits": "-5",
     "xmloption": "document",
+    "array_nulls": "off",
+    "quote_all_identifiers": "on",
+    "default_transaction_isolation": "serializable",
 }
 
 
