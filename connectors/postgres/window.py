@@ -286,8 +286,9 @@ def ordered_window(
         return Window(ALL, None, stored if upper else None, full=True, notes=(note,))
     known = {c.name: c.type for c in relation.shape.columns}
     above = column_types.operator(conn, known.get(stream.cursor or "", ""), ">=")
-    where = sql.SQL("{} {} {}").format(column, above, sql.Literal(lower))
-    where = _with_unplaced(stream, relation, where)
+    where = _with_unplaced(
+        stream, relation, sql.SQL("{} {} {}").format(column, above, sql.Literal(lower))
+    )
     return Window(where, cursor, stored, full=False, notes=(note,))
 
 
