@@ -33,7 +33,7 @@ _SUPERVISED: tuple[Process, ...] = ("scheduler", "worker")
 _OF_WORKERS = (
     "files_root", "connectors_dir", "connectors_unguarded", "connectors_user",
     "connectors_confined", "connectors_readable", "connectors_memory", "connectors_cpu",
-    "connectors_silence",
+    "connectors_traffic", "connectors_silence",
 )  # fmt: skip
 _OF_SEALER = frozenset({"SYNCWARD_AUDIT_SIGNING_KEY", "SYNCWARD_AUDIT_S3_CREDENTIALS_FILE"})
 

@@ -48,6 +48,10 @@ def _unheard(text: str) -> None:
     """Outside of a worker nobody keeps what others say."""
 
 
+def _unseen(address: str, rule: str) -> None:
+    """Nor does anybody look for what they were refused."""
+
+
 class Calls(Protocol):
     """The list of a run's calls over HTTP. Any thread may add to it."""
 
@@ -72,6 +76,8 @@ class Aid:
     #: keeps a line that another's program has said in the run's sealed log, masked; from any thread
     say: Callable[[str], None] = _unheard
     calls: Calls = field(default_factory=NotedNowhere)
+    #: tells the operator alone which address another's program was refused, and by which rule
+    refused: Callable[[str, str], None] = _unseen
     #: turns for calls, shared with all workers; None: a connector counts by itself
     quotas: Quotas | None = None
 

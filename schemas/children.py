@@ -15,13 +15,16 @@ class ChildPolicy:
 
     #: where `connector install` puts them; None: nowhere
     directory: Path | None = None
-    #: they may run, although no egress guard stands between them and the network
+    #: those whose resource lists no hosts may reach the network past the egress guard
     unguarded: bool = False
+    #: so may all of them where the kernel cannot guard them
+    unguarded_there: bool = False
     #: who may run what must not be able to change it
     writable_refused: bool = True
     memory: int = 2**30  # bytes, of a connector with all its processes
     cpu: timedelta = timedelta(hours=1)  # of each process
     silence: timedelta = timedelta(minutes=10)
+    traffic: int = 16 * 2**30  # bytes that one may receive and send over its connections
     confined: bool = True  # by Landlock, where the kernel has it
     readable: tuple[Path, ...] = ()  # besides the system and its own environment
     user: str | None = None  # another login of this host; needs a worker that may switch to it

@@ -193,6 +193,9 @@ CREDENTIAL_FAILURES = frozenset(
 #: What a guard found: a person must approve it.
 GUARDS = frozenset(code for code, failure in FAILURES.items() if failure.who is Who.APPROVER)
 
+#: Policy forbids the link: no stream of it goes on, and it is a security event.
+OF_LINKS = frozenset({"egress_refused", "superuser_source", "tls_too_weak"})
+
 #: What time will fix for one stream while both sessions live: it does not keep the others waiting.
 OF_ONE_STREAM = frozenset(
     {"cancelled_there", "catalog_race", "deadlock", "foreign_server", "lock_timeout"}

@@ -102,8 +102,8 @@ class Settings(BaseSettings):
     )
     connectors_unguarded: bool = Field(
         default=False,
-        description="They reach whatever the host can reach, past the egress guard: production "
-        "starts none without this.",
+        description="Those whose resource lists no `hosts` reach whatever the host can reach, past "
+        "the egress guard; and in production all, where the kernel cannot guard them.",
     )
     connectors_user: str | None = Field(
         None,
@@ -124,6 +124,9 @@ class Settings(BaseSettings):
     )
     connectors_cpu: Duration = Field(
         timedelta(hours=1), description="Processor time that each of its processes may use."
+    )
+    connectors_traffic: int = Field(
+        16_384, ge=1, description="MiB that one of them may receive and send, where it is guarded."
     )
     connectors_silence: Duration = Field(
         timedelta(minutes=10), description="One that says nothing for so long is ended."
@@ -198,11 +201,13 @@ class Settings(BaseSettings):
             files_root=self.files_root,
             children=ChildPolicy(
                 directory=self.connectors_dir,
-                unguarded=development or self.connectors_unguarded,
+                unguarded=self.connectors_unguarded,
+                unguarded_there=development or self.connectors_unguarded,
                 writable_refused=not development,
                 memory=self.connectors_memory << 20,
                 cpu=self.connectors_cpu,
                 silence=self.connectors_silence,
+                traffic=self.connectors_traffic << 20,
                 confined=self.connectors_confined,
                 readable=tuple(Path(p) for p in (self.connectors_readable or "").split(":") if p),
                 user=self.connectors_user,

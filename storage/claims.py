@@ -13,7 +13,7 @@ from sqlalchemy import Connection, text
 
 from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
 from schemas.errors import LeaseLost
-from schemas.failures import CREDENTIAL_FAILURES, PAUSING
+from schemas.failures import CREDENTIAL_FAILURES, OF_LINKS, PAUSING
 from schemas.jobs import Job
 from schemas.limits import ERROR_TEXT_MAX
 from schemas.records import Purge, StreamResult
@@ -334,9 +334,6 @@ _FINAL = {
 }
 
 
-#: Ends that are security events: policy forbade the link.
-_LINKS = frozenset({"egress_refused", "superuser_source", "tls_too_weak"})
-
 #: The first lock in the order, and the account, in one round trip.
 _BEGIN_FINISH = text(
     "WITH locked AS MATERIALIZED (SELECT FROM schedules WHERE connection_id = :subject "
@@ -417,7 +414,7 @@ def _beside(
         events.append(
             run_event(AuditAction.CREDENTIAL_REFUSED, held, principal, outcome="error", reason=code)
         )
-    if code in _LINKS:
+    if code in OF_LINKS:
         events.append(
             run_event(AuditAction.EGRESS_REFUSED, held, principal, outcome="denied", reason=code)
         )

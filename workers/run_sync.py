@@ -15,7 +15,7 @@ from schemas.errors import (
     SyncwardError,
     TransientError,
 )
-from schemas.failures import OF_ONE_STREAM
+from schemas.failures import OF_LINKS, OF_ONE_STREAM
 from schemas.guards import DataGuardTripped
 from schemas.jobs import Job
 from schemas.limits import GIVE_UP_AFTER_S
@@ -203,6 +203,8 @@ def _stream(
     except CredentialsError:
         raise  # every stream would meet it; the connection is paused
     except ConfigError as error:
+        if error.code in OF_LINKS:
+            raise  # found out while reading: a child names its hosts one by one
         attempt.run_log.error(error.public, name)
         attempt.run_log.raw(raw_texts(error), name)
         return StreamResult(

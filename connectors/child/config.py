@@ -4,8 +4,15 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+)
 
+from connectors.child import hosts as child_hosts
 from connectors.child import installed as child_installed
 from connectors.rest import exact_json
 from schemas.errors import CredentialsError
@@ -15,6 +22,7 @@ from schemas.secret import SHORTEST_KNOWN, looks_secret, texts_in
 SECRET = "config"  # noqa: S105 - a name
 _SETTINGS_MAX = 2**18
 _DEPTH_MAX = 20
+_HOSTS_MAX = 100
 
 
 class ChildConfig(BaseModel):
@@ -26,6 +34,28 @@ class ChildConfig(BaseModel):
     executable: str = ""
     settings: dict[str, Any] = {}
     raw: bool = True
+    hosts: tuple[str, ...] = ()  # what it may reach
+
+    @model_serializer(mode="wrap")
+    def _without_no_hosts(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a list that nobody wrote: where secrets are aimed is all of this."""
+        found: dict[str, Any] = written(self)
+        if not self.hosts:
+            del found["hosts"]
+        return found
+
+    @field_validator("hosts", mode="before")
+    @classmethod
+    def _a_list(cls, value: object) -> object:
+        """Take what `--set hosts=a,b` gives, too."""
+        return [one.strip() for one in value.split(",")] if isinstance(value, str) else value
+
+    @field_validator("hosts")
+    @classmethod
+    def _as_listed(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(value) > _HOSTS_MAX:
+            raise ValueError(f"are more than {_HOSTS_MAX}")
+        return tuple(child_hosts.listed(one).shown for one in value)
 
     @field_validator("connector")
     @classmethod

@@ -18,6 +18,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from connectors.child.launcher import can_guard
 from schemas.children import ChildPolicy
 from schemas.errors import ConfigError
 
@@ -125,10 +126,11 @@ def _allowed(policy: ChildPolicy, connector: str) -> Path:
             "installation to set SYNCWARD_CONNECTORS_DIR on the workers (docs/child-connectors.md)",
             code="connector_off",
         )
-    if not policy.unguarded:
+    if not (policy.unguarded_there or can_be_guarded(policy)):
         raise ConfigError(
-            f"{connector}: would reach the network past the egress guard, and this worker starts "
-            "nothing that does; SYNCWARD_CONNECTORS_UNGUARDED=true allows it "
+            f"{connector}: would reach the network past the egress guard, as this worker cannot "
+            "guard it: that takes Linux 5.14 or later with Landlock and seccomp, on x86-64 or ARM, "
+            "and SYNCWARD_CONNECTORS_CONFINED; SYNCWARD_CONNECTORS_UNGUARDED=true allows it "
             "(docs/child-connectors.md)",
             code="connector_off",
         )
@@ -137,6 +139,11 @@ def _allowed(policy: ChildPolicy, connector: str) -> Path:
             f"{connector}: other people's connectors need a worker on Linux", code="connector_off"
         )
     return policy.directory.absolute()
+
+
+def can_be_guarded(policy: ChildPolicy) -> bool:
+    """Say whether a child here makes no connection but those that it is given."""
+    return policy.confined and can_guard()
 
 
 def _may_change(directory: Path, user: str | None) -> bool:

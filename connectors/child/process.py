@@ -22,6 +22,7 @@ from pathlib import Path
 from threading import Lock, Thread
 from typing import Self
 
+from connectors.child.guard import PROXY, Guard, Reach
 from connectors.child.installed import Installed
 from connectors.child.voice import Voice
 from schemas.children import ChildPolicy
@@ -34,6 +35,8 @@ DOCUMENT_MAX = 2**20
 _PIECE = 2**18
 #: After the end of its output it ends within so many seconds, and after being killed.
 _ENDS_WITHIN_S, _DIES_WITHIN_S = 20.0, 3.0
+#: Some programs look for the one, some for the other.
+_PROXY_NAMES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy")
 _LAUNCHER = Path(__file__).with_name("launcher.py")
 
 
@@ -56,12 +59,15 @@ class Child:
         policy: ChildPolicy,
         voice: Voice,
         gone: "Callable[[Child], None]" = lambda _child: None,
+        reach: Reach | None = None,
     ) -> None:
         self.shown = installed.shown
         self._installed = installed
         self._policy = policy
         self.voice = voice
         self._gone = gone
+        self._reach = reach  # None: whatever the host can reach
+        self._guard: Guard | None = None
         self._given: dict[str, bytes] = {}
         self._lock = Lock()
         self._cancelled = False
@@ -98,12 +104,19 @@ class Child:
             self._documents[name], self._given[name] = _memory(name, content), content
         places = {name: f"/dev/fd/{number}" for name, number in self._documents.items()}
         self._status, status = os.pipe()
+        passed = [status, *self._documents.values()]
+        guard: int | None = None
+        if self._reach is not None:
+            self._guard = Guard(self._reach, self._policy.traffic, self._end)
+            guard = self._guard.start()
+            passed.append(guard)
         order = {
             "command": [*self._installed.command, *(a.format(**places) for a in arguments)],
             "environment": self._environment(),
             "directory": str(self._scratch),
             "keep": list(self._documents.values()),
             "status": status,
+            "guard": guard,
             "memory": self._policy.memory,
             "cpu": self._policy.cpu.total_seconds(),
             "user": self._policy.user,
@@ -114,11 +127,13 @@ class Child:
             launcher = subprocess.Popen(  # noqa: S603 - our own program; what it starts was verified
                 [sys.executable, "-I", "-S", "-B", str(_LAUNCHER)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                pass_fds=(status, *self._documents.values()), env={}, cwd=self._scratch,
+                pass_fds=passed, env={}, cwd=self._scratch,
                 start_new_session=True, bufsize=0,
             )  # fmt: skip
         finally:
             os.close(status)
+            if self._guard is not None:
+                self._guard.launched()
         with self._lock:
             self._launcher = launcher
         assert launcher.stdin is not None  # noqa: S101 - a pipe
@@ -145,11 +160,12 @@ class Child:
 
     def _environment(self) -> dict[str, str]:
         home = str(self._scratch)
+        proxy = {} if self._reach is None else dict.fromkeys(_PROXY_NAMES, PROXY)
         return {
             "PATH": f"{self._installed.bin}:/usr/bin:/bin",
             "HOME": home, "TMPDIR": home, "XDG_CACHE_HOME": home, "LANG": "C.UTF-8", "TZ": "UTC",
             "PYTHONDONTWRITEBYTECODE": "1", "PYTHONNOUSERSITE": "1", "PYTHONUTF8": "1",
-            "MALLOC_ARENA_MAX": "2", "DO_NOT_TRACK": "1",
+            "MALLOC_ARENA_MAX": "2", "DO_NOT_TRACK": "1", **proxy,
         }  # fmt: skip
 
     def __enter__(self) -> Self:
@@ -164,6 +180,11 @@ class Child:
             self._cancelled = True
             with suppress(OSError):
                 os.write(self._waker, b"x")
+            self._let_go()
+
+    def _end(self) -> None:
+        """End it, for a reason that is told when its output has ended."""
+        with self._lock:
             self._let_go()
 
     def _let_go(self) -> None:
@@ -188,6 +209,8 @@ class Child:
             for pipe in (launcher.stdout, launcher.stderr):
                 if pipe is not None:
                     pipe.close()
+        if self._guard is not None:
+            self._guard.close()
         self.voice.close()
         with self._lock:
             self._launcher = None
@@ -263,6 +286,8 @@ class Child:
         if self._listener is not None:
             self._listener.join(_DIES_WITHIN_S)  # so that its last words are there
         self.voice.close()
+        if self._reach is not None:
+            self._reach.check()
         if not told:
             return Ending(signal=signal.SIGKILL)  # the launcher itself was killed
         found = json.loads(told)
@@ -311,7 +336,13 @@ def check_ending(child: Child, ending: Ending) -> None:
     """Raise what an end that is none of success means; says nothing of what the child said."""
     failed: SyncwardError | None = None
     shown, hint = child.shown, "`run logs` shows what it said"
-    if ending.limit:
+    if ending.limit == "guard":
+        failed = ConfigError(
+            f"{shown}: the kernel does not let this worker guard it (is the worker itself under a "
+            "seccomp filter that asks somebody?); docs/child-connectors.md",
+            code="connector_off",
+        )
+    elif ending.limit:
         what = {"memory": "took more memory than", "cpu": "computed for longer than"}.get(
             ending.limit, "started more processes than"
         )

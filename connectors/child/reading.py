@@ -6,7 +6,7 @@ when the child has ended well and its protocol says that all was sent.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from time import monotonic
@@ -95,13 +95,15 @@ class Reading:
     """One read, from the first line of a child to its end."""
 
     def __init__(
-        self, child: Child, talk: Talk, how: How, *, opened: ExitStack, look: Callable[[], None]
-    ) -> None:
+        self, child: Child, talk: Talk, how: How, *, opened: ExitStack, look: Callable[[], None],
+        explaining: Callable[[], AbstractContextManager[None]],
+    ) -> None:  # fmt: skip
         self._child = child
         self._talk = talk
         self._how = how
         self._opened = opened  # what is closed when the read has ended
         self._look = look  # whether the child has written its config anew
+        self._explaining = explaining  # says what it was refused, if it fails
         self._events = self._all_events()
         self._position: Position | None = None
         self._since = 0  # records after the last position
@@ -129,6 +131,10 @@ class Reading:
         return self._how.cursor is None and self._how.between is None
 
     def _all_events(self) -> Iterator[Record | Position]:
+        with self._explaining():
+            yield from self._sent()
+
+    def _sent(self) -> Iterator[Record | Position]:
         for line in self._child.lines():
             event = self._talk.take(line)
             if event is not None:

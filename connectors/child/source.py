@@ -12,7 +12,9 @@ from threading import Lock
 from typing import Any, Protocol
 
 from connectors.child.config import SECRET, ChildConfig, Settings
-from connectors.child.installed import Kind, installed
+from connectors.child.guard import Reach
+from connectors.child.hosts import listed
+from connectors.child.installed import Kind, can_be_guarded, installed
 from connectors.child.launcher import landlock
 from connectors.child.process import DOCUMENT_MAX, Child
 from connectors.child.reading import KIND, STATE, How, Reading, Talk
@@ -42,6 +44,10 @@ Documents = Mapping[str, bytes]
 
 _UNCONFINED = (
     "it is not confined on this worker and may read and write what its login may "
+    "(docs/child-connectors.md)"
+)
+_UNGUARDED = (
+    "its connections pass no egress guard on this worker, and `run calls` does not show them "
     "(docs/child-connectors.md)"
 )
 
@@ -123,6 +129,11 @@ class ChildSource:
         allowed = policy.children
         self._policy = replace(allowed, readable=(*allowed.readable, *files))
         self._aid = aid
+        hosts = tuple(listed(one) for one in config.hosts)
+        self._reach = Reach(
+            config.connector, hosts, policy, calls=aid.calls, say=self._heard, refused=aid.refused
+        )
+        self._guarded = can_be_guarded(allowed) and bool(hosts or not allowed.unguarded)
         self._lock = Lock()
         self._children: set[Child] = set()
         self._cancelled = False
@@ -139,10 +150,12 @@ class ChildSource:
 
     def test(self) -> ServerReport:
         """Let the connector try its config."""
-        with self._where() as where:
+        with self._where() as where, self._reach.explaining():
             missing = self._dialect.test(self._started, where)
         if not (self._policy.confined and landlock()):
             missing += (_UNCONFINED,)
+        if not self._guarded:
+            missing += (_UNGUARDED,)
         own = "known to the connector alone"
         return ServerReport(server_version=self.shown, tls=own, login=own, missing=missing)
 
@@ -171,7 +184,7 @@ class ChildSource:
 
     def _offered(self) -> Sequence[Offered]:
         if self._known is None:
-            with self._where() as where:
+            with self._where() as where, self._reach.explaining():
                 self._known = self._dialect.offered(self._started, where)
         return self._known
 
@@ -216,7 +229,11 @@ class ChildSource:
             child = opened.enter_context(self._started(order.arguments, order.documents))
             look = partial(self._look, child)
             try:
-                yield Reading(child, order.talk, how, opened=opened, look=look).batches()
+                reading = Reading(
+                    child, order.talk, how, opened=opened, look=look,
+                    explaining=self._reach.explaining,
+                )  # fmt: skip
+                yield reading.batches()
             finally:
                 look()
 
@@ -241,7 +258,8 @@ class ChildSource:
         found = installed(
             self._policy, self._dialect.kind, self._config.connector, self._config.executable
         )
-        child = Child(found, self._policy, Voice(self._heard), self._gone)
+        reach = self._reach if self._guarded else None
+        child = Child(found, self._policy, Voice(self._heard), self._gone, reach)
         with self._lock:
             self._children.add(child)
             cancelled = self._cancelled

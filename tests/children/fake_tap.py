@@ -5,9 +5,13 @@ Stands alone: it is started like any other tap, by an interpreter that knows not
 """
 
 import argparse
+import ctypes
 import json
 import os
 import signal
+import socket
+import ssl
+import struct
 import subprocess
 import sys
 import time
@@ -294,11 +298,13 @@ def many_helpers(_):
 def runs_away(config):
     """Processes that fork and end all the time: by their pids they are never there."""
     program = (
-        "import os, time\nfor _ in range(3): os.fork()\nend = time.monotonic() + 20\n"
+        "import os, sys, time\nfor _ in range(3): os.fork()\nend = time.monotonic() + 20\n"
         "while time.monotonic() < end:\n    if os.fork(): os._exit(0)\n"
+        "    if sys.argv[2:]: os.setsid()\n"
     )
     where = config["directory"]  # tells whose they are
-    subprocess.Popen([sys.executable, "-I", "-S", "-c", program, where])
+    apart = ["apart"] if config.get("apart") else []
+    subprocess.Popen([sys.executable, "-I", "-S", "-c", program, where, *apart])
     some()
     state(3)
 
@@ -360,6 +366,145 @@ def reach_out(config):
     Path("own").write_text("x")
     sys.stderr.write(f"tried {json.dumps(tried)}\n")
     some()
+    state(3)
+
+
+def fetch(config):
+    """Read over HTTP, as taps do: with what the libraries make of the environment."""
+    sys.path.insert(0, config["site"])
+    say(SCHEMA)
+    for number, (way, url) in enumerate(config["fetch"], 1):
+        try:
+            note = WAYS[way](url, config.get("authority"))
+        except Exception as error:  # noqa: BLE001 - whatever the library raises
+            note = f"{type(error).__name__}: {error}"
+        record(number, note=note)
+    state(len(config["fetch"]))
+    if config.get("fails"):
+        out.flush()
+        sys.exit(1)
+
+
+def with_urllib(url, authority):
+    import urllib.request
+
+    trust = ssl.create_default_context(cafile=authority)
+    with urllib.request.urlopen(url, context=trust, timeout=20) as answer:  # noqa: S310 - a test's
+        return answer.read().decode()
+
+
+def with_requests(url, authority):
+    import requests
+
+    return requests.get(url, verify=authority, timeout=20).text
+
+
+def with_httpx(url, authority):
+    import httpx
+
+    trust = ssl.create_default_context(cafile=authority)
+    return httpx.get(url, verify=trust, timeout=20).text
+
+
+def with_asyncio(url, authority):
+    import asyncio
+
+    import httpx
+
+    async def get():
+        trust = ssl.create_default_context(cafile=authority)
+        async with httpx.AsyncClient(verify=trust, timeout=20) as client:
+            answers = await asyncio.gather(*(client.get(url) for _ in range(20)))
+            return answers[-1].text
+
+    return asyncio.run(get())
+
+
+WAYS = {
+    "urllib": with_urllib, "requests": with_requests, "httpx": with_httpx,
+    "asyncio": with_asyncio,
+}  # fmt: skip
+
+
+def connected(begin, *target):
+    """Connected, it seems; but what is heard is the guard, and nothing else."""
+    with socket.create_connection(target, timeout=20) as link:
+        link.sendall(begin)
+        return link.recv(100).decode()
+
+
+def made(*of_what):
+    with socket.socket(*of_what):
+        return "done"
+
+
+def bound():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return "done"
+
+
+def listening():
+    with socket.socket() as one:
+        one.shutdown(socket.SHUT_RDWR)
+        one.listen()
+        return "done"
+
+
+def fast_open(*target):
+    with socket.socket() as one:
+        one.sendto(b"x", 0x20000000, target)
+        return "done"
+
+
+def datagrams():
+    socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    return "done"
+
+
+def ring():
+    libc = ctypes.CDLL(None, use_errno=True)
+    number = libc.syscall(425, 8, ctypes.create_string_buffer(120))
+    return "done" if number >= 0 else os.strerror(ctypes.get_errno())
+
+
+def pair():
+    here, there = socket.socketpair()
+    here.sendall(b"fine")
+    return there.recv(4).decode()
+
+
+def break_out(config):
+    """Try every way past the guard that there is, and tell what came of each."""
+    target = config["target"]
+    get = b"GET /latest/meta-data HTTP/1.1\r\nHost: x\r\n\r\n"
+    as_a_database = struct.pack("!II", 8, 80877103)
+    tries = {
+        "direct": lambda: connected(get, *target),
+        "database": lambda: connected(as_a_database, *target),
+        "bound": bound, "listening": listening, "fast_open": lambda: fast_open(*target),
+        "datagrams": datagrams, "ring": ring, "pair": pair,
+        "looked_up": lambda: str(socket.getaddrinfo("example.com", 443)),
+        "datagram": lambda: made(socket.AF_INET, socket.SOCK_DGRAM),
+        "datagram6": lambda: made(socket.AF_INET6, socket.SOCK_DGRAM),
+        "raw": lambda: made(socket.AF_INET, socket.SOCK_RAW, 1),
+        "six": lambda: made(socket.AF_INET6, socket.SOCK_STREAM),
+        "unix": lambda: made(socket.AF_UNIX, socket.SOCK_STREAM),
+        "netlink": lambda: made(socket.AF_NETLINK, socket.SOCK_RAW),
+        "packet": lambda: made(17, socket.SOCK_RAW),
+        "machines": lambda: made(40, socket.SOCK_STREAM),
+        "crypto": lambda: made(38, socket.SOCK_SEQPACKET),
+        "mptcp": lambda: made(socket.AF_INET, socket.SOCK_STREAM, 262),
+        "sctp": lambda: made(socket.AF_INET, socket.SOCK_STREAM, 132),
+    }  # fmt: skip
+    found = {}
+    for name, act in tries.items():
+        try:
+            found[name] = act()
+        except OSError as error:
+            found[name] = f"refused: {error.strerror}"
+    some()
+    sys.stderr.write(f"tried {json.dumps(found)}\n")
     state(3)
 
 

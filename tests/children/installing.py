@@ -38,6 +38,7 @@ def install(root: Path, kind: Kind, interpreter: str = sys.executable) -> str:
 def policy_of(root: Path, **more: Any) -> ChildPolicy:
     """What allows them, as a rule of development; with little patience."""
     usual = ChildPolicy(
-        directory=root, unguarded=True, writable_refused=False, silence=timedelta(seconds=20)
-    )
+        directory=root, unguarded=True, unguarded_there=True, writable_refused=False,
+        silence=timedelta(seconds=20),
+    )  # fmt: skip
     return replace(usual, **more)

@@ -440,7 +440,7 @@ def test_a_changed_file_is_not_started(tap):
 
 
 def test_production_starts_nothing_unless_told_to(tap):
-    strict = replace(tap.policy, unguarded=False)
+    strict = replace(tap.policy, unguarded=False, unguarded_there=False)
     for policy, says in (
         (replace(tap.policy, directory=None), "SYNCWARD_CONNECTORS_DIR"),
         (strict, "SYNCWARD_CONNECTORS_UNGUARDED"),
@@ -449,7 +449,7 @@ def test_production_starts_nothing_unless_told_to(tap):
         with pytest.raises(ConfigError, match=says) as caught:
             tap.read()
         assert caught.value.code == "connector_off"
-    tap.policy = replace(strict, unguarded=True, writable_refused=True)
+    tap.policy = replace(strict, unguarded_there=True, writable_refused=True)
     with pytest.raises(ConfigError, match="could change itself"):
         tap.read()
 
@@ -546,9 +546,10 @@ def test_what_a_source_says_is_masked(airbyte):
 
 def test_check_says_what_is_refused_and_which_settings_are_secrets(airbyte):
     with closing(airbyte.open(pin="1234")) as source:
-        said, unconfined = source.test().missing
+        said, unconfined, unguarded = source.test().missing
         assert said.startswith("settings.pin is a secret, by the connector's own words")
         assert "not confined" in unconfined
+        assert "no egress guard" in unguarded
         (found,) = source.discover()
     assert (found.name, found.key, found.cursors) == ("airbyte-source-fake.t", ("id",), ("id",))
     with closing(airbyte.open(login="right")) as source:

@@ -30,10 +30,11 @@ _AS_ROOT = pytest.mark.skipif(
 )
 
 
-def test_processes_that_fork_and_end_all_the_time_end_with_the_child(tmp_path, monkeypatch):
+@pytest.mark.parametrize("apart", [False, True], ids=["in_one_group", "in_a_new_one_each"])
+def test_processes_that_fork_and_end_all_the_time_end_with_the_child(tmp_path, monkeypatch, apart):
     with fake(tmp_path, "singer", monkeypatch) as tap:
         with suppress(ConfigError):  # there may be more than are allowed, before it ends
-            tap.read("runs_away")
+            tap.read("runs_away", settings={"apart": apart})
         assert [left_behind(tmp_path) for _ in range(20)] == [[]] * 20
 
 
@@ -58,7 +59,7 @@ def test_what_lets_a_worker_switch_logins_is_not_the_childs():
         order = {
             "command": ["/bin/cat", "/proc/self/status"], "environment": {},
             "directory": str(scratch), "keep": [], "status": write, "memory": 2**30, "cpu": 60,
-            "user": "", "confined": False, "readable": [],
+            "user": "", "confined": False, "readable": [], "guard": None,
         }  # fmt: skip
         caps = "+setuid,+setgid"
         with subprocess.Popen(

@@ -38,16 +38,20 @@ class Shop:
         lines = (f'{n}\t\t{{"id":{n},"note":"n{n}"}}\n' for n in range(1, count + 1))
         (self.data / "t.rows").write_text("".join(lines))
 
-    def apply(self, stream: dict[str, Any], misbehave: str = "") -> None:
+    def apply(
+        self, stream: dict[str, Any], misbehave: str = "", hosts: tuple[str, ...] = (), **more: Any
+    ) -> None:
         (self.directory / "login.json").write_text(json.dumps({"login": LOGIN}))
         (self.directory / "lake.pw").write_text(self.world.pair.secret("destination")["password"])
-        settings = {"directory": str(self.data), "misbehave": misbehave}
+        settings = {"directory": str(self.data), "misbehave": misbehave, **more}
         document: dict[str, Any] = {
             "account": "acme",
             "resources": {
                 "shop": {
                     "kind": self.kind,
-                    "config": {"connector": self.connector, "settings": settings},
+                    "config": {
+                        "connector": self.connector, "settings": settings, "hosts": list(hosts),
+                    },
                     "secret": {"config": {"file": "login.json"}},
                 },
                 "lake": {
