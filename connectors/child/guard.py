@@ -334,7 +334,8 @@ class Guard:
             self._fail(
                 ConfigError(
                     f"{self._reach.connector}: moved more than {self._traffic_max >> 20:,} MiB "
-                    "over its connections and was ended; read less at a time, or raise SYNCWARD_CONNECTORS_TRAFFIC",
+                    "over its connections and was ended; read less at a time, or raise "
+                    "SYNCWARD_CONNECTORS_TRAFFIC",
                     code=code,
                 )
             )

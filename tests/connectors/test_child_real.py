@@ -2,7 +2,7 @@
 
 import json
 from contextlib import closing
-from dataclasses import replace
+from datetime import timedelta
 from uuid import uuid4
 
 import pytest
@@ -27,7 +27,7 @@ class Sync:
         self.config = {"connector": connector, "settings": settings}
         self.policy = LinkPolicy(
             loopback=True, tls_required=False, superuser_refused=False, files_root=root.parent,
-            children=replace(policy_of(root), silence=policy_of(root).silence * 10),
+            children=policy_of(root, unguarded=False, silence=timedelta(minutes=3)),
         )  # fmt: skip
         self.connection, self.fence = uuid4(), 0
 
@@ -78,7 +78,7 @@ def test_tap_jsonl_from_pypi(world, root, tmp_path):
     settings = {"path": f"{files}/*.jsonl", "primary_keys": ["id"]}
     sync = Sync(world, root, "singer", "tap-jsonl==0.3.1", settings)
     with closing(sync.open()) as source:
-        assert source.test().missing == ()  # it is confined, too
+        assert source.test().missing == ()  # it is confined and guarded, too
         (found,) = source.discover()
     assert (found.name, found.key) == ("tap-jsonl.jsonl", ("id",))
     spec = StreamSpec(name="tap-jsonl.jsonl", mode="merge", key=("id",), cursor="state")
