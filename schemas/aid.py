@@ -80,6 +80,8 @@ class Aid:
     refused: Callable[[str, str], None] = _unseen
     #: turns for calls, shared with all workers; None: a connector counts by itself
     quotas: Quotas | None = None
+    #: the name of the resource, for texts that say what to type
+    resource: str = "NAME"
 
 
 #: What there is outside of a worker.

@@ -39,10 +39,10 @@ class SyncwardError(Exception):
             self.code = code
 
     def at(self, place: str) -> None:
-        """Say in its text what it was about; the first to say it knows best."""
+        """Say in its text what it was about; the first to say it knows best. "": the text does."""
         if self.place is None:
             self.place = place
-            self.public = f"{self.public} ({place})"
+            self.public = f"{self.public} ({place})" if place else self.public
             self.args = (self.public,)
 
 

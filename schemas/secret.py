@@ -41,6 +41,10 @@ def looks_secret(name: str) -> bool:
     return any(part in folded for part in SECRET_NAMES)
 
 
+#: Members of a JSON object that are none: where a browser ends, which every answer may name.
+_PUBLIC = frozenset({"redirect_uri"})
+
+
 def texts_in(secret: str) -> list[str]:
     """Return every text inside a secret that is one, too: of a JSON object, a token with its end.
 
@@ -61,7 +65,7 @@ def texts_in(secret: str) -> list[str]:
         if isinstance(one, str):
             found.append(one)
         elif isinstance(one, dict):
-            waiting += one.values()
+            waiting += [value for name, value in one.items() if name not in _PUBLIC]
         elif isinstance(one, list):
             waiting += one
     return found

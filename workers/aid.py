@@ -30,4 +30,5 @@ def of_run(attempt: Attempt, resource: SealedResource, unseal: Unseal) -> Aid:
             resource.kind,
             token_of=lambda: PseudonymKeys.of_worker(deps).of(resource.account_id).token,
         ),
+        resource=resource.name,
     )

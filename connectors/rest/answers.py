@@ -71,7 +71,7 @@ def _usual(answer: Answer) -> Meaning:
     return Meaning.NOTHING if status == _NO_CONTENT else Meaning.READ
 
 
-def refused(where: str, answer: Answer, one: Filter | None) -> SyncwardError | None:
+def refused(where: str, answer: Answer, one: Filter | None, resource: str) -> SyncwardError | None:
     """Return the error that an answer is; None if it is to be read. Nothing of it is quoted."""
     if one is not None and one.action == "FAIL":
         text = one.error_message or "the API says that it failed"
@@ -82,15 +82,15 @@ def refused(where: str, answer: Answer, one: Filter | None) -> SyncwardError | N
             f"{where}: answers with status {status}; tried again", code="api_unavailable"
         )
     if status >= _MULTIPLE:
-        return _client_error(where, status)
+        return _client_error(where, status, resource)
     return None
 
 
-def _client_error(where: str, status: int) -> ConfigError:
+def _client_error(where: str, status: int, resource: str) -> ConfigError:
     if status == _LOGIN:
         return CredentialsError(
             f"{where}: refuses the login (status 401); store the secret again with: syncward "
-            "resource rotate RESOURCE"
+            f"resource rotate {resource}"
         )
     if status < _ERRORS:
         return ConfigError(

@@ -127,7 +127,7 @@ class Asker:
                 self._pace.wait(self._pause(tries))
                 continue
             means, fitting = answers.meaning(answer, handler)
-            if means is Meaning.LOGIN and not renewed and self._login.renew():
+            if means is Meaning.LOGIN and not renewed and self._renewed():
                 renewed = True
                 continue
             if tries < _tries_of(means, handler):
@@ -138,7 +138,7 @@ class Asker:
                 return None
             if means is Meaning.EXPIRED:
                 raise PagesExpired
-            failed = _failure(where, means, answer, fitting)
+            failed = _failure(where, means, answer, fitting, self.aid.resource)
             if failed is not None:
                 raise failed
             return answer
@@ -176,7 +176,9 @@ class Asker:
         return answer
 
     def _call(self, ask: Ask) -> Answer:
-        headers = {"Accept": "application/json", **ask.headers, **self._login.headers()}
+        with named(""):  # a login that fails is none of this request's
+            login = self._login.headers()
+        headers = {"Accept": "application/json", **ask.headers, **login}
         if ask.method == "POST":
             headers["Content-Type"] = "application/json"
         answer = self._link.call(
@@ -185,6 +187,10 @@ class Asker:
         self.tls = answer.tls
         self.clock = limits.server_time(answer.headers)
         return answer
+
+    def _renewed(self) -> bool:
+        with named(""):
+            return self._login.renew()
 
     def _pause(self, tries: int) -> float:
         return float(FIRST_RETRY_S * 2 ** (tries - 1) * (1 - random() / 4))  # noqa: S311 - jitter
@@ -231,11 +237,11 @@ def _tries_of(means: Meaning, handler: ErrorHandler) -> int:
 
 
 def _failure(
-    where: str, means: Meaning, answer: Answer, fitting: Filter | None
+    where: str, means: Meaning, answer: Answer, fitting: Filter | None, resource: str
 ) -> SyncwardError | None:
     """Return the error that an answer is in the end; None if it is to be read."""
     if means is not Meaning.LIMITED:
-        return answers.refused(where, answer, fitting)
+        return answers.refused(where, answer, fitting, resource)
     return TransientError(
         f"{where}: its rate limit is reached again and again; tried again later",
         code="api_unavailable",

@@ -48,7 +48,7 @@ def login_of(
     """Return the login that a manifest names; ConfigError if a secret is missing or no secret."""
     if isinstance(manifest.authenticator, OAuth) and manifest.authenticator.renews:
         return Refreshed(manifest.authenticator, secrets, names, link, aid=aid)
-    given = {field: _secret(manifest, secrets, field) for field in manifest.secrets}
+    given = {field: _secret(manifest, secrets, field, aid) for field in manifest.secrets}
     match manifest.authenticator:
         case Bearer() as one:
             return _Fixed({"Authorization": f"{one.scheme} {given['token']}"})
@@ -58,22 +58,23 @@ def login_of(
         case ApiKey() as one:
             return _Fixed({one.header: given["api_key"]})
         case OAuth() as one:
-            return _ClientCredentials(one, given["client_secret"], names, link)
+            return _ClientCredentials(one, given["client_secret"], names, link, aid.resource)
         case _:
             return _Fixed({})
 
 
-def _secret(manifest: Manifest, secrets: Mapping[str, str], field: str) -> str:
+def _secret(manifest: Manifest, secrets: Mapping[str, str], field: str, aid: Aid) -> str:
     value = secrets.get(field)
     if value is None:
         raise ConfigError(
-            f"{manifest.name}: its {field} was never stored; give it to syncward resource rotate, "
-            "by --secret-file or --secret-stdin",
+            f"{manifest.name}: its {field} was never stored; give it to syncward resource rotate "
+            f"{aid.resource}, by --secret-file or --secret-stdin",
             code="no_credentials",
         )
     if not _VISIBLE.fullmatch(value):
         raise CredentialsError(
-            f"{manifest.name}: its {field} holds what no header may; store it again"
+            f"{manifest.name}: its {field} holds what no header may; store it again with: "
+            f"syncward resource rotate {aid.resource}"
         )
     return value
 
@@ -102,7 +103,9 @@ class _Fixed:
 class _ClientCredentials:
     """A token from a token endpoint, asked for again before it ends or when it is refused."""
 
-    def __init__(self, config: OAuth, secret: str, names: rest_text.Names, link: Link) -> None:
+    def __init__(
+        self, config: OAuth, secret: str, names: rest_text.Names, link: Link, resource: str
+    ) -> None:
         self._form: dict[str, str] = {"grant_type": config.grant_type}
         if config.scopes:
             self._form["scope"] = " ".join(config.scopes)
@@ -110,7 +113,7 @@ class _ClientCredentials:
         self._token = ""
         self._until = 0.0
         self._held = REDACTOR.holder()
-        self._endpoint = TokenEndpoint(config, names, link, know=self._held.know)
+        self._endpoint = TokenEndpoint(config, names, link, know=self._held.know, resource=resource)
 
     def headers(self) -> Mapping[str, str]:
         if not self._token or monotonic() >= self._until:

@@ -240,7 +240,7 @@ class Batches:
 def _counting(pages: Iterator[Page], count: _Count) -> Iterator[Page]:
     """Count pages; an empty one counts behind others: a record may just have slipped from it."""
     for page in pages:
-        count.pages += bool(page.records) or count.pages > 0
+        count.pages += not page.before and (bool(page.records) or count.pages > 0)
         yield page
 
 

@@ -5,9 +5,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from time import monotonic
-from typing import Any
 
-from connectors.http_link import Answer
 from connectors.rest import csv_records
 from connectors.rest import text as rest_text
 from connectors.rest.asking import Asker
@@ -28,17 +26,12 @@ def records(asker: Asker, stream: Stream, how: AsyncRetriever, read: Read) -> It
     read = replace(read, names=names, more=lambda ask: ask)
     _wait(asker, how, read, made)
     requester = how.download_requester
-    decode = read.decode
-    if requester.decoder == "CsvDecoder":
-        decode = partial(_csv, stream)
-    yield from turned(asker, replace(read, requester=requester, decode=decode))
+    split = partial(csv_records.parts, fields=stream.fields)
+    csv = split if requester.decoder == "CsvDecoder" else None
+    yield from turned(asker, replace(read, requester=requester, csv=csv))
     if how.delete_requester is not None:
         with suppress(SyncwardError):  # it ends by itself over there, only later
             _document(asker, read, _about(asker, read, how.delete_requester.path, "DELETE"))
-
-
-def _csv(stream: Stream, where: str, answer: Answer) -> list[dict[str, Any]]:
-    return csv_records.records(where, answer, stream.fields)
 
 
 def _plain(made: object) -> dict[str, str | int]:

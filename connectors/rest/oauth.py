@@ -50,7 +50,10 @@ class Refreshed:
         self._clock = clock
         self._held = REDACTOR.holder()
         self._link = link.apart(BOUNDS)
-        self._endpoint = TokenEndpoint(config, names, self._link, know=self._held.know)
+        self._authorize = f"syncward resource authorize {aid.resource}"
+        self._endpoint = TokenEndpoint(
+            config, names, self._link, know=self._held.know, resource=aid.resource
+        )
         self._token, self._until = self._kept()
 
     @property
@@ -108,21 +111,21 @@ class Refreshed:
         if not client and self._config.client_login != "none":
             raise ConfigError(
                 f"{self._endpoint.where}: the client_secret was never stored; give it to syncward "
-                "resource rotate, by --secret-file or --secret-stdin",
+                f"resource rotate {self._aid.resource}, by --secret-file or --secret-stdin",
                 code="no_credentials",
             )
         code = stored.get(CODE, _USED)
         if code in {_USED, _REFUSED}:
             return self._refreshed(stored, client)
         try:
-            found = self._endpoint.ask(_of_code(code), client)
+            found = self._endpoint.ask(_of_code(code, self._authorize), client)
         except ConfigError as refused:  # APIs have many words for it
             if stored.get(REFRESH) is None:
                 if not isinstance(refused, ReauthNeeded):
                     raise
                 raise ReauthNeeded(
                     f"{self._endpoint.where}: refuses what was authorised; authorise once more: "
-                    "syncward resource authorize NAME"
+                    f"{self._authorize}"
                 ) from None
             return {**self._refreshed(stored, client), CODE: _REFUSED}
         return {**self._fields(found), CODE: _USED}
@@ -132,7 +135,7 @@ class Refreshed:
         if refresh is None:
             raise ReauthNeeded(
                 f"{self._endpoint.where}: there is no login that could be renewed; authorise it: "
-                "syncward resource authorize NAME"
+                f"{self._authorize}"
             )
         form = {"grant_type": "refresh_token", "refresh_token": refresh}
         return self._fields(self._endpoint.ask(form, client))
@@ -169,7 +172,7 @@ def consent(
     )
 
 
-def _of_code(pending: str) -> dict[str, str]:
+def _of_code(pending: str, authorize: str) -> dict[str, str]:
     """Return the form of what `resource authorize` has sealed."""
     try:
         kept = json.loads(pending)
@@ -181,6 +184,5 @@ def _of_code(pending: str) -> dict[str, str]:
         }
     except (ValueError, KeyError, TypeError):
         raise CredentialsError(
-            "authorization: is nothing that could be exchanged; authorise again: syncward resource "
-            "authorize NAME"
+            f"authorization: is nothing that could be exchanged; authorise again: {authorize}"
         ) from None

@@ -107,11 +107,15 @@ class Pages:
         self,
         answer: Answer,
         document: object,
-        rows: Sequence[Mapping[str, Any]],
+        rows: int,
+        last: Mapping[str, Any],
     ) -> Ask | None:
-        """Return the request of the next page; None after the last one."""
-        self._rows += len(rows)
-        asked = self._next(answer, document, rows)
+        """Return the request of the next page; None after the last one.
+
+        `rows` is how many records this one has, `last` the last of them.
+        """
+        self._rows += rows
+        asked = self._next(answer, document, rows, last)
         if asked is None:
             return None
         self.number += 1
@@ -133,13 +137,14 @@ class Pages:
         self,
         answer: Answer,
         document: object,
-        rows: Sequence[Mapping[str, Any]],
+        rows: int,
+        last: Mapping[str, Any],
     ) -> Ask | None:
         match self._paginator:
             case CursorPagination() as way:
-                return self._by_cursor(way, answer, document, rows)
+                return self._by_cursor(way, answer, document, last)
             case OffsetIncrement() | PageIncrement() as way:
-                short = way.stop_on == "short_page" and len(rows) < way.page_size
+                short = way.stop_on == "short_page" and rows < way.page_size
                 return None if not rows or short else self._by_count(way)
             case NextLink() as way:
                 return self._linked(answer, rest_text.found(document, way.next_url))
@@ -163,9 +168,9 @@ class Pages:
         way: CursorPagination,
         answer: Answer,
         document: object,
-        rows: Sequence[Mapping[str, Any]],
+        last: Mapping[str, Any],
     ) -> Ask | None:
-        token = _token_of(way, answer, document, rows)
+        token = _token_of(way, answer, document, last)
         if not self._goes_on(way, document, token):
             return None
         if rest_text.is_nothing(token) or token == way.end_value:
@@ -214,13 +219,13 @@ class Pages:
 
 
 def _token_of(
-    way: CursorPagination, answer: Answer, document: object, rows: Sequence[Mapping[str, Any]]
+    way: CursorPagination, answer: Answer, document: object, last: Mapping[str, Any]
 ) -> object:
     match way.cursor_from:
         case "header":
             return answer.headers.get(way.cursor_value[0])
         case "last_record":
-            return rest_text.found(rows[-1] if rows else rest_text.MISSING, way.cursor_value)
+            return rest_text.found(last, way.cursor_value)
         case _:
             return rest_text.found(document, way.cursor_value)
 

@@ -127,7 +127,8 @@ class Reading:
         grouping = Grouping(sizes(self.rows.columns))
         size_of_all = sizes_of_all(self.rows.columns)
         for page in pages:
-            once.turn()
+            if not page.before:
+                once.turn()
             places = [] if self._set_apart(page, once) else self.rows.key_places
             for some in self._rows_of(page, window):
                 rows = once.new_ones(some, places)
@@ -172,11 +173,11 @@ class Reading:
         for first in range(0, count, step):
             texts = None if page.texts is None else page.texts[first : first + step]
             records = page.records[first : first + step]
-            rows = self.rows.all_of(records, page.above, where, first + 1, texts)
+            rows = self.rows.all_of(records, page.above, where, page.before + first + 1, texts)
             if exact is not None:
                 rows = [
                     row
-                    for number, row in enumerate(rows, first + 1)
+                    for number, row in enumerate(rows, page.before + first + 1)
                     if self._belongs(row, exact, f"record {number} of {where}")
                 ]
             yield rows

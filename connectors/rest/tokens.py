@@ -51,7 +51,9 @@ class TokenEndpoint:
         link: Link,
         *,
         know: Callable[[str], str],
+        resource: str,
     ) -> None:
+        self._resource = resource
         self._config = config
         self._client = rest_text.filled(config.client_id, names)
         self._url = filled_endpoint("token_refresh_endpoint", config.token_refresh_endpoint, names)
@@ -101,12 +103,12 @@ class TokenEndpoint:
         if refused == _GRANT and by_grant != "client_credentials":
             raise ReauthNeeded(
                 f"{self.where}: does not renew this login any more ({_GRANT}); authorise it again: "
-                "syncward resource authorize NAME"
+                f"syncward resource authorize {self._resource}"
             )
         if answer.status in {401, 403} or (isinstance(refused, str) and refused in _REFUSED):
             raise CredentialsError(
-                f"{self.where}: refuses this client; store its client_secret again, and look at "
-                "client_id and scopes"
+                f"{self.where}: refuses this client; store its client_secret again (syncward "
+                f"resource rotate {self._resource}), and look at client_id and scopes"
             )
         if answer.status != _OK or not isinstance(document, dict) or refused is not None:
             raise self._no_token(f"answers with status {answer.status} and no token")

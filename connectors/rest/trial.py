@@ -62,7 +62,7 @@ def _read(asker: Asker, manifest: Manifest, name: str, limit: int) -> Trial:
     rows: list[Row] = []
     pages = 0
     for page in reading.first_look():
-        pages += 1
+        pages += not page.before
         for number, record in enumerate(page.records[: limit - len(records)], 1):
             records.append(record)
             if declared.fields:

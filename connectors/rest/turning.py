@@ -3,13 +3,14 @@
 A place in the pages may be forgotten over there while it is read; then they begin again.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 from connectors.http_link import Answer
-from connectors.rest import answers, exact_json
+from connectors.rest import answers, csv_records, exact_json
 from connectors.rest import text as rest_text
 from connectors.rest.asking import Asker, PagesExpired, named
 from connectors.rest.pages import Ask, Pages, first
@@ -40,6 +41,7 @@ class Page:
     document: object = None  # what else the answer says
     texts: Sequence[exact_json.Text] | None = None
     size: int = 0  # bytes of the answer
+    before: int = 0  # records of the same answer that came before: a part of it is a page, too
     of: str = ""  # the request, as errors name it
     gone: Sequence[bool] = ()  # which of the records are those of rows that are gone; (): none
 
@@ -63,7 +65,7 @@ class Read:
     pages_max: int
     headers: Mapping[str, str]  # of the whole manifest
     key: Callable[[Record], object] | None  # what no two pages have alike; None: anything may
-    decode: Callable[[str, Answer], Any] = answers.document
+    csv: Callable[[str, Answer], Iterator[csv_records.Part]] | None = None  # None: it is JSON
     above: object = None
     texts: bool = False  # records are wanted as they stand, too
     part: str = ""  # which part of the stream: a window, a parent's key
@@ -100,30 +102,54 @@ def _through(asker: Asker, read: Read) -> Iterator[Page]:
             part for part in (asker.shown(ask), f"page {pages.number}", read.part) if part
         )
         with named(of):
-            found = _page(asker, read, ask, pages)
-        if found is None:
+            answer = asker.answer(where, ask, read.handler)
+        if answer is None:
             return
-        page, ask = found
-        del found
+        if read.csv is not None:
+            ask = yield from _in_parts(read, read.csv(where, answer), answer, pages, of)
+            continue
+        with named(of):
+            page, ask = _page(read, answer, pages)
+        del answer
         page.of = of
         yield page
         page.document = None
 
 
-def _page(asker: Asker, read: Read, ask: Ask, pages: Pages) -> tuple[Page, Ask | None] | None:
-    """Return a page and the request of the next one; None if the answer says that there is none."""
+def _in_parts(
+    read: Read, parts: Iterator[csv_records.Part], answer: Answer, pages: Pages, of: str
+) -> Generator[Page, None, Ask | None]:
+    """Yield the records of an answer some at a time; return the request of the next page."""
+    number, count, last = pages.number, 0, cast("Record", {})
+    while True:
+        with named(of):
+            part = next(parts, None)
+            if part is None:
+                break
+            if not count:
+                pages.seen(hashlib.sha256(answer.body).digest(), "comes again")
+        records, size = part
+        page = Page(_selected(read, records), read.above, number, size=size, before=count, of=of)
+        count, last = count + len(records), records[-1]
+        del part, records
+        yield page
+    if not count:
+        yield Page((), read.above, number, of=of)
+    with named(of):
+        return pages.after(answer, None, count, last)
+
+
+def _page(read: Read, answer: Answer, pages: Pages) -> tuple[Page, Ask | None]:
+    """Return a page and the request of the next one."""
     where, selector = read.where, read.requester.record_selector
-    answer = asker.answer(where, ask, read.handler)
-    if answer is None:
-        return None
-    document = read.decode(where, answer)
+    document = answers.document(where, answer)
     records = answers.records(where, document, selector.field_path, one=selector.one)
     number = pages.number
     key = repr if selector.record_expander is not None else read.key
     if records and key is not None:
         keys = [key(record) for record in records]
         pages.seen(keys, "has the same records as a page before")
-    after = pages.after(answer, document, records)
+    after = pages.after(answer, document, len(records), records[-1] if records else {})
     texts = _as_they_stand(read, answer, len(records))
     made = Page(_selected(read, records), read.above, number, document, texts, len(answer.body))
     return made, after
@@ -183,7 +209,7 @@ def _as_they_stand(read: Read, answer: Answer, count: int) -> Sequence[exact_jso
     """Return the text of each record, where the records are those of the answer and no others."""
     how = read.requester.record_selector
     others = how.one or how.record_filter is not None or how.record_expander is not None
-    if others or how.remove_fields or not read.texts or read.decode is not answers.document:
+    if others or how.remove_fields or not read.texts:
         return None
     return exact_json.texts(answer.body, how.field_path, count)
 

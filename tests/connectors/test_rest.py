@@ -421,7 +421,9 @@ def test_a_good_status_with_an_error_inside_is_read_as_the_manifest_says(case):
         case.api.script.append(Reply(200, {"ok": False, "results": [{"id": 1}]}))
 
     answer()
-    assert case.fails(filtered(error_message="no such list")).public.endswith("no such list")
+    assert case.fails(filtered(error_message="no such list")).public.startswith(
+        "shop.orders: no such list ("
+    )
     answer()
     dead = case.fails(filtered(failure_type="credentials_error"))
     assert isinstance(dead, CredentialsError)
