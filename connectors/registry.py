@@ -3,7 +3,7 @@
 import importlib
 import json
 import pkgutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from hashlib import sha256
 from typing import Any
@@ -31,7 +31,7 @@ def destinations() -> frozenset[str]:
 
 
 @cache
-def _files(folders: Iterable[str]) -> frozenset[str]:
+def _files(folders: tuple[str, ...]) -> frozenset[str]:
     """List the modules of folders, once in a process: each run asks several times."""
     return frozenset(m.name for m in pkgutil.iter_modules(folders))
 
