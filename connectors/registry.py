@@ -4,6 +4,7 @@ import importlib
 import json
 import pkgutil
 from collections.abc import Mapping
+from functools import cache
 from hashlib import sha256
 from typing import Any
 
@@ -21,12 +22,18 @@ from schemas.secret import looks_secret
 
 def sources() -> frozenset[str]:
     """Return the names of all connectors that can be read from, without importing them."""
-    return frozenset(m.name for m in pkgutil.iter_modules(source_files.__path__))
+    return _files(tuple(source_files.__path__))
 
 
 def destinations() -> frozenset[str]:
     """Return the names of all connectors that can be written to."""
-    return frozenset(m.name for m in pkgutil.iter_modules(destination_files.__path__))
+    return _files(tuple(destination_files.__path__))
+
+
+@cache
+def _files(folders: tuple[str, ...]) -> frozenset[str]:
+    """List the modules of folders, once in a process: each run asks several times."""
+    return frozenset(m.name for m in pkgutil.iter_modules(folders))
 
 
 def open_source(

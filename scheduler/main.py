@@ -10,6 +10,7 @@ from time import monotonic
 from prometheus_client import REGISTRY
 
 from scheduler import metrics, ticks
+from scheduler.bell import Bell
 from scheduler.cluster import ClusterGauges
 from scheduler.ticks import Scheduler
 from schemas.audit import Principal
@@ -19,7 +20,7 @@ from schemas.profiles import all_reasons
 from schemas.settings import Settings
 from schemas.start import Reasons, until_asked
 from storage import admission, exposition
-from storage.engine import open_engine
+from storage.engine import open_engine, open_link
 from storage.metrics import BUILD
 from workers.enqueue import JobQueue, open_client
 
@@ -28,7 +29,8 @@ logger = logging.getLogger(__name__)
 #: Seconds between two ticks of a kind. Due and dispatch decide how late a run starts.
 DUE_EVERY_S = 0.25
 DISPATCH_EVERY_S = 0.15
-#: While jobs are being sent: slots become free sooner than the usual tick would notice.
+#: While jobs are being sent: slots become free sooner than the usual tick would notice. Nor does
+#: dispatch look more often than this, however often somebody rings.
 DISPATCH_BUSY_S = 0.01
 REAP_EVERY_S = 1.0
 PRESENCE_EVERY_S = 5.0
@@ -58,6 +60,7 @@ def run(settings: Settings) -> None:
     ]
     next_at = dict.fromkeys((name for name, _, _ in loops), 0.0)
     pauses = {name: every for name, every, _ in loops}
+    bell = _bell(settings)
     logger.info("scheduler_started")
     while not stop.is_set():
         for name, every, tick in loops:
@@ -67,7 +70,10 @@ def run(settings: Settings) -> None:
                 next_at[name] = monotonic() + pauses[name]
                 if name == "due" and done:
                     next_at["dispatch"] = 0.0  # what has just been queued need not wait
-        stop.wait(max(0.0, min(next_at.values()) - monotonic()))
+        if bell.wait(max(0.0, min(next_at.values()) - monotonic())):
+            looked_at = next_at["dispatch"] - pauses["dispatch"]
+            next_at["dispatch"] = min(next_at["dispatch"], looked_at + DISPATCH_BUSY_S)
+    bell.close()
     _tick("leave", ticks.leave, scheduler)
     scheduler.queue.close()
     scheduler.engine.dispose()
@@ -91,6 +97,15 @@ def _pause(name: str, every: float, done: int | None, before: float) -> float:
             return RETENTION_BUSY_S
         case _:
             return every
+
+
+def _bell(settings: Settings) -> Bell:
+    """Listen in a thread of its own."""
+    assert settings.database_url is not None  # noqa: S101 - as in _build
+    url = settings.database_url.get_secret_value()
+    bell = Bell(lambda: open_link(url, "scheduler"))
+    bell.start()
+    return bell
 
 
 def _build(settings: Settings) -> Scheduler:

@@ -14,7 +14,7 @@ from schemas.guards import Finding
 from schemas.ids import new_id
 from schemas.limits import WORKER_SILENT_AFTER
 from schemas.runs import LIVE_STATES, Priority, Run, RunKind, RunOptions, RunState, Trigger
-from storage import audit
+from storage import audit, bell
 from storage.endings import (
     AGAIN_KIND,
     end,
@@ -85,6 +85,7 @@ def enqueue(
     if inserted is None:
         return _join_live(tx, subject, kind, options, principal, new_run=run_id)
     wake_account(tx, subject.account_id)
+    bell.ring(tx)
     audit.append(tx, _queued(subject, run_id, kind, principal))
     return Enqueued(run_id, "queued")
 
@@ -441,6 +442,7 @@ def approve(tx: Connection, run_id: UUID, principal: Principal) -> None:
         {"id": run_id, "options": options.model_dump_json()},
     )
     wake_account(tx, live.account_id)
+    bell.ring(tx)
     audit.append(tx, _decision(AuditAction.RUN_APPROVED, live, principal))
 
 

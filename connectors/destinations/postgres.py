@@ -29,10 +29,10 @@ from connectors.postgres.link import (
     Connection,
     Line,
     PostgresConfig,
+    begin_session,
     check_link,
     connect,
     translated,
-    watch_client,
     where_it_is,
 )
 from connectors.postgres.refusals import Care, Refusals, RowsRefused, is_of_a_row, next_care
@@ -70,16 +70,16 @@ def open_destination(
     """Connect for writing; errors are ours and name the server."""
     checked = PostgresConfig.model_validate(dict(config))
 
-    def opened(lookup: Lookup = look_up) -> Connection:
+    def opened(lookup: Lookup = look_up) -> tuple[Connection, pg_state.Seen]:
         conn = connect(
             checked, secrets, role="destination", session=_SESSION, policy=policy, lookup=lookup
         )
         with translated(checked, "destination"):
-            watch_client(conn)
-        return conn
+            return conn, pg_state.Seen(*begin_session(conn, pg_state.LOOK))
 
-    conn = opened()
-    return PostgresDestination(checked, conn, partial(opened, where_it_is(conn, checked)))
+    conn, seen = opened()
+    elsewhere = where_it_is(conn, checked)
+    return PostgresDestination(checked, conn, lambda: opened(elsewhere)[0], seen)
 
 
 class PostgresDestination:
@@ -88,7 +88,11 @@ class PostgresDestination:
     wires = (WireFormat.PG_BINARY, WireFormat.ROWS)
 
     def __init__(
-        self, config: PostgresConfig, conn: Connection, once_more: Callable[[], Connection]
+        self,
+        config: PostgresConfig,
+        conn: Connection,
+        once_more: Callable[[], Connection],
+        seen: pg_state.Seen,
     ) -> None:
         self._config = config
         self._conn = conn
@@ -97,7 +101,7 @@ class PostgresDestination:
         self._begun_here: set[str] = set()  # streams whose generation is of this very read
         self._line = Line(conn)
         self._stays = False
-        self._ready = False
+        self._seen: pg_state.Seen | None = seen  # until it is made whole
         self._states: dict[str, StateRow] = {}
         self._expected: dict[str, Cursor | None] = {}
         self._care: dict[str, Care] = {}
@@ -148,9 +152,9 @@ class PostgresDestination:
             return pg_state.highest_fence(self._conn, connection_id)
 
     def _ensure(self) -> None:
-        if not self._ready:
-            pg_state.ensure(self._conn, self._config)
-            self._ready = True
+        if self._seen is not None:
+            pg_state.ensure(self._conn, self._config, self._seen)
+            self._seen = None
 
     def load(self, request: LoadRequest, batch: Batch) -> StreamResult:
         """Load a batch exactly once: all of it with its cursor, or nothing.

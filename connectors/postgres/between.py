@@ -8,7 +8,7 @@ from psycopg import sql
 
 from connectors.postgres import column_types
 from connectors.postgres import ranges as pg_ranges
-from connectors.postgres.catalog import Relation
+from connectors.postgres.catalog import Relation, rows_estimated
 from connectors.postgres.link import Connection
 from connectors.postgres.window import Window
 from schemas.errors import ConfigError
@@ -103,7 +103,7 @@ def cut(
     kept = ranges.kept
     if kept is not None and kept.upper == window.upper:
         return pg_ranges.Cut(key, kept.bounds, kept)
-    rows = relation.rows_estimated
+    rows = rows_estimated(conn, relation)
     if rows < 2 * ranges.rows:
         return None
     share = min(1.0, max(_SAMPLE, rows // ranges.rows * _SAMPLE_OF_EACH) / rows)

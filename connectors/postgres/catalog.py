@@ -1,7 +1,9 @@
-"""What a table looks like, read from the catalog in one query per question."""
+"""What a table looks like, read from the catalog, and a snapshot that it is read at."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -16,50 +18,52 @@ from schemas.streams import StreamSpec
 READABLE = "rpvmf"
 WITH_XMIN = "rp"
 
-#: Rows by the size of the files and how full they were at the last look; where nobody has looked,
-#: 50 rows a page. A partitioned table is its partitions.
-_RELATION = """
-SELECT c.oid, c.relkind::text, coalesce((
-  SELECT sum(CASE WHEN p.relpages > 0 AND p.reltuples >= 0 THEN p.reltuples / p.relpages
-    ELSE 50 END * pg_relation_size(p.oid) / current_setting('block_size')::float8)
-  FROM (SELECT c.oid UNION SELECT t.relid::oid FROM pg_partition_tree(c.oid) AS t) AS own
-  JOIN pg_class p ON p.oid = own.oid AND p.relkind IN ('r', 'm')), 0)
+#: A row for each column, each with the table's kind and its unique keys: is it the primary one, how
+#: many columns are the key, the numbers of these and of others beside them. One question, so that
+#: one moment of the catalog answers it. A key of a table that others inherit from says nothing of
+#: their rows, which are read with it.
+_TABLE = """
+SELECT c.oid, c.relkind::text, c.relhassubclass,
+  ARRAY(SELECT concat_ws(' ', i.indisprimary::int, i.indnkeyatts, i.indkey::text)
+    FROM pg_index i
+    WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid AND i.indpred IS NULL
+      AND i.indexprs IS NULL AND (c.relkind = 'p'
+        OR NOT EXISTS (SELECT FROM pg_inherits h WHERE h.inhparent = c.oid))
+    ORDER BY i.indisprimary DESC, i.indexrelid),
+  a.attname, format_type(a.atttypid, a.atttypmod), NOT a.attnotnull, a.attnum,
+  t.oid, t.typtype::text, t.typname::text, t.typcategory::text, t.typsend <> 0
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN (pg_attribute a JOIN pg_type t ON t.oid = a.atttypid)
+  ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
 WHERE n.nspname = %s::text AND c.relname = %s::text AND c.relkind::text = ANY(%s)
-"""
-_COLUMNS = """
-SELECT a.attname, format_type(a.atttypid, a.atttypmod), NOT a.attnotnull,
-       t.oid, t.typtype::text, t.typname::text, t.typcategory::text, t.typsend <> 0,
-       a.attnum
-FROM pg_attribute a
-JOIN pg_type t ON t.oid = a.atttypid
-WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attnum
 """
 
-#: A key of a table that others inherit from says nothing of their rows, which are read with it.
-_KEY = """
-SELECT array_agg(a.attname ORDER BY k.position)
-FROM pg_index i
-JOIN pg_class c ON c.oid = i.indrelid
-CROSS JOIN LATERAL unnest(i.indkey) WITH ORDINALITY AS k (attnum, position)
-JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-WHERE i.indrelid = %s AND i.indisunique AND i.indisvalid AND i.indpred IS NULL
-  AND i.indexprs IS NULL AND k.position <= i.indnkeyatts
-  AND (c.relkind = 'p' OR NOT EXISTS (SELECT FROM pg_inherits h WHERE h.inhparent = c.oid))
-GROUP BY i.indexrelid, i.indisprimary
-HAVING i.indisprimary OR bool_and(a.attnotnull)
-ORDER BY i.indisprimary DESC, i.indexrelid
+#: Rows by the size of the files and how full they were at the last look; where nobody has looked,
+#: 50 rows a page. A partitioned table is its partitions.
+_ROWS = """
+SELECT coalesce(sum(CASE WHEN p.relpages > 0 AND p.reltuples >= 0 THEN p.reltuples / p.relpages
+  ELSE 50 END * pg_relation_size(p.oid) / current_setting('block_size')::float8), 0)::bigint
+FROM (SELECT %(table)s::oid UNION SELECT t.relid::oid FROM pg_partition_tree(%(table)s::oid) AS t)
+  AS own (oid)
+JOIN pg_class p ON p.oid = own.oid AND p.relkind IN ('r', 'm')
 """
 
+_BEGIN = sql.SQL("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
 #: The catalog as the snapshot has it, beside the files as they are now.
-_OTHER_FILES = """
+_OTHER_FILES = sql.SQL("""
 SELECT count(*) FROM pg_class c
-WHERE c.oid IN (SELECT %(table)s::oid UNION SELECT relid FROM pg_partition_tree(%(table)s::oid))
-  AND c.relkind IN ('r', 'm') AND c.relfilenode <> 0
+WHERE c.oid IN ({}) AND c.relkind IN ('r', 'm') AND c.relfilenode <> 0
   AND pg_relation_filenode(c.oid) IS DISTINCT FROM c.relfilenode
-"""
+""")
+_ALONE = sql.SQL("{oid}")
+#: With its partitions, or the tables that inherit from it.
+_BELOW = sql.SQL("""
+WITH RECURSIVE below (oid) AS (
+  SELECT {oid}::oid UNION SELECT h.inhrelid FROM pg_inherits h JOIN below b ON h.inhparent = b.oid)
+SELECT oid FROM below
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,7 @@ class Relation:
 
     oid: int
     kind: str
-    rows_estimated: int  # as the statistics and the size of its files have it
+    has_children: bool  # or had: partitions, or tables that inherit from it
     shape: StreamShape
     keys: tuple[tuple[str, ...], ...]  # every proven key, the primary one first
     categories: dict[str, tuple[str, str]]  # column -> (type category, type name)
@@ -82,16 +86,16 @@ class Relation:
 
 def find(conn: Connection, schema: str, table: str) -> Relation | None:
     """Describe a table; None if there is none of that name that this login may see."""
-    row = conn.execute(_RELATION, (schema, table, list(READABLE))).fetchone()
-    if row is None:
+    rows = conn.execute(_TABLE, (schema, table, list(READABLE))).fetchall()
+    if not rows:
         return None
-    oid, kind, rows = row
-    columns, categories = _columns(conn, oid)
-    keys = tuple(tuple(key) for (key,) in conn.execute(_KEY, (oid,)).fetchall())
+    oid, kind, has_children, indexes, *_ = rows[0]
+    columns, categories = _columns(conn, [row[4:] for row in rows if row[4] is not None])
+    keys = _keys(columns, indexes)
     return Relation(
         oid=oid,
         kind=kind,
-        rows_estimated=int(rows),
+        has_children=has_children,
         shape=StreamShape(
             columns=columns,
             key=keys[0] if keys else (),
@@ -102,28 +106,53 @@ def find(conn: Connection, schema: str, table: str) -> Relation | None:
     )
 
 
-def hold(conn: Connection, stream: StreamSpec, relation: Relation) -> None:
-    """Keep the table's files as they are until the snapshot ends; ReadAgain if they are others.
+def rows_estimated(conn: Connection, relation: Relation) -> int:
+    """Return about how many rows a table has, by its statistics and the size of its files."""
+    row = conn.execute(_ROWS, {"table": relation.oid}).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _keys(columns: Sequence[Column], indexes: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Return the keys that unique indexes prove: those that may not hold NULL."""
+    known, keys = {column.number: column for column in columns}, []
+    for index in indexes:
+        primary, length, *places = map(int, index.split())
+        key = [known[place] for place in places[:length] if place in known]
+        if len(key) == length and (primary or not any(column.nullable for column in key)):
+            keys.append(tuple(column.name for column in key))
+    return tuple(keys)
+
+
+def begin_at(conn: Connection, stream: StreamSpec, relation: Relation) -> None:
+    """Take a snapshot and keep the table's files until it ends; ReadAgain if it has others.
 
     A TRUNCATE or a rewrite that comes between a snapshot and the first look at the table leaves
-    nothing there that the snapshot could see, and nothing would be promoted as everything.
+    nothing there that the snapshot could see, and nothing would be promoted as everything. One
+    message says all of it: the snapshot, the lock and the look.
     """
-    if relation.kind not in {"r", "p", "m"}:
-        return
-    table = sql.Identifier(stream.schema_name, stream.table_name)
-    conn.execute(sql.SQL("SELECT FROM {} LIMIT 0").format(table))
-    row = conn.execute(_OTHER_FILES, {"table": relation.oid}).fetchone()
-    if row is None or row[0]:
-        raise ReadAgain(f"{stream.name} was truncated or rewritten just now", same=True)
+    statements: list[sql.Composable] = [_BEGIN]
+    if relation.kind in {"r", "p", "m"}:
+        table = sql.Identifier(stream.schema_name, stream.table_name)
+        below = _BELOW if relation.has_children else _ALONE
+        files = below.format(oid=sql.Literal(relation.oid))
+        statements += [sql.SQL("SELECT FROM {} LIMIT 0").format(table), _OTHER_FILES.format(files)]
+    cursor = conn.execute(sql.SQL("; ").join(statements))
+    while cursor.nextset():
+        pass
+    if len(statements) > 1:
+        row = cursor.fetchone()
+        if row is None or row[0]:
+            raise ReadAgain(f"{stream.name} was truncated or rewritten just now", same=True)
 
 
-def _columns(conn: Connection, oid: int) -> tuple[tuple[Column, ...], dict[str, tuple[str, str]]]:
+def _columns(
+    conn: Connection, rows: Sequence[tuple[Any, ...]]
+) -> tuple[tuple[Column, ...], dict[str, tuple[str, str]]]:
     """Return the columns of a relation, and the category and name of each one's type."""
-    rows = conn.execute(_COLUMNS, (oid,)).fetchall()
     columns: dict[str, Column] = {}
     categories: dict[str, tuple[str, str]] = {}
     asked = []
-    for name, type_, nullable, number, kind, type_name, category, has_binary, place in rows:
+    for name, type_, nullable, place, number, kind, type_name, category, has_binary in rows:
         columns[name] = Column(name, type_, nullable, number=place)
         categories[name] = category, type_name
         if not is_plain(number, kind, type_name, has_binary=has_binary):

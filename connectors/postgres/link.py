@@ -180,14 +180,25 @@ def _tls(config: PostgresConfig) -> dict[str, Any]:
     }
 
 
-def watch_client(conn: Connection) -> None:
+def begin_session(conn: Connection, asks: sql.Composable) -> tuple[Any, ...]:
     """Let the server notice within seconds that we died, also in the middle of a long statement.
 
     Servers before 14 find out when they next write; so do those on systems that cannot tell.
+    Returns the one row that `asks` selects, in the same round trip.
     """
+    watched = sql.SQL("set_config('client_connection_check_interval', '3s', false)")
+    query = sql.SQL("SELECT {}, {}")
     if conn.info.server_version >= _CAN_WATCH:
         with suppress(psycopg.errors.InvalidParameterValue):
-            conn.execute("SET client_connection_check_interval = '3s'")
+            return _row(conn, query.format(watched, asks))
+    return _row(conn, query.format(sql.SQL("NULL"), asks))
+
+
+def _row(conn: Connection, query: sql.Composed) -> tuple[Any, ...]:
+    row = conn.execute(query).fetchone()
+    if row is None:
+        raise RuntimeError("a question about the session returns one row")
+    return row[1:]
 
 
 class Line:

@@ -208,8 +208,15 @@ def _check_types(load: Load, columns: Sequence[Column]) -> None:
     for column in columns:
         if column.name.startswith("_syncward_"):
             raise ConfigError(f"{load.request.stream.name}: column {column.name} is a name of ours")
-        row = load.conn.execute("SELECT to_regtype(%s) IS NOT NULL", (column.type,)).fetchone()
-        if row is None or not row[0]:
+    if not columns:
+        return
+    known = load.conn.execute(
+        "SELECT array_agg(to_regtype(t) IS NOT NULL ORDER BY n) "
+        "FROM unnest(%s::text[]) WITH ORDINALITY AS u (t, n)",
+        ([column.type for column in columns],),
+    ).fetchone()
+    for column, is_known in zip(columns, known[0] if known else (), strict=True):
+        if not is_known:
             raise ConfigError(
                 f"{load.request.stream.name}: column {column.name} is of type {column.type}, which "
                 f"{load.config.where} does not have; create it there"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
-from connectors.postgres.catalog import Relation
+from connectors.postgres.catalog import Relation, rows_estimated
 from connectors.postgres.link import Connection
 from schemas.records import Bound, Kept, Ranges
 from schemas.streams import StreamSpec
@@ -141,12 +141,14 @@ def cut(conn: Connection, stream: StreamSpec, relation: Relation, ranges: Ranges
     Inside the snapshot. Costs two short questions, for large tables only.
     """
     # Bounds are stored at the destination, where nothing of a masked stream may come in clear.
-    if stream.mask or relation.rows_estimated < 2 * ranges.rows:
+    if stream.mask:
         return None
-    key = key_of(stream, relation)
+    rows = rows_estimated(conn, relation)
+    if rows < 2 * ranges.rows:
+        return None
+    key, n = key_of(stream, relation), rows // ranges.rows
     if not key:
-        return _by_place(conn, stream, relation, ranges)
-    n = relation.rows_estimated // ranges.rows
+        return _by_place(conn, stream, relation, n)
     if scattered(conn, stream, key):
         n = min(n, SCATTERED)
     wanted = max(_SAMPLE, n * _SAMPLE_OF_EACH)
@@ -156,17 +158,15 @@ def cut(conn: Connection, stream: StreamSpec, relation: Relation, ranges: Ranges
             texts=sql.SQL(", ").join(sql.SQL("{}::text").format(column) for column in columns),
             key=sql.SQL(", ").join(columns),
             table=sql.Identifier(stream.schema_name, stream.table_name),
-            share=sql.Literal(min(100.0, 100.0 * wanted / relation.rows_estimated)),
+            share=sql.Literal(min(100.0, 100.0 * wanted / rows)),
             n=sql.Literal(n),
         )
     ).fetchall()
     return Cut(key, tuple(tuple(row) for row in found)) if found else None
 
 
-def _by_place(
-    conn: Connection, stream: StreamSpec, relation: Relation, ranges: Ranges
-) -> Cut | None:
-    """Cut by pages; None where places are no order of all rows.
+def _by_place(conn: Connection, stream: StreamSpec, relation: Relation, n: int) -> Cut | None:
+    """Cut by pages into `n` ranges; None where places are no order of all rows.
 
     The lock keeps the rows in their places: nothing rewrites the table before the snapshot ends.
     """
@@ -178,7 +178,7 @@ def _by_place(
     if relation.kind == "r":
         table = sql.Identifier(stream.schema_name, stream.table_name)
         conn.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(table))
-    pages, n = row[0], relation.rows_estimated // ranges.rows
+    pages = row[0]
     cuts = sorted({pages * i // n for i in range(1, n)} - {0})
     return Cut((_PLACE,), tuple((f"({page},0)",) for page in cuts)) if cuts else None
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from connectors.postgres import generations
@@ -127,27 +128,37 @@ class StateRow:
         return self.known and every is not None and self.runs_since_sweep + 1 >= every
 
 
-def ensure(conn: Connection, config: PostgresConfig) -> None:
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a new session says of our own schema at the destination."""
+
+    owned: bool | None  # by a role that we have; None: there is none
+    may_create: bool
+    whole: bool  # with everything that this version keeps there
+
+
+#: Nothing here needs a right on the schema: whose it is, is told in our words.
+LOOK = sql.SQL("""
+pg_has_role(current_user, n.nspowner, 'USAGE'),
+has_database_privilege(current_database(), 'CREATE'),
+(SELECT count(*) FROM pg_class c WHERE c.relnamespace = n.oid AND c.relname IN
+  ('state', 'ranges', 'rejected_rows', 'purged')) = 4
+AND EXISTS (SELECT FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+  WHERE a.attname = 'columns' AND c.relnamespace = n.oid AND c.relname = 'state')
+FROM (VALUES (1)) AS one LEFT JOIN pg_namespace n ON n.nspname = '_syncward'
+""")
+
+
+def ensure(conn: Connection, config: PostgresConfig, seen: Seen) -> None:
     """Make the state schema where it is missing; ConfigError if it is not ours to use."""
-    row = conn.execute(
-        "SELECT pg_has_role(current_user, n.nspowner, 'USAGE'), to_regclass('_syncward.state'), "
-        "has_database_privilege(current_database(), 'CREATE'), "
-        "to_regclass('_syncward.ranges') IS NOT NULL "
-        "AND to_regclass('_syncward.rejected_rows') IS NOT NULL "
-        "AND to_regclass('_syncward.purged') IS NOT NULL "
-        "AND EXISTS (SELECT FROM pg_attribute a WHERE a.attname = 'columns' "
-        "AND a.attrelid = to_regclass('_syncward.state')) "
-        "FROM (VALUES (1)) AS one LEFT JOIN pg_namespace n ON n.nspname = '_syncward'"
-    ).fetchone()
-    owned, table, may_create, whole = row or (None, None, False, False)
-    if owned is False:
+    if seen.owned is False:
         raise ConfigError(
             f"{config.where}: schema {SCHEMA} belongs to another role than {config.user}; "
             "use one destination login per database"
         )
-    if table is not None and whole:
+    if seen.whole:
         return
-    if owned is None and not may_create:
+    if seen.owned is None and not seen.may_create:
         raise ConfigError(
             f"{config.where}: {config.user} cannot create schemas; run there: "
             f"GRANT CREATE ON DATABASE {config.database} TO {config.user}; "

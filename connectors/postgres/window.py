@@ -58,19 +58,20 @@ class TimeBound:
     beyond: FarCursor | None = None
 
 
-#: The time of the statement's arrival, not of its end: it lies before the look at the sessions.
+#: The time of the statement's arrival, not of its end: it lies before the look at the sessions. The
+#: functions beneath pg_stat_activity and pg_prepared_xacts, which those views join with names.
 _BOUND = """
 SELECT statement_timestamp(), pg_is_in_recovery(),
        pg_has_role(current_user, 'pg_read_all_stats', 'USAGE'),
-       (SELECT gid FROM pg_prepared_xacts WHERE database = current_database() LIMIT 1),
+       (SELECT p.gid FROM pg_prepared_xact() AS p WHERE p.dbid = here.oid LIMIT 1),
        oldest.xact_start, oldest.pid, {beyond}
-FROM (VALUES (1)) AS one
+FROM (SELECT oid FROM pg_database WHERE datname = current_database()) AS here
 LEFT JOIN LATERAL (
-  SELECT xact_start, pid FROM pg_stat_activity
-  WHERE xact_start IS NOT NULL AND pid <> pg_backend_pid()
-    AND (datname = current_database() OR datname IS NULL)
-    AND backend_type NOT LIKE 'autovacuum%' AND application_name NOT LIKE 'syncward:source%'
-  ORDER BY xact_start LIMIT 1) AS oldest ON true
+  SELECT a.xact_start, a.pid FROM pg_stat_get_activity(NULL) AS a
+  WHERE a.xact_start IS NOT NULL AND a.pid <> pg_backend_pid()
+    AND (a.datid = here.oid OR a.datid IS NULL)
+    AND a.backend_type NOT LIKE 'autovacuum%' AND a.application_name NOT LIKE 'syncward:source%'
+  ORDER BY a.xact_start LIMIT 1) AS oldest ON true
 """
 
 

@@ -18,17 +18,17 @@ from connectors.postgres import keys as pg_keys
 from connectors.postgres import ranges as pg_ranges
 from connectors.postgres import rows as pg_rows
 from connectors.postgres import window as pg_window
-from connectors.postgres.catalog import Relation, check_key, describe, hold
+from connectors.postgres.catalog import Relation, begin_at, check_key, describe
 from connectors.postgres.link import (
     AIMED_BY,
     SECRET_FIELDS,
     Connection,
     Line,
     PostgresConfig,
+    begin_session,
     check_link,
     connect,
     translated,
-    watch_client,
     where_it_is,
 )
 from connectors.postgres.relay import Relay
@@ -56,6 +56,8 @@ __all__ = ["AIMED_BY", "CONFIG", "SECRET_FIELDS", "check_link", "open_source"]
 
 #: Longer than a range takes: the session that lends its snapshot waits meanwhile.
 _IDLE_BESIDE = "3600s"
+#: The zone that this login has at the server; then the session goes on in UTC.
+_IN_UTC = sql.SQL("current_setting('TimeZone'), set_config('TimeZone', 'UTC', false)")
 _SESSION = {"default_transaction_read_only": "on", "lock_timeout": "30s"}
 
 
@@ -74,22 +76,14 @@ def open_source(
             code="superuser_source",
         )
     with translated(checked, "source"):
-        watch_client(conn)
+        (zone, _) = begin_session(conn, _IN_UTC)
         once_more = partial(opened, lookup=where_it_is(conn, checked))
-        return PostgresSource(checked, conn, zone=_pin_zone(conn), once_more=once_more)
+        return PostgresSource(checked, conn, zone=str(zone), once_more=once_more)
 
 
 def _is_superuser(conn: Connection) -> bool:
     """Say what the server reported at the login: no question is needed."""
     return conn.info.parameter_status("is_superuser") == "on"
-
-
-def _pin_zone(conn: Connection) -> str:
-    """Return the zone this login has at the server, then go on in UTC."""
-    row = conn.execute(
-        "SELECT current_setting('TimeZone'), set_config('TimeZone', 'UTC', false)"
-    ).fetchone()
-    return str(row[0]) if row else "UTC"
 
 
 class PostgresSource:
@@ -152,8 +146,7 @@ class PostgresSource:
             elif category == "D":
                 beyond = pg_keys.far_cursor(stream, relation, self._zone, full=cursor is None)
                 bound = pg_window.time_bound(self._conn, stream, beyond)
-            with self._snapshot():
-                hold(self._conn, stream, relation)
+            with self._snapshot(stream, relation):
                 if asked is not None:
                     window = asked
                 elif bound is not None:
@@ -177,10 +170,10 @@ class PostgresSource:
                 yield iter((batch,))
 
     @contextmanager
-    def _snapshot(self) -> Iterator[None]:
+    def _snapshot(self, stream: StreamSpec, relation: Relation) -> Iterator[None]:
         """Hold one snapshot; on failure the session is closed, as a COPY may be half way."""
-        self._conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         try:
+            begin_at(self._conn, stream, relation)
             yield
         except BaseException:
             with suppress(psycopg.Error):  # a lost session must not hide why it was lost
@@ -275,8 +268,7 @@ class PostgresSource:
         with translated(self._config, "source"):
             conn = self._once_more()
             try:
-                watch_client(conn)
-                conn.execute("SET TimeZone = 'UTC'")
+                begin_session(conn, _IN_UTC)
                 conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
                 self._see_the_same(conn)
             except BaseException:

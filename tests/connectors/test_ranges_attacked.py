@@ -7,7 +7,7 @@ import pytest
 
 from connectors import registry
 from connectors.postgres import generations
-from connectors.postgres.catalog import hold
+from connectors.postgres.catalog import begin_at
 from connectors.postgres.link import Line
 from connectors.postgres.sessions import Sessions
 from schemas.errors import ConfigError, TransientError
@@ -56,7 +56,8 @@ def written_anew_behind_the_snapshot(shop, monkeypatch, table: str) -> None:
     """Let the next read find its table truncated and filled again, once its snapshot is taken."""
     anew: list[str] = []
 
-    def held_late(conn, stream, relation) -> None:
+    def begun_early(conn, stream, relation) -> None:
+        conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         conn.execute("SELECT 1 FROM pg_class LIMIT 1")  # the snapshot is taken
         if not anew:
             anew.append(
@@ -64,9 +65,9 @@ def written_anew_behind_the_snapshot(shop, monkeypatch, table: str) -> None:
                 f"INSERT INTO {table} TABLE t; COMMIT"
             )
             shop.pair.source(*anew)
-        hold(conn, stream, relation)
+        begin_at(conn, stream, relation)
 
-    monkeypatch.setattr("connectors.sources.postgres.hold", held_late)
+    monkeypatch.setattr("connectors.sources.postgres.begin_at", begun_early)
 
 
 def test_a_window_of_a_table_that_is_written_anew_is_not_read_as_empty(world, monkeypatch):
