@@ -170,7 +170,8 @@ def _queued(
     slots = max(now.slots, 1)
     mean: timedelta | None = tx.execute(_MEAN).scalar()
     expected = None if mean is None else live.at + mean * ceil((ahead + 1) / slots)
-    text_ = sentence or f"waits for its turn: {ahead} runs go first, {slots} slots"
+    first = f"{ahead} {'run goes' if ahead == 1 else 'runs go'} first" if ahead else "it is next"
+    text_ = sentence or f"{first}; workers have {slots} slots"
     return Explanation(live.run_id, RunState(live.state), rule, text_, ahead, expected)
 
 
