@@ -198,7 +198,7 @@ def discover(cli: Cli, name: str) -> None:
             s["name"],
             len(s["columns"]),
             ",".join(s["key"]) or "-",
-            f"~{s['rows_estimated']:,}",
+            f"~{s['rows_estimated']:,}" if s["rows_estimated"] else "-",
             s["suggestion"],
         )
         for s in found

@@ -24,6 +24,7 @@ from cli.show import (
     run_document,
     run_table,
     run_text,
+    said_of,
     window_text,
 )
 from cli.waiting import wait_for_run
@@ -198,7 +199,8 @@ def explain(cli: Cli, name: str) -> None:
         why = explanations.explain(tx, run_id, runs_max=cli.settings.runs_max)
         awaits = why.rule is Rule.AWAITING_APPROVAL
         found = runs.get(tx, run_id).findings if awaits else ()
-        said = runs.get(tx, run_id).error if why.rule in {Rule.ENDED, Rule.NOT_BEFORE} else None
+        shown = runs.get(tx, run_id) if why.rule in {Rule.ENDED, Rule.NOT_BEFORE} else None
+        said = None if shown is None else said_of(shown, shown.error)
     document = {
         **_fields(why),
         **({"findings": jsonable(found)} if awaits else {}),
@@ -263,6 +265,8 @@ def _print_line(cli: Cli, line: OpenedLine, *, follow: bool) -> object:
         document["problem"] = line.problem
     if not cli.json:
         where = f"{row.stream}: " if row.stream else ""
+        if line.message is not None and line.message.startswith(where):
+            where = ""
         said = f"[cannot be opened: {line.problem}]" if line.message is None else line.message
         click.echo(f"{row.at:%H:%M:%S.%f}"[:-3] + f" {row.level:<7} {plain(where + said)}")
     elif follow:

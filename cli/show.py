@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime, timedelta
@@ -104,9 +103,7 @@ def _fitting(
 
 def _room() -> int:
     """Return how long lines may be: what is piped to a program or a file is not cut."""
-    if not sys.stdout.isatty():
-        return _UNCUT
-    return max(shutil.get_terminal_size().columns, _NARROW)
+    return max(shutil.get_terminal_size((_UNCUT, 0)).columns, _NARROW)
 
 
 def shortened(text: str, size: int) -> str:
@@ -183,7 +180,7 @@ def run_document(run: Run, results: Sequence[StreamResult]) -> dict[str, object]
         "state": run.state.value,
         "attempt": run.attempt,
         "streams": [stream_document(result) for result in results],
-        "error": run.error,
+        "error": said_of(run, run.error),
     }
 
 
@@ -315,8 +312,23 @@ def run_text(run: Run, results: Sequence[StreamResult]) -> str:
     lines += window_text(run, results)
     if run.error:
         label = "because" if run.state is RunState.AWAITING_APPROVAL else "error"
-        lines.append(f"{label:<12}{plain(run.error)}")
+        lines.append(f"{label:<12}{plain(said_of(run, run.error))}")
     lines += findings_text(run.run_id, run.findings)
     if run.run_again:
         lines.append("then        runs again: asked for while it was running")
-    return "\n".join([*lines, "", stream_table(results)] if results else lines)
+    if results:
+        lines += ["", stream_table(results)]
+    failed = [r for r in results if r.state != "succeeded" and r.error]
+    if len(failed) > 1:  # the run's error is the first one's
+        lines.append("")
+        lines += [f"{plain(r.stream)}: {plain(said_of(run, _alone(r)))}" for r in failed]
+    return "\n".join(lines)
+
+
+def _alone(result: StreamResult) -> str:
+    return (result.error or "").removeprefix(f"{result.stream}: ")
+
+
+def said_of(run: Run, text: str | None) -> str | None:
+    """Complete the commands that an error says: connectors do not know the connection's name."""
+    return text and text.replace("enqueue CONNECTION", f"enqueue {run.subject_name}")
