@@ -1,4 +1,4 @@
-"""What a newcomer types in the first hour: wrong names, parts of ids, narrow terminals, failures."""
+"""What a newcomer types in the first hour: wrong names, parts of ids, narrow terminals."""
 
 import json
 
