@@ -7,7 +7,9 @@ import pytest
 
 from cli.changes import _stream_differences
 from cli.document import load
-from connectors import files_manifest, pg_state, registry
+from connectors import registry
+from connectors.files.manifest import definition as definition_of_files
+from connectors.postgres.state import definition
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError
 from schemas.mistakes import meant
@@ -117,8 +119,8 @@ def test_diff_says_read_from_the_beginning_where_destinations_do_so(name, tombst
         LoadRequest(UUID(int=1), UUID(int=2), attempt=1, fence=1, stream=spec, target_schema="s")
         for spec in (old, new)
     ]
-    before, after = (pg_state.definition(request) for request in requests)
+    before, after = (definition(request) for request in requests)
     assert ("read from the beginning" in line) == (before != after), line
     if tombstone is None and name != "tombstone":  # files take none
-        before, after = (files_manifest.definition(request, "jsonl") for request in requests)
+        before, after = (definition_of_files(request, "jsonl") for request in requests)
         assert ("read from the beginning" in line) == (before != after), line
