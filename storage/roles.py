@@ -79,8 +79,8 @@ def create_roles(tx: Connection) -> None:
     if not all(may):
         raise ConfigError(
             f"control database: missing: {lacks or 'a schema or a grant of Syncward'}; login "
-            f"{may.login} cannot make that: take a login with CREATEROLE that owns the database, or "
-            "have a DBA run there what this prints: syncward db upgrade --print-sql"
+            f"{may.login} cannot make that: take a login with CREATEROLE that owns the database, "
+            "or have a DBA run there what this prints: syncward db upgrade --print-sql"
         )
     run_script(tx, role_sql())
 

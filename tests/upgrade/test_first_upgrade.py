@@ -1,4 +1,4 @@
-"""The first `db upgrade` of an installation, and those after it, by logins that are no superuser."""
+"""The first `db upgrade` of an installation, and the next ones, by logins without superuser."""
 
 from collections.abc import Iterator
 from pathlib import Path
