@@ -2,14 +2,14 @@
 
 import click
 
-from cli.context import Cli, command
+from cli.context import Cli, Group, command
 from cli.show import ago, table
 from cli.stopping import Stopped, stop_now
 from schemas.accounts import Account
 from storage import accounts
 
 
-@click.group()
+@click.group(cls=Group)
 def account() -> None:
     """Tenants: create, list, show, pause, resume, delete."""
 

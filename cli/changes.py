@@ -11,6 +11,7 @@ from sqlalchemy import Connection as Tx
 from cli import credentials
 from cli.context import Cli
 from cli.document import Document, ResourceEntry, SecretSource
+from cli.show import plain
 from connectors import registry
 from crypto.fingerprint import matches
 from crypto.keyring import Keyring
@@ -18,6 +19,7 @@ from scheduler.due import next_time, shortest_gap
 from schemas.accounts import Account, Connection, ConnectionSpec, Resource
 from schemas.errors import ConfigError, NotFound
 from schemas.ids import new_id
+from schemas.mistakes import meant
 from schemas.plans import check_interval, plan
 from schemas.schedules import Schedule
 from schemas.secret import Secret
@@ -25,6 +27,13 @@ from schemas.streams import StreamSpec
 from storage import connections, resources
 
 Verb = Literal["create", "update", "unchanged"]
+
+#: Settings of a stream that decide which rows are in its table and how they look: another value
+#: reads it from the beginning (a tombstone lets `deletes` decide about rows that are there, too).
+_READ_ANEW = {"mode", "key", "cursor", "tombstone", "columns", "mask", "where"}
+
+#: Longer values of a resource's settings are not shown by `diff`.
+_SHOWN_MAX = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +98,10 @@ class _Wanted:
 
 def _wanted(applying: Applying, name: str, entry: ResourceEntry) -> _Wanted:
     policy = applying.cli.settings.link_policy()
-    config = registry.validate_config(entry.kind, entry.config, policy)
+    try:
+        config = registry.validate_config(entry.kind, entry.config, policy)
+    except ConfigError as error:
+        raise ConfigError(f"resource {name}: {error.public}") from None
     return _Wanted(name, entry, config, _secrets(applying, name, entry))
 
 
@@ -112,10 +124,11 @@ def _resource(applying: Applying, one: _Wanted, known: Resource | None) -> Chang
             f"use another name for {entry.kind}"
         )
     details = [
-        f"{key} changes"
+        _setting(key, known.config.get(key), config.get(key))
         for key in sorted({*config, *known.config})
         if config.get(key) != known.config.get(key)
     ]
+    limit = entry.runs_max if entry.runs_max != known.runs_max else None
     renewed = registry.renewed_fields(entry.kind)
     moved = bool(details) and _moved(entry.kind, known.config, config)
     stored = resources.fingerprints(applying.tx, known.resource_id, renewed)
@@ -128,6 +141,12 @@ def _resource(applying: Applying, one: _Wanted, known: Resource | None) -> Chang
         for field, secret in fresh.items():
             version = known.secret_versions.get(field, 0) + 1
             _store(applying, known, field, version, secret, revives=not forget)
+        if limit is not None:
+            resources.limit_runs(
+                applying.tx, applying.account, known, limit, applying.cli.principal
+            )
+    if limit is not None:
+        details.append(f"runs_max: {known.runs_max} becomes {limit}")
     why = "for where it goes now" if moved else "it differs"
     details += [f"{field}: sealed again, {why}" for field in fresh]
     details += [f"{field}: forgotten, it is not sent elsewhere" for field in sorted(forget)]
@@ -236,7 +255,11 @@ def _connection(
 ) -> Change:
     for role in (spec.source, spec.destination):
         if role not in ends:
-            raise NotFound(f"connection {spec.name}: there is no resource {role}")
+            there = f"there are {', '.join(sorted(ends)) or 'none'}"
+            raise NotFound(
+                f"connection {spec.name}: there is no resource {role}; "
+                f"{meant(role, ends, else_=there)}"
+            )
     source, destination = ends[spec.source], ends[spec.destination]
     due = next_slot(spec.schedule, applying.account.plan, applying.now)
     if known is None:
@@ -304,7 +327,17 @@ def _stream_differences(old: StreamSpec | None, new: StreamSpec) -> list[str]:
     if old is None:
         return [f"{new.name}: new, read from the beginning"]
     changed = [f for f in StreamSpec.model_fields if getattr(old, f) != getattr(new, f)]
-    resets = [f for f in changed if f in {"mode", "key", "cursor", "tombstone"}]
-    if resets:
-        return [f"{new.name}: {', '.join(resets)} changes; it is read from the beginning"]
-    return [f"{new.name}: {', '.join(changed)} changes; it goes on where it is"] if changed else []
+    if not changed:
+        return []
+    anew = _READ_ANEW | ({"deletes"} if new.tombstone is not None else set())
+    then = "is read from the beginning" if anew & set(changed) else "goes on where it is"
+    verb = "changes" if len(changed) == 1 else "change"
+    return [f"{new.name}: {', '.join(changed)} {verb}; it {then}"]
+
+
+def _setting(key: str, old: object, new: object) -> str:
+    """Say how a clear setting of a resource changes; long ones only that they do."""
+    shown = ["not set" if value is None else plain(value) for value in (old, new)]
+    if any(isinstance(value, dict | list) or len(str(value)) > _SHOWN_MAX for value in (old, new)):
+        return f"{key} changes"
+    return f"{key}: {shown[0]} becomes {shown[1]}"

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from cli.context import Cli, command
+from cli.context import Cli, Group, command
 from cli.questions import ask_a_worker
 from cli.runs import answer_asked, runnable
 from cli.show import plain, table
@@ -21,7 +21,7 @@ from storage import connections, runs, stream_shapes
 from storage.stream_shapes import Since
 
 
-@click.group()
+@click.group(cls=Group)
 def schema() -> None:
     """Look at the tables of a connection: show, diff; accept a change of a frozen one."""
 

@@ -7,7 +7,7 @@ import click
 from cli import by_hand
 from cli.changes import next_slot
 from cli.connection_schema import schema
-from cli.context import Cli, command
+from cli.context import Cli, Group, command
 from cli.document import connection_from_file
 from cli.show import ago, cursor_text, plain, table
 from cli.stopping import Stopped, stop_now
@@ -15,7 +15,7 @@ from schemas.accounts import Connection
 from storage import connections, resources
 
 
-@click.group()
+@click.group(cls=Group)
 def connection() -> None:
     """Manage what moves where: create, list, show, pause, resume, delete."""
 
@@ -73,7 +73,35 @@ def _state(found: Connection) -> str:
 def _failures(found: Connection) -> str:
     limit = found.spec.pause_after
     of = "never paused for them" if limit is None else f"{limit} would pause it"
-    return f"{found.failures} failures in a row ({of})"
+    return f"{found.failures} {'failure' if found.failures == 1 else 'failures'} in a row ({of})"
+
+
+def _next(found: Connection) -> str:
+    due = found.next_due_at
+    return str(found.spec.schedule) if due is None else f"{found.spec.schedule}; next {ago(due)}"
+
+
+#: What ends a pause, by its reason (docs/operations.md).
+_THEN_RESUME = "; then: syncward connection resume {name}"
+_NEXT_STEPS = {
+    "operator": "syncward connection resume {name}",
+    "failures": "mend what syncward run explain {name} shows" + _THEN_RESUME,
+    "credentials": "syncward resource rotate {ends}, the one that syncward run explain {name} names"
+    + _THEN_RESUME,
+    "needs_reauth": "syncward resource authorize {ends}, the one that resource list names",
+    "unsealable": "give workers the right keyring, or: syncward resource rotate {ends}"
+    + _THEN_RESUME,
+    "lost_leases": "look at the workers' memory and logs" + _THEN_RESUME,
+}
+
+
+def _next_step(found: Connection) -> list[str]:
+    if found.state != "paused" or found.state_reason not in _NEXT_STEPS:
+        return []
+    ends = f"{found.spec.source} or {found.spec.destination}"
+    return [
+        f"do          {_NEXT_STEPS[found.state_reason].format(name=found.spec.name, ends=ends)}"
+    ]
 
 
 @command(connection)
@@ -86,8 +114,9 @@ def show(cli: Cli, name: str) -> None:
     spec = found.spec
     lines = [
         f"{spec.name}: {spec.source} -> {spec.destination} (schema {spec.target.schema_name})",
-        f"schedule    {spec.schedule}; next {ago(found.next_due_at)}",
+        f"schedule    {_next(found)}",
         f"state       {_state(found)}, {_failures(found)}",
+        *_next_step(found),
         f"success     {ago(found.last_success_at)}",
     ]
     if spec.description:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cli import connector_install, credentials
-from cli.context import Cli, command, interactive
+from cli.context import Cli, Group, command, interactive
 from cli.show import plain, table
 from connectors.rest import manifest as rest_manifest
 from connectors.rest import manifest_files
@@ -20,7 +20,7 @@ from schemas.secret import looks_secret
 _CELL_MAX = 40
 
 
-@click.group()
+@click.group(cls=Group)
 def connector() -> None:
     """Manifests of APIs: lint, try. Connectors of others: install, list, remove."""
 

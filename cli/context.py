@@ -25,6 +25,10 @@ if TYPE_CHECKING:  # `--help` must not wait for SQLAlchemy
     from storage.keystore import Keystore
 
 
+#: Longer than any sentence of a command.
+_UNCUT = 1_000
+
+
 @dataclass
 class Cli:
     """One invocation."""
@@ -157,6 +161,18 @@ class Cli:
         """Say something that is no answer, on stderr, to people only."""
         if not self.json:
             click.echo(text, err=True)
+
+
+class Group(click.Group):
+    """A group whose help says what each command does in a whole sentence, not in a piece of it."""
+
+    group_class = type
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        found = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+        rows = [(name, one.get_short_help_str(_UNCUT)) for name, one in found if one is not None]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
 
 def command(group: click.Group, name: str | None = None) -> Callable[..., Any]:

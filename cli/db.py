@@ -4,13 +4,13 @@ import sys
 
 import click
 
-from cli.context import Cli, command
+from cli.context import Cli, Group, command
 from cli.main import EXIT_FAILED
 from storage import migrate, revision
 from storage.roles import role_sql
 
 
-@click.group()
+@click.group(cls=Group)
 def db() -> None:
     """Control database: upgrade, check."""
 

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from schemas import yaml_text
 from schemas.accounts import ConnectionSpec, Name, Target
 from schemas.errors import ConfigError
 from schemas.limits import FAILURES_IN_A_ROW_MAX
+from schemas.mistakes import meant
 from schemas.schedules import Schedule
 from schemas.yaml_text import YamlText
 
@@ -29,6 +30,17 @@ class ResourceEntry(BaseModel):
     config: dict[str, Any] = Field(default_factory=dict)
     secret: dict[str, SecretSource | str] = Field(default_factory=dict)
     runs_max: int | None = Field(None, ge=1)
+
+    @field_validator("secret", mode="before")
+    @classmethod
+    def _from_somewhere(cls, value: object) -> object:
+        if isinstance(value, dict):
+            for field, source in value.items():
+                if not (
+                    isinstance(source, str) or (isinstance(source, dict) and {*source} == {"file"})
+                ):
+                    raise ValueError(f"{field}: write {{file: PATH}}, stdin or prompt")
+        return value
 
 
 class ConnectionEntry(BaseModel):
@@ -76,7 +88,7 @@ def load(path: Path) -> tuple[Document, dict[str, ConnectionSpec]]:
     try:
         document = Document.model_validate(read.raw)
     except ValidationError as error:
-        raise read.mistakes(error, whole="document") from None
+        raise read.mistakes(error, whole="document", model=Document) from None
     return document, {name: _spec(read, name, e) for name, e in document.connections.items()}
 
 
@@ -93,12 +105,15 @@ def _spec(read: YamlText, name: str, entry: ConnectionEntry) -> ConnectionSpec:
     try:
         return spec_of(name, entry)
     except ValidationError as error:
-        raise read.mistakes(error, whole="document", place_of=place_of) from None
+        raise read.mistakes(
+            error, whole="document", model=ConnectionSpec, place_of=place_of
+        ) from None
 
 
 def connection_from_file(path: Path, name: str) -> ConnectionSpec:
     """Return one connection of a document."""
     specs = load(path)[1]
     if name not in specs:
-        raise ConfigError(f"{path}: no connection {name}; it has {', '.join(specs) or 'none'}")
+        there = f"it has {', '.join(specs) or 'none'}"
+        raise ConfigError(f"{path}: no connection {name}; {meant(name, specs, else_=there)}")
     return specs[name]

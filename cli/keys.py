@@ -9,7 +9,7 @@ from uuid import UUID
 import click
 
 from cli import credentials, key_rotation
-from cli.context import Cli, command
+from cli.context import Cli, Group, command
 from cli.show import ago, table
 from crypto import keyring as keyrings
 from crypto.kms import file
@@ -19,7 +19,7 @@ from storage import keystore
 from storage.keystore import Root
 
 
-@click.group()
+@click.group(cls=Group)
 def keys() -> None:
     """Keyrings: init, status, rotate, replace, retire, merge, drop."""
 

@@ -6,6 +6,7 @@ import sys
 from io import StringIO
 
 import click
+from click.exceptions import NoSuchCommand
 
 from schemas.errors import GuardTripped, StartRefused, SyncwardError
 from schemas.scrub import scrub
@@ -29,7 +30,7 @@ _COMMANDS = {
     "doctor": ("cli.doctor", "What is wrong here, why it matters, what to type."),
     "down": ("cli.up", "Stop what `up --dev` started."),
     "drain": ("cli.instance", "Start nothing any more; wait until nothing runs."),
-    "keys": ("cli.keys", "Keyrings: init, status."),
+    "keys": ("cli.keys", "Keyrings: init, status, rotate, replace, retire."),
     "metrics": ("cli.metrics", "Cluster-wide metrics, once or served."),
     "resource": ("cli.authorize", "External systems and their sealed credentials."),
     "retention": ("cli.instance", "Remove runs older than the plans keep."),
@@ -54,6 +55,14 @@ class _Lazy(click.Group):
         module = importlib.import_module(_COMMANDS[name][0])
         found: click.Command = module.commands[name]
         return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except NoSuchCommand:  # click knows no names here to say which may have been meant
+            raise NoSuchCommand(args[0], possibilities=_COMMANDS, ctx=ctx) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):

@@ -8,7 +8,7 @@ import click
 from sqlalchemy import Connection
 
 from cli import credentials
-from cli.context import Cli, command, interactive
+from cli.context import Cli, Group, command, interactive
 from cli.questions import ask_a_worker
 from cli.show import ago, plain, table
 from connectors import registry
@@ -21,7 +21,7 @@ from storage import resources
 from storage.runs import Subject
 
 
-@click.group()
+@click.group(cls=Group)
 def resource() -> None:
     """External systems: create, list, show, test, discover, authorize, rotate, delete."""
 
@@ -29,7 +29,9 @@ def resource() -> None:
 @command(resource)
 @click.argument("name")
 @click.option("--kind", required=True, help="Connector, e.g. postgres.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Clear setting.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Setting, none that is secret."
+)
 @click.option("--secret-file", multiple=True, metavar="FIELD=FILE", help="Secret from a file.")
 @click.option("--secret-stdin", metavar="FIELD", help="Secret from standard input.")
 def create(  # noqa: PLR0917 - click passes what the operator typed
@@ -171,18 +173,21 @@ def test(cli: Cli, name: str) -> None:
 
 
 def tested(run: Run, document: dict[str, object]) -> str:
+    """Say what a test found: one line for each thing that is missing, as it is typed there."""
     parts = [
         f"{run.subject_name}: {document['server_version']}",
         f"TLS {document['tls']}",
         f"login {document['login']}",
     ]
+    lines = []
     for role in ("source", "destination"):
         missing = document.get(f"missing_as_{role}")
         if missing is None:
             continue  # the connector has one role only
-        sentences = "; ".join(map(str, missing)) if isinstance(missing, list) else ""
-        parts.append(f"as {role}: {plain(sentences) or 'ready'}")
-    return ", ".join(parts)
+        sentences = [plain(one) for one in missing] if isinstance(missing, list) else []
+        lines.append(f"  as {role}:{'' if sentences else ' ready'}")
+        lines += [f"    {sentence}" for sentence in sentences]
+    return "\n".join([", ".join(parts), *lines])
 
 
 @command(resource)
@@ -197,7 +202,7 @@ def discover(cli: Cli, name: str) -> None:
             s["name"],
             len(s["columns"]),
             ",".join(s["key"]) or "-",
-            f"~{s['rows_estimated']:,}",
+            f"~{s['rows_estimated']:,}" if s["rows_estimated"] else "-",
             s["suggestion"],
         )
         for s in found

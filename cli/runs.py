@@ -1,5 +1,6 @@
 """`syncward run`: ask for runs, look at them, decide about them."""
 
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from uuid import UUID
 import click
 from sqlalchemy import Connection
 
-from cli.context import Cli, command
+from cli.context import Cli, Group, command
 from cli.main import EXIT_AWAITING_APPROVAL, EXIT_FAILED
 from cli.parameters import DurationType
 from cli.records import OpenedLine, Reader, opened_output, read_event
@@ -23,6 +24,7 @@ from cli.show import (
     run_document,
     run_table,
     run_text,
+    said_of,
     window_text,
 )
 from cli.waiting import wait_for_run
@@ -44,7 +46,7 @@ from storage import explain as explanations
 from storage.runs import Enqueued
 
 
-@click.group()
+@click.group(cls=Group)
 def run() -> None:
     """Ask for runs, look at them, decide about them."""
 
@@ -54,6 +56,9 @@ commands = {"run": run}
 #: Lines that are opened at once, and in all while `--grep` looks for something.
 _PAGE = 1_000
 GREP_MAX = 50_000
+
+#: So much of a run's id, of which the first twelve digits are a time, may stand for all of it.
+_BEGINNING = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}(?:-[0-9a-f]{0,4}(?:-[0-9a-f-]{0,16})?)?")
 
 
 @command(run)
@@ -135,7 +140,7 @@ def list_(
         wanted = runs.Filter(
             subject_id=connections.get(tx, short).connection_id if short else None,
             states=tuple(RunState(state) for state in states),
-            kind=RunKind(kind) if kind else None,
+            kinds=(RunKind(kind),) if kind else (),
             error_code=error,
             since=since,
         )
@@ -144,12 +149,24 @@ def list_(
 
 
 def _find(tx: Connection, account_id: UUID, name: str) -> Run:
-    """Return a run by its id, or the latest of a connection."""
+    """Return a run by its id, the beginning of one, or the latest of a connection.
+
+    A look at schemas is no run that somebody means by the connection's name.
+    """
     try:
         return runs.get(tx, UUID(name))
     except ValueError:
-        subject = connections.get(tx, name).connection_id
-    latest = runs.listing(tx, account_id, runs.Filter(subject_id=subject), limit=1)
+        pass
+    begun = runs.beginning(tx, account_id, name) if _BEGINNING.fullmatch(name) else ()
+    if len(begun) == 1:
+        return begun[0]
+    if begun:
+        raise NotFound(f"run {name}: more than one begins so; write more of it")
+    subject = connections.get(tx, name).connection_id
+    wanted = runs.Filter(
+        subject_id=subject, kinds=tuple(k for k in RunKind if k is not RunKind.SCHEMA)
+    )
+    latest = runs.listing(tx, account_id, wanted, limit=1)
     if not latest:
         raise NotFound(f"connection {name} has no run yet; start one: syncward run enqueue {name}")
     return latest[0]
@@ -182,8 +199,15 @@ def explain(cli: Cli, name: str) -> None:
         why = explanations.explain(tx, run_id, runs_max=cli.settings.runs_max)
         awaits = why.rule is Rule.AWAITING_APPROVAL
         found = runs.get(tx, run_id).findings if awaits else ()
-    document = {**_fields(why), **({"findings": jsonable(found)} if awaits else {})}
-    cli.answer(document, lambda: explanation_text(why, found))
+        shown = runs.get(tx, run_id) if why.rule in {Rule.ENDED, Rule.NOT_BEFORE} else None
+        said = None if shown is None else said_of(shown, shown.error)
+    document = {
+        **_fields(why),
+        **({"findings": jsonable(found)} if awaits else {}),
+        **({"error": said} if said else {}),
+    }
+    error = None if said is not None and said in why.sentence else said
+    cli.answer(document, lambda: explanation_text(why, found, error))
 
 
 def _fields(found: Run | Explanation) -> dict[str, object]:
@@ -241,6 +265,8 @@ def _print_line(cli: Cli, line: OpenedLine, *, follow: bool) -> object:
         document["problem"] = line.problem
     if not cli.json:
         where = f"{row.stream}: " if row.stream else ""
+        if line.message is not None and line.message.startswith(where):
+            where = ""
         said = f"[cannot be opened: {line.problem}]" if line.message is None else line.message
         click.echo(f"{row.at:%H:%M:%S.%f}"[:-3] + f" {row.level:<7} {plain(where + said)}")
     elif follow:

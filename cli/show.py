@@ -1,6 +1,7 @@
-"""How things look on a terminal of 80 columns, and as JSON."""
+"""How things look on a terminal of 80 columns or more, in a pipe, and as JSON."""
 
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime, timedelta
@@ -12,10 +13,14 @@ from pydantic import BaseModel
 
 from schemas.guards import Finding
 from schemas.records import Cursor, StreamResult
-from schemas.runs import Explanation, Run, RunKind
+from schemas.runs import Explanation, Run, RunKind, RunState
 
 #: Characters of a name that a table shows at least.
 _NAME_MIN = 10
+
+#: Terminals are taken to have so many columns at least; a line of a pipe has no end.
+_NARROW = 80
+_UNCUT = 1_000_000
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -51,14 +56,24 @@ def plain(text: object) -> str:
 
 
 def table(
-    headers: Sequence[str], rows: Sequence[Sequence[object]], *, width: int = 80, names: int = 0
+    headers: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    width: int | None = None,
+    names: int = 0,
+    optional: Sequence[int] = (),
 ) -> str:
-    """Align columns. Where a line would not fit, the column of `names` is shortened."""
+    """Align columns, as wide as whoever reads them allows unless `width` says otherwise.
+
+    Where a line would not fit, the columns of `optional` are left out, the last one first, and then
+    the column of `names` is shortened.
+    """
     if not rows:
         return "(none)"
+    width = width or _room()
     cells = [[plain("" if c is None else c) for c in row] for row in rows]
-    lines = [list(headers), *cells]
-    sizes = [max(len(line[i]) for line in lines) for i in range(len(headers))]
+    lines = _fitting([list(headers), *cells], width, names, optional)
+    sizes = _sizes(lines)
     excess = sum(sizes) + 2 * (len(sizes) - 1) - width
     sizes[names] = max(sizes[names] - max(excess, 0), min(sizes[names], _NAME_MIN))
     for line in lines:
@@ -67,6 +82,28 @@ def table(
         "  ".join(c.ljust(n) for c, n in zip(line, sizes, strict=True)).rstrip() for line in lines
     ]
     return "\n".join(line if len(line) <= width else line[: width - 1] + "…" for line in text)
+
+
+def _sizes(lines: Sequence[Sequence[str]]) -> list[int]:
+    return [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+
+
+def _fitting(
+    lines: list[list[str]], width: int, names: int, optional: Sequence[int]
+) -> list[list[str]]:
+    """Leave out optional columns that there is no room for, however short names are made."""
+    for column in reversed(optional):
+        sizes = _sizes(lines)
+        least = sum(sizes) + 2 * (len(sizes) - 1) - sizes[names] + min(sizes[names], _NAME_MIN)
+        if least <= width:
+            break
+        lines = [line[:column] + line[column + 1 :] for line in lines]
+    return lines
+
+
+def _room() -> int:
+    """Return how long lines may be: what is piped to a program or a file is not cut."""
+    return max(shutil.get_terminal_size((_UNCUT, 0)).columns, _NARROW)
 
 
 def shortened(text: str, size: int) -> str:
@@ -143,14 +180,16 @@ def run_document(run: Run, results: Sequence[StreamResult]) -> dict[str, object]
         "state": run.state.value,
         "attempt": run.attempt,
         "streams": [stream_document(result) for result in results],
-        "error": run.error,
+        "error": said_of(run, run.error),
     }
 
 
 def stream_table(results: Sequence[StreamResult]) -> str:
     """Show what each stream of a run did."""
+    rejected = any(r.rows_rejected for r in results)
     return table(
-        ("STREAM", "STATE", "MODE", "READ", "INS", "UPD", "SAME", "DEL", "SEC"),
+        ("STREAM", "STATE", "MODE", "READ", "INS", "UPD", "SAME", "DEL",
+         *(("REJ",) if rejected else ()), "SEC"),
         [
             (
                 r.stream,
@@ -161,38 +200,47 @@ def stream_table(results: Sequence[StreamResult]) -> str:
                 f"{r.rows_updated:,}",
                 f"{r.rows_unchanged:,}",
                 f"{r.rows_deleted:,}",
+                *((f"{r.rows_rejected:,}",) if rejected else ()),
                 f"{r.seconds:.2f}",
             )
             for r in results
         ],
-    )
+    )  # fmt: skip
 
 
 def run_table(runs: Sequence[Run]) -> str:
     """Show runs, one a line."""
     return table(
-        ("RUN", "SUBJECT", "KIND", "STATE", "TRY", "ASKED"),
-        [(r.run_id, r.subject_name, r.kind, r.state, r.attempt, ago(r.queued_at)) for r in runs],
+        ("RUN", "SUBJECT", "STATE", "ASKED", "KIND", "ERROR", "TRY"),
+        [
+            (r.run_id, r.subject_name, r.state, ago(r.queued_at), r.kind, r.error_code, r.attempt)
+            for r in runs
+        ],
         names=1,
+        optional=(4, 5, 6),
     )
 
 
-def explanation_text(why: Explanation, findings: Sequence[Finding] = ()) -> str:
-    """Show what holds a run back."""
+def explanation_text(
+    why: Explanation, findings: Sequence[Finding] = (), error: str | None = None
+) -> str:
+    """Show what holds a run back, and the error that it ended with or is tried again after."""
     lines = [
         f"run         {why.run_id}",
         f"state       {why.state}",
         f"rule        {why.rule}",
         f"because     {plain(why.sentence)}",
     ]
+    if error:
+        lines.append(f"error       {plain(error)}")
     if why.ahead:
-        lines.append(f"ahead       {why.ahead} runs")
+        lines.append(f"ahead       {why.ahead} {'run' if why.ahead == 1 else 'runs'}")
     if why.expected_start:
         lines.append(f"expected    {ago(why.expected_start)}")
-    return "\n".join([*lines, *findings_text(findings)])
+    return "\n".join([*lines, *findings_text(why.run_id, findings)])
 
 
-def findings_text(findings: Sequence[Finding]) -> list[str]:
+def findings_text(run_id: UUID, findings: Sequence[Finding]) -> list[str]:
     """Preview what guards found, in counts; the keys are data, and sealed."""
     if not findings:
         return []
@@ -209,7 +257,9 @@ def findings_text(findings: Sequence[Finding]) -> list[str]:
         ]
         said = ", ".join(counts) or plain(found.what) or f"{found.amount:,}"
         lines.append(f"{'found':<12}{found.guard}, {plain(found.stream)}: {said}")
-    lines.append("decide      run output shows keys; then run approve or run reject")
+    lines.append(
+        f"decide      syncward run output {run_id} shows keys; then run approve, or run reject"
+    )
     return lines
 
 
@@ -255,13 +305,30 @@ def run_text(run: Run, results: Sequence[StreamResult]) -> str:
         f"run         {run.run_id}",
         f"{'connection' if run.kind.of_connection else 'resource':<12}{run.subject_name}",
         f"state       {run.state} ({run.kind}, attempt {run.attempt}, {run.trigger})",
-        f"asked       {ago(run.queued_at)}",
-        f"ended       {ago(run.finished_at)}, started {ago(run.started_at)}",
+        f"asked       {ago(run.queued_at)}, started {ago(run.started_at)}",
     ]
+    if run.finished_at is not None:
+        lines.append(f"ended       {ago(run.finished_at)}")
     lines += window_text(run, results)
     if run.error:
-        lines.append(f"error       {plain(run.error)}")
-    lines += findings_text(run.findings)
+        label = "because" if run.state is RunState.AWAITING_APPROVAL else "error"
+        lines.append(f"{label:<12}{plain(said_of(run, run.error))}")
+    lines += findings_text(run.run_id, run.findings)
     if run.run_again:
         lines.append("then        runs again: asked for while it was running")
-    return "\n".join([*lines, "", stream_table(results)] if results else lines)
+    if results:
+        lines += ["", stream_table(results)]
+    failed = [r for r in results if r.state != "succeeded" and r.error]
+    if len(failed) > 1:  # the run's error is the first one's
+        lines.append("")
+        lines += [f"{plain(r.stream)}: {plain(said_of(run, _alone(r)))}" for r in failed]
+    return "\n".join(lines)
+
+
+def _alone(result: StreamResult) -> str:
+    return (result.error or "").removeprefix(f"{result.stream}: ")
+
+
+def said_of(run: Run, text: str | None) -> str | None:
+    """Complete the commands that an error says: connectors do not know the connection's name."""
+    return text and text.replace("enqueue CONNECTION", f"enqueue {run.subject_name}")

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from threading import Event
 
@@ -21,20 +20,27 @@ from schemas.errors import ConfigError, StartRefused, SyncwardError
 from schemas.log_lines import log_to_stderr
 from schemas.profiles import Process, all_reasons
 from schemas.settings import Settings
+from storage import health
+from storage.engine import open_engine, transaction
 
 logger = logging.getLogger(__name__)
 
 _PID_FILE = "up.pid"
 
+#: How the line begins that says that everything runs.
+_RUNNING = "running in "
+#: Processes that say nothing for so long after a start are named.
+_HEARD_WITHIN_S = 60
+
 #: What `up` starts; each says for itself what only it can find out.
 _SUPERVISED: tuple[Process, ...] = ("scheduler", "worker")
-#: What only the sealer is told.
 #: What whoever starts an instance of their own may say otherwise: where its workers may go.
 _OF_WORKERS = (
     "files_root", "connectors_dir", "connectors_unguarded", "connectors_user",
     "connectors_confined", "connectors_readable", "connectors_memory", "connectors_cpu",
     "connectors_traffic", "connectors_silence",
 )  # fmt: skip
+#: What only the sealer is told.
 _OF_SEALER = frozenset({"SYNCWARD_AUDIT_SIGNING_KEY", "SYNCWARD_AUDIT_S3_CREDENTIALS_FILE"})
 
 
@@ -52,6 +58,8 @@ commands = _group.commands
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64))
 def up(cli: Cli, *, development: bool, detach: bool, workers: int) -> None:
     """Run scheduler, workers and sealer, restarting what dies, until Ctrl-C."""
+    if detach and not development:
+        raise click.UsageError("--detach goes with --dev; else let systemd run it (deploy/systemd)")
     if not development:
         _supervise_configured(cli, workers)
         return
@@ -81,10 +89,12 @@ def _supervise(cli: Cli, data_dir: Path, workers: int) -> None:
     )
     pid_file = data_dir / _PID_FILE
     pid_file.write_text(str(os.getpid()), encoding="utf-8")
-    click.echo(_started(data_dir, instance))
     try:
+        silent = _not_heard_of(supervisor, instance, workers, stop)
+        click.echo(_started(data_dir, instance, silent))
         supervisor.run(stop)
     finally:
+        supervisor.stop()
         pid_file.unlink(missing_ok=True)
         instance.stop()
 
@@ -125,13 +135,38 @@ def _stop_on_signals() -> Event:
     return stop
 
 
-def _started(data_dir: Path, instance: dev.Instance) -> str:
-    return (
-        f"running in {data_dir}: Postgres on port {instance.postgres.port}, Valkey on port "
-        f"{instance.valkey.port}, one scheduler, workers, one sealer\n"
-        f"logs in {instance.log_dir}; stop with: syncward down\n"
-        "next: syncward account create NAME, then: syncward apply -f FILE"
-    )
+def _not_heard_of(
+    supervisor: Supervisor, instance: dev.Instance, workers: int, stop: Event
+) -> list[str]:
+    """Wait until all processes have said that they live; return those that have not in time."""
+    url = dev.settings(instance).database_url
+    assert url is not None  # noqa: S101 - `dev.start` has written it
+    engine = open_engine(url.get_secret_value(), "operator", pool_size=1)
+    deadline = time.monotonic() + _HEARD_WITHIN_S
+    try:
+        while True:
+            supervisor.tick()
+            with transaction(engine) as tx:
+                seen, log = health.schedule(tx), health.audit(tx)
+            silent = [] if seen.schedulers else ["the scheduler"]
+            silent += [] if seen.workers >= workers else ["a worker"]
+            silent += [] if log.sealer_alive else ["the sealer"]
+            if not silent or time.monotonic() > deadline or stop.wait(0.2):
+                return silent
+    finally:
+        engine.dispose()
+
+
+def _started(data_dir: Path, instance: dev.Instance, silent: list[str]) -> str:
+    ports = f"Postgres on port {instance.postgres.port}, Valkey on port {instance.valkey.port}"
+    lines = [
+        f"{_RUNNING}{data_dir}: {ports}, scheduler, workers, sealer",
+        f"logs in {instance.log_dir}; stop with: syncward down",
+        "next: syncward account create NAME, then: syncward apply -f FILE",
+    ]
+    if silent:
+        lines.append(f"not heard of yet: {', '.join(silent)}; look there, and: syncward doctor")
+    return "\n".join(lines)
 
 
 def _detach(cli: Cli, data_dir: Path, workers: int) -> None:
@@ -148,7 +183,7 @@ def _detach(cli: Cli, data_dir: Path, workers: int) -> None:
             cwd=Path(__file__).parent.parent,
             env={**os.environ, "SYNCWARD_DATA_DIR": str(data_dir)},  # noqa: TID251 - the same program again
         )
-    while _running(data_dir) is None:
+    while _RUNNING not in log.read_text(encoding="utf-8"):
         if process.poll() is not None:
             raise SyncwardError(log.read_text(encoding="utf-8").strip() or f"failed; see {log}")
         time.sleep(0.1)
@@ -162,10 +197,10 @@ def _running(data_dir: Path) -> int | None:
     """Return the pid of this directory's supervisor, if it lives."""
     try:
         pid = int((data_dir / _PID_FILE).read_text(encoding="utf-8"))
-        os.kill(pid, 0)
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except (OSError, ValueError):
         return None
-    return pid
+    return pid if {b"up", b"--dev"} <= set(words) else None  # the pid may be another program's now
 
 
 @command(_group)
@@ -176,9 +211,9 @@ def down(cli: Cli) -> None:
     if pid is None:
         raise ConfigError(f"nothing is running in {data_dir}; start it with: syncward up --dev")
     os.kill(pid, signal.SIGTERM)
-    with suppress(ProcessLookupError):
-        for _ in range(600):
-            os.kill(pid, 0)
-            time.sleep(0.1)
+    for _ in range(600):
+        if _running(data_dir) != pid:
+            break
+        time.sleep(0.1)
     stop_world(data_dir / "world")  # of a demo that was left running
     cli.answer({"stopped": pid}, lambda: f"stopped; data stays in {data_dir}")

@@ -96,7 +96,10 @@ _LATER = {
     errno.EMFILE: ("the worker has too many files open", "out_of_memory"),
 }
 _NOW = {
-    errno.ENOENT: ("no such file below the account's directory on this worker", "missing_object"),
+    errno.ENOENT: (
+        "no such file on this worker below SYNCWARD_FILES_ROOT/ACCOUNT-ID (the id: account list)",
+        "missing_object",
+    ),
     errno.ENOTDIR: ("a part of the path is no directory", "missing_object"),
     errno.EACCES: ("the worker's login has no right to it", "permission"),
     errno.EPERM: ("the worker's login has no right to it", "permission"),

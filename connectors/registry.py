@@ -16,6 +16,7 @@ from schemas.aid import UNAIDED, Aid
 from schemas.consent import Consent
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError
+from schemas.mistakes import first_causes, in_words, keys_beside, meant
 from schemas.records import Destination, Source
 from schemas.secret import looks_secret
 
@@ -77,9 +78,9 @@ def validate_config(kind: str, config: Mapping[str, Any], policy: LinkPolicy) ->
     try:
         checked = module.CONFIG.model_validate(dict(config))
     except ValidationError as error:
-        wrong = error.errors(include_input=False, include_url=False)
+        wrong = first_causes(error.errors(include_input=False, include_url=False))
         reasons = "; ".join(
-            f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}"
+            f"{'.'.join(map(str, e['loc']))}: {in_words(e, keys_beside(module.CONFIG, e['loc']))}"
             for e in wrong
         )
         raise ConfigError(f"{kind} config: {reasons}; see docs/connectors.md") from None
@@ -145,7 +146,12 @@ def without_secrets() -> frozenset[str]:
 def _any(kind: str) -> Any:  # noqa: ANN401 - modules have no better type
     if kind in sources():
         return _module("sources", kind, sources())
-    return _module("destinations", kind, destinations())
+    if kind in destinations():
+        return _module("destinations", kind, destinations())
+    everything = sorted(sources() | destinations())
+    there = f"there are {', '.join(everything)}"
+    near = meant(kind, everything, else_="")
+    raise ConfigError(f"kind {kind}: no such connector; {f'{near} ' if near else ''}{there}")
 
 
 def _module(role: str, kind: str, known: frozenset[str]) -> Any:  # noqa: ANN401 - as above

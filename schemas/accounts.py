@@ -15,12 +15,20 @@ from pydantic import (
 )
 
 from schemas.limits import FAILURES_IN_A_ROW_MAX
+from schemas.mistakes import matching
 from schemas.schedules import Schedule
 from schemas.secret import looks_secret
 from schemas.streams import StreamSpec
 
 #: Names are used in URLs, commands and file names: plain, short, lower case.
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")]
+Name = Annotated[
+    str,
+    matching(
+        r"^[a-z0-9][a-z0-9_.-]{0,62}\Z",
+        "a name has small letters, digits, dots, dashes and underscores, begins with a letter or "
+        "a digit, and has 63 characters at most",
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True)

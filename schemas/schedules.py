@@ -45,7 +45,11 @@ class Schedule(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _the_word_manual(cls, value: object) -> object:
-        return {} if value == "manual" else value
+        if value == "manual":
+            return {}
+        if not isinstance(value, dict | Schedule):
+            raise ValueError("write {every: 5m}, {cron: '15 2 * * *'} or manual")  # noqa: TRY004 - pydantic shows no TypeError
+        return value
 
     @field_validator("zone")
     @classmethod

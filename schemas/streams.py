@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from schemas import conditions
+from schemas.mistakes import matching
 
 #: As many as a Postgres table can have.
 COLUMNS_MAX = 1_600
@@ -117,7 +118,13 @@ class Columns(BaseModel):
 
 
 #: What a masked column holds: a token (docs/keys.md), a constant, or its first characters.
-MaskRule = Annotated[str, Field(pattern=r"^(hmac|redact|truncate\([1-9][0-9]{0,5}\))$")]
+MaskRule = Annotated[
+    str,
+    matching(
+        r"^(hmac|redact|truncate\([1-9][0-9]{0,5}\))\Z",
+        "write hmac, redact or truncate(N), N being how many characters stay",
+    ),
+]
 
 #: As many rows of a stream may be rejected in one load, whatever its owner allows: each of them is
 #: looked for by itself.
@@ -149,7 +156,13 @@ class StreamSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    name: str = Field(pattern=r"^[^.\x00]+\.[^\x00]+$")  # schema.table, unquoted
+    name: Annotated[
+        str,
+        matching(
+            r"^[^.\x00]+\.[^\x00]+\Z",
+            "a stream is called SCHEMA.TABLE, as `resource discover` lists it, e.g. public.orders",
+        ),
+    ]
     mode: Mode
     key: tuple[str, ...] = ()
     cursor: str | None = None  # a column, or xmin

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from schemas.errors import ConfigError
+from schemas.mistakes import first_causes, in_words, keys_beside
 
 #: Turns pydantic's place of a mistake into the keys that lead there in the text.
 PlaceOf = Callable[[Sequence[int | str]], Sequence[str]]
@@ -26,18 +27,15 @@ class YamlText:
         error: ValidationError,
         *,
         whole: str,
+        model: type[BaseModel] | None = None,
         place_of: PlaceOf | None = None,
     ) -> ConfigError:
         """Make one line for each mistake; values are not quoted, one may be a misplaced secret."""
         lines = []
-        for mistake in error.errors(include_input=False, include_url=False):
+        for mistake in first_causes(error.errors(include_input=False, include_url=False)):
             loc = mistake["loc"]
             place = [str(part) for part in loc] if place_of is None else place_of(loc)
-            text = mistake["msg"].removeprefix("Value error, ")
-            if mistake["type"] == "extra_forbidden":
-                text = "unknown key; remove it or correct its spelling"
-            elif mistake["type"] == "missing":
-                text = "is missing"
+            text = in_words(mistake, keys_beside(model, loc) if model is not None else ())
             lines.append(f"{self.where}:{self._line(place)}: {'.'.join(place) or whole}: {text}")
         return ConfigError("\n".join(lines))
 

@@ -12,6 +12,7 @@ from schemas.accounts import Account
 from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
 from schemas.errors import ConfigError, Conflict, NotFound
 from schemas.ids import new_id
+from schemas.mistakes import meant
 from schemas.plans import plan as find_plan
 from storage import audit, keystore, tenancy
 
@@ -63,7 +64,9 @@ def get(tx: Connection, name: str) -> Account:
         text("SELECT * FROM accounts WHERE name = :name"), {"name": name}
     ).one_or_none()
     if row is None:
-        raise NotFound(f"account {name}: no such account; see: syncward account list")
+        known = tx.execute(text("SELECT name FROM accounts ORDER BY name LIMIT 1000")).scalars()
+        make = f"syncward account list shows all; make it with: syncward account create {name}"
+        raise NotFound(f"account {name}: no such account; {meant(name, known, else_=make)}")
     return _account(row)
 
 

@@ -14,6 +14,7 @@ from schemas.accounts import Account, Connection, ConnectionSpec, Resource
 from schemas.audit import AuditAction, AuditEvent, FieldChange, Principal, TargetKind
 from schemas.errors import Conflict, NotFound
 from schemas.ids import new_id
+from schemas.mistakes import meant
 from schemas.schedules import CatchUp, Overlap, Schedule
 from schemas.streams import StreamSpec
 from storage import audit, commitments
@@ -42,7 +43,9 @@ def get(tx: Tx, name: str) -> Connection:
     """Return one connection; NotFound names it."""
     row = tx.execute(text(f"{_SELECT} WHERE c.name = :name"), {"name": name}).one_or_none()
     if row is None:
-        raise NotFound(f"connection {name}: no such connection; see: syncward connection list")
+        known = tx.execute(text("SELECT name FROM connections ORDER BY name LIMIT 1000")).scalars()
+        other = "see: syncward connection list"
+        raise NotFound(f"connection {name}: no such connection; {meant(name, known, else_=other)}")
     return _connection(row)
 
 

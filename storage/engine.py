@@ -281,7 +281,8 @@ def _explain(  # noqa: C901, PLR0911 - one return per reason reads as a table
         case pg.InsufficientPrivilege():
             detail = error.diag.message_primary or "permission denied"
             return ConfigError(
-                f"{where}: {detail}; the login lacks a syncward_* role, or the change was unaudited"
+                f"{where}: {detail}; the login lacks a syncward_* role (docs/profiles.md says "
+                "which for what), or the change was unaudited"
             )
         case _ if isinstance(error, _ROLLED_BACK):
             return TransientError(

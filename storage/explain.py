@@ -32,6 +32,8 @@ def explain(tx: Connection, run_id: UUID, *, runs_max: int) -> Explanation:
 #: A live run with what `held_back_by` looks at.
 LIVE = (
     "SELECT a.*, clock_timestamp() AS at, q.paused AS account_paused, q.weight, "
+    "(SELECT n.name FROM accounts n WHERE n.id = a.account_id) AS account_name, "
+    "(SELECT n.name FROM connections n WHERE n.id = a.subject_id) AS connection_name, "
     "q.runs_max AS account_max, s.state AS schedule_state, s.state_reason, "
     "(SELECT string_agg(r.name, ', ' ORDER BY r.name) FROM dead_logins d "
     "JOIN resources r ON r.id = d.resource_id "
@@ -109,7 +111,10 @@ def _paused(live: Row[Any], state: InstanceState) -> tuple[Rule, str] | None:
     if state.paused:
         return Rule.INSTANCE_PAUSED, f"drained ({state.reason}); go on with: syncward drain --end"
     if live.account_paused:
-        return Rule.ACCOUNT_PAUSED, "the account is paused; syncward account resume"
+        return (
+            Rule.ACCOUNT_PAUSED,
+            f"the account is paused; syncward account resume {live.account_name}",
+        )
     if live.state_reason == "needs_reauth" and live.dead_logins is not None:
         text_ = (
             f"the connection waits for the login of {live.dead_logins}; syncward resource "
@@ -117,7 +122,10 @@ def _paused(live: Row[Any], state: InstanceState) -> tuple[Rule, str] | None:
         )
         return Rule.CONNECTION_PAUSED, text_
     if live.schedule_state == "paused":
-        text_ = f"the connection is paused ({live.state_reason}); syncward connection resume"
+        text_ = (
+            f"the connection is paused ({live.state_reason}); syncward connection resume "
+            f"{live.connection_name}"
+        )
         return Rule.CONNECTION_PAUSED, text_
     return None
 
@@ -170,7 +178,8 @@ def _queued(
     slots = max(now.slots, 1)
     mean: timedelta | None = tx.execute(_MEAN).scalar()
     expected = None if mean is None else live.at + mean * ceil((ahead + 1) / slots)
-    text_ = sentence or f"waits for its turn: {ahead} runs go first, {slots} slots"
+    first = f"{ahead} {'run goes' if ahead == 1 else 'runs go'} first" if ahead else "it is next"
+    text_ = sentence or f"{first}; workers have {slots} slots"
     return Explanation(live.run_id, RunState(live.state), rule, text_, ahead, expected)
 
 

@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from schemas.accounts import Account, Resource
 from schemas.audit import AuditAction, AuditEvent, FieldChange, Principal, TargetKind
 from schemas.errors import ConfigError, Conflict, NotFound
+from schemas.mistakes import meant
 from schemas.sealed_secret import SealedSecret
 from storage import audit, commitments, keystore, renewals
 from storage.keystore import RootOffer, StoredKey
@@ -38,7 +39,9 @@ def get(tx: Connection, name: str) -> Resource:
     """Return one resource; NotFound names it."""
     row = tx.execute(text(f"{_SELECT} WHERE r.name = :name"), {"name": name}).one_or_none()
     if row is None:
-        raise NotFound(f"resource {name}: no such resource; see: syncward resource list")
+        known = tx.execute(text("SELECT name FROM resources ORDER BY name LIMIT 1000")).scalars()
+        other = "see: syncward resource list"
+        raise NotFound(f"resource {name}: no such resource; {meant(name, known, else_=other)}")
     return _resource(row)
 
 
@@ -204,6 +207,31 @@ def update_config(
             change,
             name=resource.name,
             changed=", ".join(one.field for one in change),
+        ),
+    )
+
+
+def limit_runs(
+    tx: Connection, account: Account, resource: Resource, runs_max: int, principal: Principal
+) -> None:
+    """Let so many runs work with a resource at once, from the next dispatch on."""
+    tx.execute(
+        text("UPDATE resource_queues SET runs_max = :max WHERE resource_id = :id"),
+        {"max": runs_max, "id": resource.resource_id},
+    )
+    change = commitments.changes(
+        tx, account.account_id, {"runs_max": resource.runs_max}, {"runs_max": runs_max}
+    )
+    audit.append(
+        tx,
+        _event(
+            AuditAction.RESOURCE_UPDATED,
+            account,
+            resource.resource_id,
+            principal,
+            change,
+            name=resource.name,
+            changed="runs_max",
         ),
     )
 

@@ -281,7 +281,7 @@ class Filter:
 
     subject_id: UUID | None = None
     states: tuple[RunState, ...] = ()
-    kind: RunKind | None = None
+    kinds: tuple[RunKind, ...] = ()
     error_code: str | None = None
     since: timedelta | None = None  # asked for within so long
 
@@ -289,7 +289,7 @@ class Filter:
 _FILTERS = {
     "subject_id": "subject_id = :subject_id",
     "states": "state = ANY(:states)",
-    "kind": "kind = :kind",
+    "kinds": "kind = ANY(:kinds)",
     "error_code": "error_code = :error_code",
     "since": "queued_at > clock_timestamp() - :since",
 }
@@ -303,7 +303,7 @@ def listing(
     values: dict[str, object] = {
         "subject_id": chosen.subject_id,
         "states": [state.value for state in chosen.states],
-        "kind": chosen.kind.value if chosen.kind else None,
+        "kinds": [kind.value for kind in chosen.kinds],
         "error_code": chosen.error_code,
         "since": chosen.since,
     }
@@ -318,6 +318,14 @@ def get(tx: Connection, run_id: UUID) -> Run:
     if not found:
         raise NotFound(f"run {run_id}: no such run; see: syncward run list")
     return found[0]
+
+
+def beginning(tx: Connection, account_id: UUID, start: str) -> Sequence[Run]:
+    """Return up to two of an account's runs whose ids begin so (digits and dashes of a UUID)."""
+    digits = start.replace("-", "")
+    low, high = UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
+    where = "account_id = :account AND run_id BETWEEN :low AND :high"
+    return _select(tx, where, 2, account=account_id, low=low, high=high)
 
 
 def promised(tx: Connection, run_id: UUID) -> bool:

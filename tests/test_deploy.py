@@ -227,3 +227,18 @@ def test_the_script_makes_an_authority_and_certificates_that_hold_for_their_name
     shake_hands(tmp_path, "db.example.com")
     with pytest.raises(subprocess.CalledProcessError):
         make_certificates(tmp_path, "db example.com")
+
+
+def test_a_shell_reads_the_example_of_an_operators_environment_as_it_is(tmp_path):
+    """`set -a; . ./cli.env`: an `&` of a URL must not end the line."""
+    text = (DEPLOY / "env" / "cli.env.example").read_text(encoding="utf-8")
+    everything = re.sub(r"(?m)^#(?=SYNCWARD_)", "", text)
+    (tmp_path / "cli.env").write_text(everything, encoding="utf-8")
+    done = subprocess.run(
+        ["/bin/sh", "-c", "set -a; . ./cli.env; set +a; env -0"],
+        cwd=tmp_path, env={}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found = dict(
+        one.split("=", 1) for one in done.stdout.split("\0") if one.startswith("SYNCWARD_")
+    )
+    assert found == dict(dotenv_values(tmp_path / "cli.env"))

@@ -15,6 +15,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from cli.checks import AREAS
+from cli.document import ConnectionEntry, Document, ResourceEntry
 from cli.main import syncward
 from connectors import registry, sources
 from connectors.portable import Kind, kind_of
@@ -376,3 +377,26 @@ def test_every_decision_is_listed():
     listed = page("decisions/README.md")
     for path in (ROOT / "docs" / "decisions").glob("0*.md"):
         assert path.name in listed
+
+
+def test_every_key_of_a_document_is_documented():
+    text = page("documents.md")
+    for header, model in (
+        ("| Key |", Document),
+        ("| Key of a resource", ResourceEntry),
+        ("| Key of a connection", ConnectionEntry),
+    ):
+        names = [re.findall(r"`([a-z_]+)`", row[0]) for row in table(text, header)]
+        assert set(chain(*names)) == set(model.model_fields)
+
+
+def test_every_page_is_reached_from_the_readme():
+    seen, left = set(), [ROOT / "README.md"]
+    while left:
+        path = left.pop()
+        if path in seen or path.suffix != ".md":
+            continue
+        seen.add(path)
+        links = re.findall(r"\]\((?!https?://)([^)#]+)", path.read_text(encoding="utf-8"))
+        left += [(path.parent / name).resolve() for name in links]
+    assert set(ROOT.glob("docs/*.md")) - seen == set()

@@ -16,7 +16,7 @@ from crypto.errors import CryptoError, UnknownRoot, UnsealError
 from crypto.roots import Keyring, Sealed, WrapContext, Wrapped
 from crypto.unseal import unseal_credentials
 from schemas.egress import LinkPolicy
-from schemas.errors import ConfigError, CredentialsError
+from schemas.errors import ConfigError, CredentialsError, SyncwardError
 from schemas.records import Destination, Source, WireFormat
 from schemas.redaction import Holder
 from storage.work import SealedField, SealedResource, Work
@@ -31,14 +31,15 @@ logger = logging.getLogger(__name__)
 @contextmanager
 def open_source(resource: SealedResource, attempt: Attempt) -> Iterator[Source]:
     """Connect to a resource in the role of a source; closed at the end, cancelled by signals."""
-    with _held(_begin_source(resource, attempt)) as source:
+    with naming(resource), _held(_begin_source(resource, attempt)) as source:
         yield source
 
 
 @contextmanager
 def open_destination(resource: SealedResource, attempt: Attempt) -> Iterator[Destination]:
     """Connect to a resource in the role of a destination; as `open_source`."""
-    with _held(_begin(registry.open_destination, resource, attempt)) as there:
+    begun = _begin(registry.open_destination, resource, attempt)
+    with naming(resource), _held(begun) as there:
         yield there
 
 
@@ -102,7 +103,8 @@ def _begin(
 def _held(opening: _Opening[End]) -> Iterator[End]:
     """Wait for an end and hold it; tell the operator, and nobody else, which rule forbade it."""
     try:
-        end = opening.control.opened(opening.future, _close)
+        with naming(opening.resource):
+            end = opening.control.opened(opening.future, _close)
     except EgressRefused as refused:
         logger.warning(
             "egress_refused",
@@ -118,6 +120,18 @@ def _held(opening: _Opening[End]) -> Iterator[End]:
         yield end
     finally:
         end.close()
+
+
+@contextmanager
+def naming(resource: SealedResource) -> Iterator[None]:
+    """Complete the commands in an error of this resource: connectors do not know its name."""
+    try:
+        yield
+    except SyncwardError as error:
+        for command in ("rotate", "authorize", "test"):
+            said = f"syncward resource {command} "
+            error.public = error.public.replace(f"{said}NAME", f"{said}{resource.name}")
+        raise
 
 
 def _close(end: Source | Destination) -> None:

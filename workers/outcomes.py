@@ -185,6 +185,8 @@ def of_streams(results: Sequence[StreamResult], *, wanted: int) -> Outcome:
     if failed:
         names = ", ".join(r.stream for r in failed)
         first = failed[0].error or failed[0].state
+        if len(failed) == 1:
+            first = first.removeprefix(f"{names}: ")  # it stands before it already
         text = f"{len(failed)} of {wanted} streams failed ({names}): {first}"
         return Outcome(OutcomeKind.FAILED, "streams", text, streams=streams)
     if len(streams) != wanted:

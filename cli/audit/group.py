@@ -2,7 +2,9 @@
 
 import click
 
+from cli.context import Group
 
-@click.group()
+
+@click.group(cls=Group)
 def audit() -> None:
     """Audit log: read, verify, prove, export, prune; the keys that sign it."""

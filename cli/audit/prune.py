@@ -85,6 +85,8 @@ def _ask(cli: Cli, before: str, directory: Path) -> None:
                 f"audit: more than {requests.ALSO_MAX} older events stand behind index "
                 f"{wanted.first_kept}; choose another month"
             )
+        if not requests.months(tx, moment):
+            raise PruneRefused(f"audit: no month ends before {before}; there is nothing to drop")
         digest = rules.check_export(tx, directory, moment, wanted)
         events.append(
             tx,

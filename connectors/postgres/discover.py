@@ -18,7 +18,11 @@ SELECT split_part(version(), ' ', 1) || ' ' || split_part(version(), ' ', 2),
 """
 
 _STREAMS = """
-SELECT n.nspname, c.relname, c.relkind::text, greatest(c.reltuples, 0)::bigint,
+SELECT n.nspname, c.relname, c.relkind::text, coalesce((
+         SELECT sum(CASE WHEN p.reltuples >= 0 THEN p.reltuples
+           ELSE 50 * pg_relation_size(p.oid) / current_setting('block_size')::float8 END)
+         FROM (SELECT c.oid UNION SELECT t.relid::oid FROM pg_partition_tree(c.oid) AS t) AS own
+         JOIN pg_class p ON p.oid = own.oid AND p.relkind IN ('r', 'm')), 0)::bigint,
        array_agg(a.attname ORDER BY a.attnum), array_agg(format_type(a.atttypid, a.atttypmod)
          ORDER BY a.attnum), array_agg(NOT a.attnotnull ORDER BY a.attnum),
        (SELECT array_agg(k.attname ORDER BY p.position) FROM pg_index i

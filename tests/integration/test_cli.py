@@ -80,7 +80,9 @@ def test_resource_test_and_discover_answer_from_a_worker(working, shell):
     code, out, _ = shell("resource", "test", "shop")
     assert code == 0
     assert "as source: ready" in out
-    assert out.count("\n") == 1
+    lines = out.splitlines()
+    assert lines[1] == "  as source: ready"
+    assert lines[2].startswith("  as destination:")
     code, out, _ = shell("resource", "discover", "shop", "--json")
     assert [s["name"] for s in json.loads(out)["streams"]] == ["public.t"]
 
@@ -98,9 +100,10 @@ def test_logs_output_and_lists_show_a_run(working, shell):
     assert {"logs.read", "output.read", "run.succeeded"} <= set(actions)
 
 
-def test_every_listing_fits_80_columns(working, shell):
+def test_every_listing_fits_80_columns(working, shell, monkeypatch):
     working.apply(STREAMS)
     shell("run", "enqueue", "shop-to-lake", "--wait")
+    monkeypatch.setenv("COLUMNS", "80")
     for words in (
         ("account", "list"), ("resource", "list"), ("connection", "list"), ("run", "list"),
         ("run", "show", "shop-to-lake"), ("connection", "show", "shop-to-lake"),
@@ -215,7 +218,7 @@ def test_a_secret_on_the_command_line_is_refused_without_repeating_it(shop, shel
 @pytest.mark.parametrize(
     ("change", "line", "match"),
     [
-        (("mode: merge", "mode: smash"), 12, "public.t.mode: Input should be"),
+        (("mode: merge", "mode: smash"), 12, "public.t.mode: must be 'replace'"),
         (("    schedule: manual", "    scedule: manual"), 9, "unknown key"),
         (("schedule: manual", "schedule: {every: often}"), 9, "is not a duration; write 10s"),
         (("schedule: manual", "schedule: {cron: '* * *'}"), None, "write five fields"),
@@ -226,7 +229,7 @@ def test_a_secret_on_the_command_line_is_refused_without_repeating_it(shop, shel
         (("file: source.pw", "file: gone.pw"), None, "no secret file at"),
         (("secret: {password: {file: source.pw}}", "secret: {password: hunter2}"), None,
          "must not stand in the document"),
-        (('"user"', '"usr"'), None, "usr: Extra inputs are not permitted"),
+        (('"user"', '"usr"'), None, "usr: unknown key; did you mean user?"),
         (("    target", "    source: shop\n    target"), 10, "source stands here twice"),
         (("account: acme", "account: [acme"), None, "not YAML"),
     ],
