@@ -91,6 +91,10 @@ _SESSION = {
     "quote_all_identifiers": "off",
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "600s",
+    # A worker whose host is gone says no more: the locks of its session are free within a minute.
+    "tcp_keepalives_idle": "30",
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "3",
 }
 
 

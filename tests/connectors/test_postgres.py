@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from connectors import registry
+from connectors.postgres.link import PostgresConfig, connect
 from schemas.errors import (
     ConfigError,
     CredentialsError,
@@ -536,3 +537,17 @@ def test_a_source_session_cannot_write(engine):
         source._conn.execute("CREATE TABLE hack (id int)")
     source.close()
     destination.close()
+
+
+@pytest.mark.parametrize("role", ["source", "destination"])
+def test_the_session_of_a_host_that_is_gone_ends_within_a_minute(shared_pair, role):
+    """It would keep the locks of its rows for the two hours of the server's own setting."""
+    config = PostgresConfig.model_validate(shared_pair.config(role))
+    secret = shared_pair.secret(role)
+    with connect(config, secret, role=role, session={}, policy=LOOSE) as conn:
+        (told,) = conn.execute(
+            "SELECT array_agg(setting::int ORDER BY name) FROM pg_settings "
+            "WHERE name LIKE 'tcp_keepalives_%'"
+        ).fetchone()
+    count, idle, interval = told
+    assert 0 < idle + count * interval <= 60
