@@ -72,6 +72,7 @@ class Relation:
     shape: StreamShape
     keys: tuple[tuple[str, ...], ...]  # every proven key, the primary one first
     categories: dict[str, tuple[str, str]]  # column -> (type category, type name)
+    types: dict[str, int]  # column -> number of its type, below its domains
     #: the condition of the rows that the stream reads
     rows: sql.Composable = field(default_factory=lambda: sql.SQL("true"))
 
@@ -86,7 +87,7 @@ def find(conn: Connection, schema: str, table: str) -> Relation | None:
     if row is None:
         return None
     oid, kind, rows = row
-    columns, categories = _columns(conn, oid)
+    columns, categories, types = _columns(conn, oid)
     keys = tuple(tuple(key) for (key,) in conn.execute(_KEY, (oid,)).fetchall())
     return Relation(
         oid=oid,
@@ -99,33 +100,47 @@ def find(conn: Connection, schema: str, table: str) -> Relation | None:
         ),
         keys=keys,
         categories=categories,
+        types=types,
     )
 
 
 def hold(conn: Connection, stream: StreamSpec, relation: Relation) -> None:
-    """Keep the table's files as they are until the snapshot ends; ReadAgain if they are others.
+    """Keep the table as it is until the snapshot ends; ReadAgain if it is another than described.
 
     A TRUNCATE or a rewrite that comes between a snapshot and the first look at the table leaves
-    nothing there that the snapshot could see, and nothing would be promoted as everything.
+    nothing there that the snapshot could see, and nothing would be promoted as everything. And the
+    bytes of a column whose type was changed meanwhile would be taken for one of the type before.
     """
+    if relation.kind == "f":
+        return
+    names = [column.name for column in relation.shape.columns]
+    table = sql.Identifier(stream.schema_name, stream.table_name)
+    columns = sql.SQL(", ").join(map(sql.Identifier, names))
+    try:
+        seen = conn.execute(sql.SQL("SELECT {} FROM {} LIMIT 0").format(columns, table)).description
+    except psycopg.errors.UndefinedColumn:
+        seen = None
+    if seen is None or [c.type_code for c in seen] != [relation.types[name] for name in names]:
+        raise ReadAgain(f"{stream.name} was changed just now", same=True)
     if relation.kind not in {"r", "p", "m"}:
         return
-    table = sql.Identifier(stream.schema_name, stream.table_name)
-    conn.execute(sql.SQL("SELECT FROM {} LIMIT 0").format(table))
     row = conn.execute(_OTHER_FILES, {"table": relation.oid}).fetchone()
     if row is None or row[0]:
         raise ReadAgain(f"{stream.name} was truncated or rewritten just now", same=True)
 
 
-def _columns(conn: Connection, oid: int) -> tuple[tuple[Column, ...], dict[str, tuple[str, str]]]:
-    """Return the columns of a relation, and the category and name of each one's type."""
+def _columns(
+    conn: Connection, oid: int
+) -> tuple[tuple[Column, ...], dict[str, tuple[str, str]], dict[str, int]]:
+    """Return the columns of a relation, and the category, name and number of each one's type."""
     rows = conn.execute(_COLUMNS, (oid,)).fetchall()
+    types: dict[str, int] = {}
     columns: dict[str, Column] = {}
     categories: dict[str, tuple[str, str]] = {}
     asked = []
     for name, type_, nullable, number, kind, type_name, category, has_binary, place in rows:
         columns[name] = Column(name, type_, nullable, number=place)
-        categories[name] = category, type_name
+        categories[name], types[name] = (category, type_name), number
         if not is_plain(number, kind, type_name, has_binary=has_binary):
             asked.append((name, number, type_))
     found = travels(conn, [(number, type_) for _, number, type_ in asked]) if asked else []
@@ -138,8 +153,8 @@ def _columns(conn: Connection, oid: int) -> tuple[tuple[Column, ...], dict[str, 
             extension=travel.extension,
             labels=travel.labels,
         )
-        categories[name] = travel.category, travel.base
-    return tuple(columns.values()), categories
+        categories[name], types[name] = (travel.category, travel.base), travel.oid
+    return tuple(columns.values()), categories, types
 
 
 def describe(conn: Connection, config: PostgresConfig, schema: str, table: str) -> Relation:
