@@ -319,10 +319,11 @@ def test_a_text_that_postgres_refuses_is_named_by_its_column(pair, tmp_path):
 
 @pytest.mark.integration
 @pytest.mark.parametrize("kind", ["files-jsonl", "files-parquet"])
-@pytest.mark.parametrize(("old", "new", "fits", "rounded"), [
+@pytest.mark.parametrize("case", [
     ("int", "numeric", "2.0", "1.5"), ("real", "double precision", "0.5", "0.1"),
-])  # fmt: skip
-def test_an_ignored_finer_type_rounds_nothing(shared_pair, tmp_path, kind, old, new, fits, rounded):
+], ids=lambda case: case[0])  # fmt: skip
+def test_an_ignored_finer_type_rounds_nothing(shared_pair, tmp_path, kind, case):
+    old, new, fits, rounded = case
     root = tmp_path / "root"
     root.mkdir()
     engine = Engine(PostgresSource(shared_pair, root), DESTINATIONS[kind](None, root), root)
