@@ -260,7 +260,7 @@ def test_a_column_that_changes_before_the_snapshot_is_described_anew(shop, chang
         "CREATE TABLE {t} (id int PRIMARY KEY, n int, at timestamp)",
         "INSERT INTO {t} VALUES (1, 7, '2026-01-01 12:00')",
     )
-    told = []
+    told: list[object] = []
 
     def described(*known):
         found = describe(*known)

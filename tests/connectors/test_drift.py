@@ -10,7 +10,7 @@ import pytest
 
 from connectors import registry
 from connectors.postgres.drift import widens
-from schemas.records import Change, LoadRequest
+from schemas.records import Change, LoadRequest, WireFormat
 from schemas.runs import RunState
 from schemas.streams import StreamSpec
 from storage import runs
@@ -351,7 +351,7 @@ def test_keys_are_here_before_readers_wait_for_the_change(shop):
         ):
             request = LoadRequest(connection, uuid4(), 1, fence, stream, "acme")
             there.claim_stream(request)
-            with source.extract(stream, None, sweep=fence > 1) as batches:
+            with source.extract(stream, None, WireFormat.PG_BINARY, sweep=fence > 1) as batches:
                 (batch,) = batches
                 if batch.keys is not None:
                     batch.keys = replace(batch.keys, chunks=watched(batch.keys.chunks))
