@@ -187,9 +187,11 @@ def _tls(config: PostgresConfig) -> dict[str, Any]:
 def watch_client(conn: Connection) -> None:
     """Let the server notice within seconds that we died, also in the middle of a long statement.
 
-    Servers before 14 find out when they next write; so do those on systems that cannot tell.
+    Servers before 14 find out when they next write; so do those on systems that cannot tell. And
+    let it not take a session that waits for the other end for one that is forgotten.
     """
     if conn.info.server_version >= _CAN_WATCH:
+        conn.execute("SET idle_session_timeout = 0")
         with suppress(psycopg.errors.InvalidParameterValue):
             conn.execute("SET client_connection_check_interval = '3s'")
 
