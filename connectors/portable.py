@@ -6,11 +6,14 @@ the text they were written as.
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
+from struct import Struct
+from typing import Any
 
 from schemas.records import Column, Row, StreamShape
 
@@ -80,32 +83,63 @@ def digits_of(sql_type: str) -> Digits | None:
 Fit = Callable[[Row], Row]
 
 
+class DoesNotFit(ValueError):  # noqa: N818 - a fact about a value
+    """A value is none of the column that is to take it; `args[0]` is that column."""
+
+
 def fitting(given: Sequence[Column], wanted: Sequence[Column]) -> Fit | None:
     """Return what lays rows out for other columns: by name, NULL for what is not given.
 
-    None if nothing has to be done. Of the types that widen only whole numbers change their kind.
+    None if nothing has to be done. A column may be wider than what is given, or narrower, where
+    its stream ignores that the source's is wider now: then DoesNotFit for what it would round.
     """
     names = [column.name for column in given]
     places = [names.index(c.name) if c.name in names else None for c in wanted]
-    decimal = {
-        i
+    changes = [
+        (i, change)
         for i, (column, place) in enumerate(zip(wanted, places, strict=True))
-        if place is not None
-        and travels_as(column) is Kind.DECIMAL
-        and travels_as(given[place]) is Kind.INT
-    }
-    if places == list(range(len(given))) and not decimal:
+        if place is not None and (change := _change(given[place], column)) is not None
+    ]
+    if places == list(range(len(given))) and not changes:
         return None
 
     def fit(row: Row) -> Row:
         values = [None if place is None else row[place] for place in places]
-        for i in decimal:
-            value = values[i]
-            if isinstance(value, int):
-                values[i] = Decimal(value)
+        for i, change in changes:
+            if values[i] is not None:
+                values[i] = change(values[i])
         return tuple(values)
 
     return fit
+
+
+def _change(given: Column, wanted: Column) -> Callable[[Any], Any] | None:
+    """Return what makes a value one of another column; None if it is one as it is."""
+    before, after = travels_as(given), travels_as(wanted)
+    if (before, after) == (Kind.INT, Kind.DECIMAL):
+        return Decimal
+
+    def whole(value: Decimal) -> int:
+        if not value.is_finite() or value != int(value):
+            raise DoesNotFit(wanted)
+        return int(value)
+
+    def single(value: float) -> float:
+        try:
+            rounded: float = _SINGLE.unpack(_SINGLE.pack(value))[0]
+        except OverflowError:
+            raise DoesNotFit(wanted) from None
+        if rounded != value and not math.isnan(value):
+            raise DoesNotFit(wanted)
+        return value
+
+    if (before, after) == (Kind.DECIMAL, Kind.INT):
+        return whole
+    return single if (given.type, wanted.type) == ("double precision", "real") else None
+
+
+#: A number of single precision.
+_SINGLE = Struct(">f")
 
 
 def schema_hash(shape: StreamShape) -> str:

@@ -30,7 +30,7 @@ from connectors.files.manifest import (
 from connectors.files.merge import Merge, Sorter
 from connectors.files.parts import Parts, Place
 from connectors.local_files import PathBelow, explained, made_directory
-from connectors.portable import fitting, schema_hash
+from connectors.portable import DoesNotFit, fitting, schema_hash
 from connectors.postgres.drift import changes
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError, LeaseLost, ReadAgain, SyncwardError, TransientError
@@ -275,7 +275,7 @@ class FilesDestination:
             fence=request.fence,
             check=self._check,
         )
-        groups = _fitted(batch, columns)
+        groups = _fitted(batch, columns, request.stream.name)
         if not key:
             adds = mode is Mode.APPEND and not (request.rewrite and batch.full)
             adds = adds and claimed.resumable and not (batch.full and claimed.known)
@@ -549,11 +549,19 @@ def _drifted(request: LoadRequest, what: str) -> ConfigError:
     )
 
 
-def _fitted(batch: Batch, columns: Sequence[Column]) -> Iterator[RowGroup]:
+def _fitted(batch: Batch, columns: Sequence[Column], stream: str) -> Iterator[RowGroup]:
     """Yield the batch's rows as the files have them."""
     fit = fitting(batch.shape.columns, columns)
     if fit is None:
         yield from batch.groups
         return
-    for group in batch.groups:
-        yield RowGroup([fit(row) for row in group.rows], group.size)
+    try:
+        for group in batch.groups:
+            yield RowGroup([fit(row) for row in group.rows], group.size)
+    except DoesNotFit as error:
+        column: Column = error.args[0]
+        raise ConfigError(
+            f"{stream}: column {column.name} holds what a {column.type} of the files would round; "
+            "let them follow the source with drift: evolve, or read a view that maps it",
+            code="data_refused",
+        ) from error

@@ -60,8 +60,6 @@ CONFIG = PostgresConfig
 __all__ = ["AIMED_BY", "CONFIG", "SECRET_FIELDS", "check_link", "open_destination"]
 
 _SESSION = {"TimeZone": "UTC", "lock_timeout": "60s"}
-#: Since this version servers may end sessions that do nothing.
-_ENDS_IDLE = 140_000
 
 
 def open_destination(
@@ -100,7 +98,6 @@ class PostgresDestination:
         self._alone = Lock()  # for what ranges that are loaded at the same time do in turn
         self._begun_here: set[str] = set()  # streams whose generation is of this very read
         self._line = Line(conn)
-        self._stays = False
         self._seen: pg_state.Seen | None = seen  # until it is made whole
         self._states: dict[str, StateRow] = {}
         self._expected: dict[str, Cursor | None] = {}
@@ -271,18 +268,9 @@ class PostgresDestination:
             with self._alone:
                 yield self._conn
 
-    def _stay(self) -> None:
-        """Keep the first session, which does nothing while others load, from looking forgotten."""
-        if not self._stays and self._conn.info.server_version >= _ENDS_IDLE:
-            with translated(self._config, "destination"):
-                self._conn.execute("SET idle_session_timeout = 0")
-        self._stays = True
-
     def _begun(self, request: LoadRequest, batch: Batch, part: Part) -> Generation:
         """Return the generation that a range belongs to; the first range begins a new one."""
         name = request.stream.name
-        if part.beside:
-            self._stay()
         state, shape = self._states[name], part.digest or schema_hash(batch.shape)
         if state.unfinished is not None and (part.kept or name in self._begun_here):
             return state.unfinished

@@ -271,8 +271,21 @@ def make_refused(load: Load) -> None:
         )
 
 
-def stage(load: Load) -> tuple[int, int]:
-    """Copy the batch into a temporary table without constraints; return (rows, bytes)."""
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """What of a batch is in temporary tables."""
+
+    rows: int
+    bytes: int
+    keys: int | None  # of all source rows; None if this run brings none
+    gone: int  # keys of rows that the source says are gone
+
+
+def stage(load: Load) -> Staged:
+    """Copy the batch into temporary tables without constraints, and then change the target.
+
+    From there on readers of it wait, so all that the source has to send is here before.
+    """
     if load.refusals is not None:
         make_refused(load)
     if load.hidden is not None:
@@ -280,13 +293,15 @@ def stage(load: Load) -> tuple[int, int]:
     else:
         _make_temp(load, STAGING, load.shape.columns)
         rows, size = copy_into(load, STAGING)
+    keys = None if load.batch.keys is None else _keys_into(load, load.batch.keys, KEYS)
+    gone = 0 if load.batch.gone is None else _keys_into(load, load.batch.gone, GONE)
     if load.pending is not None:
         load.pending()
     if rows >= _ANALYZE_FROM:
         analyze(load, load.staging)
         wanted = min(2 * size, _WORK_MEM_MAX) // 1024
         load.conn.execute(_MORE_MEMORY, (wanted, wanted))
-    return rows, size
+    return Staged(rows, size, keys, gone)
 
 
 def analyze(load: Load, table: sql.Identifier) -> None:
@@ -312,16 +327,6 @@ _MORE_MEMORY = """
 SELECT set_config('work_mem', %s::bigint || 'kB', true) FROM pg_settings
 WHERE name = 'work_mem' AND setting::bigint < %s::bigint
 """
-
-
-def stage_keys(load: Load) -> int | None:
-    """Copy the keys of all source rows beside the batch; None if this run brings none."""
-    return None if load.batch.keys is None else _keys_into(load, load.batch.keys, KEYS)
-
-
-def stage_gone(load: Load) -> int:
-    """Copy the keys of rows that the source says are gone; return how many it named."""
-    return 0 if load.batch.gone is None else _keys_into(load, load.batch.gone, GONE)
 
 
 def _keys_into(load: Load, keys: KeySweep, table: sql.Identifier) -> int:

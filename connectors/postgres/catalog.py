@@ -76,6 +76,7 @@ class Relation:
     shape: StreamShape
     keys: tuple[tuple[str, ...], ...]  # every proven key, the primary one first
     categories: dict[str, tuple[str, str]]  # column -> (type category, type name)
+    types: dict[str, int]  # column -> number of its type, below its domains
     #: the condition of the rows that the stream reads
     rows: sql.Composable = field(default_factory=lambda: sql.SQL("true"))
 
@@ -90,7 +91,7 @@ def find(conn: Connection, schema: str, table: str) -> Relation | None:
     if not rows:
         return None
     oid, kind, has_children, indexes, *_ = rows[0]
-    columns, categories = _columns(conn, [row[4:] for row in rows if row[4] is not None])
+    columns, categories, types = _columns(conn, [row[4:] for row in rows if row[4] is not None])
     keys = _keys(columns, indexes)
     return Relation(
         oid=oid,
@@ -103,6 +104,7 @@ def find(conn: Connection, schema: str, table: str) -> Relation | None:
         ),
         keys=keys,
         categories=categories,
+        types=types,
     )
 
 
@@ -124,37 +126,48 @@ def _keys(columns: Sequence[Column], indexes: Sequence[str]) -> tuple[tuple[str,
 
 
 def begin_at(conn: Connection, stream: StreamSpec, relation: Relation) -> None:
-    """Take a snapshot and keep the table's files until it ends; ReadAgain if it has others.
+    """Take a snapshot and keep the table until it ends; ReadAgain if it is another than described.
 
     A TRUNCATE or a rewrite that comes between a snapshot and the first look at the table leaves
-    nothing there that the snapshot could see, and nothing would be promoted as everything. One
-    message says all of it: the snapshot, the lock and the look.
+    nothing there that the snapshot could see, and nothing would be promoted as everything. And the
+    bytes of a column whose type was changed meanwhile would be taken for one of the type before.
+    One message says all of it: the snapshot, the lock and the look.
     """
-    statements: list[sql.Composable] = [_BEGIN]
+    if relation.kind == "f":
+        conn.execute(_BEGIN)
+        return
+    names = [column.name for column in relation.shape.columns]
+    look = sql.SQL("SELECT {} FROM {} LIMIT 0").format(
+        sql.SQL(", ").join(map(sql.Identifier, names)),
+        sql.Identifier(stream.schema_name, stream.table_name),
+    )
+    statements: list[sql.Composable] = [_BEGIN, look]
     if relation.kind in {"r", "p", "m"}:
-        table = sql.Identifier(stream.schema_name, stream.table_name)
         below = _BELOW if relation.has_children else _ALONE
-        files = below.format(oid=sql.Literal(relation.oid))
-        statements += [sql.SQL("SELECT FROM {} LIMIT 0").format(table), _OTHER_FILES.format(files)]
-    cursor = conn.execute(sql.SQL("; ").join(statements))
-    while cursor.nextset():
-        pass
-    if len(statements) > 1:
-        row = cursor.fetchone()
-        if row is None or row[0]:
-            raise ReadAgain(f"{stream.name} was truncated or rewritten just now", same=True)
+        statements.append(_OTHER_FILES.format(below.format(oid=sql.Literal(relation.oid))))
+    try:
+        cursor = conn.execute(sql.SQL("; ").join(statements))
+    except psycopg.errors.UndefinedColumn:
+        raise ReadAgain(f"{stream.name} was changed just now", same=True) from None
+    cursor.nextset()  # from BEGIN to the look
+    types = [column.type_code for column in cursor.description or ()]
+    if types != [relation.types[name] for name in names]:
+        raise ReadAgain(f"{stream.name} was changed just now", same=True)
+    if cursor.nextset() and cursor.fetchone() != (0,):
+        raise ReadAgain(f"{stream.name} was truncated or rewritten just now", same=True)
 
 
 def _columns(
     conn: Connection, rows: Sequence[tuple[Any, ...]]
-) -> tuple[tuple[Column, ...], dict[str, tuple[str, str]]]:
-    """Return the columns of a relation, and the category and name of each one's type."""
+) -> tuple[tuple[Column, ...], dict[str, tuple[str, str]], dict[str, int]]:
+    """Return the columns of a relation, and the category, name and number of each one's type."""
+    types: dict[str, int] = {}
     columns: dict[str, Column] = {}
     categories: dict[str, tuple[str, str]] = {}
     asked = []
     for name, type_, nullable, place, number, kind, type_name, category, has_binary in rows:
         columns[name] = Column(name, type_, nullable, number=place)
-        categories[name] = category, type_name
+        categories[name], types[name] = (category, type_name), number
         if not is_plain(number, kind, type_name, has_binary=has_binary):
             asked.append((name, number, type_))
     found = travels(conn, [(number, type_) for _, number, type_ in asked]) if asked else []
@@ -167,8 +180,8 @@ def _columns(
             extension=travel.extension,
             labels=travel.labels,
         )
-        categories[name] = travel.category, travel.base
-    return tuple(columns.values()), categories
+        categories[name], types[name] = (travel.category, travel.base), travel.oid
+    return tuple(columns.values()), categories, types
 
 
 def describe(conn: Connection, config: PostgresConfig, schema: str, table: str) -> Relation:

@@ -101,6 +101,7 @@ class Travel:
     as_text: bool
     category: str  # of the type, below its domains
     base: str  # name of the type, below its domains
+    oid: int  # its number here
 
 
 def is_plain(oid: int, kind: str, name: str, *, has_binary: bool) -> bool:
@@ -135,6 +136,7 @@ def _travel(known: dict[int, _Type], oid: int, name: str) -> Travel:
         as_text=_as_text(known, oid),
         category=base.category,
         base=base.name,
+        oid=base.oid,
     )
 
 

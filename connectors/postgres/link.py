@@ -91,6 +91,10 @@ _SESSION = {
     "quote_all_identifiers": "off",
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "600s",
+    # A worker whose host is gone says no more: the locks of its session are free within a minute.
+    "tcp_keepalives_idle": "30",
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "3",
 }
 
 
@@ -183,22 +187,26 @@ def _tls(config: PostgresConfig) -> dict[str, Any]:
 def begin_session(conn: Connection, asks: sql.Composable) -> tuple[Any, ...]:
     """Let the server notice within seconds that we died, also in the middle of a long statement.
 
-    Servers before 14 find out when they next write; so do those on systems that cannot tell.
+    Servers before 14 find out when they next write; so do those on systems that cannot tell. And
+    let it not take a session that waits for the other end for one that is forgotten.
     Returns the one row that `asks` selects, in the same round trip.
     """
+    nothing = sql.SQL("NULL")
+    query = sql.SQL("SELECT {}, {}, {}")
+    if conn.info.server_version < _CAN_WATCH:
+        return _row(conn, query.format(nothing, nothing, asks))
+    waits = sql.SQL("set_config('idle_session_timeout', '0', false)")
     watched = sql.SQL("set_config('client_connection_check_interval', '3s', false)")
-    query = sql.SQL("SELECT {}, {}")
-    if conn.info.server_version >= _CAN_WATCH:
-        with suppress(psycopg.errors.InvalidParameterValue):
-            return _row(conn, query.format(watched, asks))
-    return _row(conn, query.format(sql.SQL("NULL"), asks))
+    with suppress(psycopg.errors.InvalidParameterValue):
+        return _row(conn, query.format(watched, waits, asks))
+    return _row(conn, query.format(nothing, waits, asks))
 
 
 def _row(conn: Connection, query: sql.Composed) -> tuple[Any, ...]:
     row = conn.execute(query).fetchone()
     if row is None:
         raise RuntimeError("a question about the session returns one row")
-    return row[1:]
+    return row[2:]
 
 
 class Line:

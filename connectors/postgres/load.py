@@ -22,8 +22,6 @@ from connectors.postgres.batch import (
     names,
     parts,
     stage,
-    stage_gone,
-    stage_keys,
     typed,
     values,
 )
@@ -66,9 +64,9 @@ def _into_table(load: Load, target: Relation) -> LoadCounts:
     direct = not careful and (load.hidden is not None or not load.through_staging)
     if direct and _is_empty(load) and _key_is_sure(load):
         return _fill(load)
-    staged, size = stage(load)
-    staged = rejects.prepare(load, staged)
-    found = SourceRows(staged, stage_keys(load), rejects.left_out(load), stage_gone(load))
+    came = stage(load)
+    staged, size = rejects.prepare(load, came.rows), came.bytes
+    found = SourceRows(staged, came.keys, rejects.left_out(load), came.gone)
     rejects.swept(load, keys=found.keys is not None, named=found.gone > 0)
     if load.batch.full or found.keys is not None:
         guards.check_zero_rows(load, found.all)
@@ -304,13 +302,21 @@ def _is_empty(load: Load) -> bool:
     return row is None
 
 
+def _has_policies(load: Load) -> bool:
+    """Say whether policies look at each row that this login writes, for which there is no COPY."""
+    table = sql.Literal(load.table.as_string(load.conn))
+    asked = sql.SQL("SELECT row_security_active({}::regclass)").format(table)
+    row = load.conn.execute(asked).fetchone()
+    return row is not None and bool(row[0])
+
+
 def _append(load: Load) -> LoadCounts:
     """Add the batch as it is."""
-    if load.hidden is not None or load.through_staging:
-        staged, size = stage(load)
-        rejects.prepare(load, staged)
+    if load.hidden is not None or load.through_staging or _has_policies(load):
+        came = stage(load)
+        rejects.prepare(load, came.rows)
         rows = _insert_staged(load)
-        return LoadCounts(rows, 0, 0, bytes=size)
+        return LoadCounts(rows, 0, 0, bytes=came.bytes)
     rows, size = copy_into(load, load.table)
     return LoadCounts(inserted=rows, updated=0, unchanged=0, bytes=size)
 

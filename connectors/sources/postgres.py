@@ -54,11 +54,15 @@ from schemas.streams import Deletes, StreamSpec
 CONFIG = PostgresConfig
 __all__ = ["AIMED_BY", "CONFIG", "SECRET_FIELDS", "check_link", "open_source"]
 
-#: Longer than a range takes: the session that lends its snapshot waits meanwhile.
-_IDLE_BESIDE = "3600s"
 #: The zone that this login has at the server; then the session goes on in UTC.
 _IN_UTC = sql.SQL("current_setting('TimeZone'), set_config('TimeZone', 'UTC', false)")
-_SESSION = {"default_transaction_read_only": "on", "lock_timeout": "30s"}
+#: The session waits in its transaction while the destination writes what it has sent, or while
+#: others read ranges by its snapshot: longer than that takes.
+_SESSION = {
+    "default_transaction_read_only": "on",
+    "lock_timeout": "30s",
+    "idle_in_transaction_session_timeout": "3600s",
+}
 
 
 def open_source(
@@ -184,7 +188,8 @@ class PostgresSource:
             raise
         finally:  # those beside see this snapshot as long as they live
             self._beside.close()
-        self._conn.execute("COMMIT")
+        with suppress(psycopg.OperationalError):  # all is read; a lost session is for the next one
+            self._conn.execute("COMMIT")
 
     def _window(self, stream: StreamSpec, relation: Relation, cursor: Cursor | None) -> Window:
         if stream.cursor is None:
@@ -256,11 +261,7 @@ class PostgresSource:
 
     def _lend_snapshot(self) -> None:
         """Let the sessions beside this one see what it sees."""
-        row = self._conn.execute(
-            "SELECT pg_export_snapshot(), "
-            "set_config('idle_in_transaction_session_timeout', %s, true)",
-            (_IDLE_BESIDE,),
-        ).fetchone()
+        row = self._conn.execute("SELECT pg_export_snapshot()").fetchone()
         self._snapshot_id = str(row[0]) if row else ""
 
     def _joined(self) -> Connection:

@@ -7,7 +7,8 @@ from itertools import count
 
 import pytest
 
-from schemas.errors import ConfigError
+from connectors.postgres.catalog import describe
+from schemas.errors import ConfigError, ReadAgain
 from tests.connectors.followed import Loaded
 
 pytestmark = pytest.mark.integration
@@ -247,3 +248,30 @@ def test_a_cursor_of_an_extension_is_compared_as_it_is_ordered(shop):
         shop.pair.session("destination").execute(f"DROP TABLE acme.{shop.name}")
         shop.loaded(mode="replace", where=condition).sync()
         assert shop.ids() == wanted
+
+
+@pytest.mark.parametrize("change", [
+    "ALTER COLUMN at TYPE timestamptz USING at AT TIME ZONE 'Asia/Kathmandu'",
+    "ALTER COLUMN n TYPE real", "DROP COLUMN n",
+])  # fmt: skip
+def test_a_column_that_changes_before_the_snapshot_is_described_anew(shop, change, monkeypatch):
+    """Its bytes would be taken for a value of the type before: of as many, and another one."""
+    shop.run(
+        "CREATE TABLE {t} (id int PRIMARY KEY, n int, at timestamp)",
+        "INSERT INTO {t} VALUES (1, 7, '2026-01-01 12:00')",
+    )
+    told: list[object] = []
+
+    def described(*known):
+        found = describe(*known)
+        if not told:
+            told.append(found)
+            shop.run(f"ALTER TABLE {{t}} {change}")
+        return found
+
+    monkeypatch.setattr("connectors.sources.postgres.describe", described)
+    stream = shop.loaded(mode="merge", key=("id",))
+    with pytest.raises(ReadAgain, match="was changed just now"):
+        stream.sync()
+    stream.sync()
+    assert shop.same()

@@ -2,14 +2,19 @@
 
 import threading
 import time
+from contextlib import closing
+from dataclasses import replace
+from uuid import uuid4
 
 import pytest
 
+from connectors import registry
 from connectors.postgres.drift import widens
-from schemas.records import Change
+from schemas.records import Change, LoadRequest, WireFormat
 from schemas.runs import RunState
+from schemas.streams import StreamSpec
 from storage import runs
-from tests.world import OPERATOR
+from tests.world import LOOSE, OPERATOR
 
 pytestmark = pytest.mark.integration
 
@@ -322,6 +327,42 @@ def test_readers_wait_for_the_change_of_a_table_not_for_the_rows(shop):
     reader.join()
     assert run.state is RunState.SUCCEEDED
     assert max(waited) < 0.8, "the rows took 1.2 s"
+
+
+def test_keys_are_here_before_readers_wait_for_the_change(shop):
+    """The keys of all rows take long, too; and the source's session would wait for the change."""
+    pair, stream = shop.pair, StreamSpec(
+        name="public.t", mode="merge", key=("id",), cursor="at", deletes="hard"
+    )  # fmt: skip
+    connection, held = uuid4(), []
+    locks = (
+        "SELECT count(*) FROM pg_locks WHERE relation = 'acme.t'::regclass AND "
+        "mode = 'AccessExclusiveLock'"
+    )
+
+    def watched(chunks):
+        held.extend(pair.rows("destination", locks))
+        yield from chunks
+
+    for fence in (1, 2):
+        with (
+            closing(registry.open_source("postgres", *_end(pair, "source"))) as source,
+            closing(registry.open_destination("postgres", *_end(pair, "destination"))) as there,
+        ):
+            request = LoadRequest(connection, uuid4(), 1, fence, stream, "acme")
+            there.claim_stream(request)
+            with source.extract(stream, None, WireFormat.PG_BINARY, sweep=fence > 1) as batches:
+                (batch,) = batches
+                if batch.keys is not None:
+                    batch.keys = replace(batch.keys, chunks=watched(batch.keys.chunks))
+                there.load(request, batch)
+        if fence == 1:
+            pair.source("ALTER TABLE t ADD COLUMN extra text DEFAULT 'x'")
+    assert held == [(0,)]
+
+
+def _end(pair, role: str):
+    return pair.config(role), pair.secret(role), LOOSE
 
 
 @pytest.mark.parametrize("policy", ["evolve", "ignore"])

@@ -315,3 +315,32 @@ def test_a_text_that_postgres_refuses_is_named_by_its_column(pair, tmp_path):
         engine.sync(engine.spec("orders", "replace"))
     assert "PRIVATE" not in str(caught.value)
     assert json.dumps(engine.destination.rows("orders")) == "null"
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("kind", ["files-jsonl", "files-parquet"])
+@pytest.mark.parametrize("case", [
+    ("int", "numeric", "2.0", "1.5"), ("real", "double precision", "0.5", "0.1"),
+], ids=lambda case: case[0])  # fmt: skip
+def test_an_ignored_finer_type_rounds_nothing(shared_pair, tmp_path, kind, case):
+    old, new, fits, rounded = case
+    root = tmp_path / "root"
+    root.mkdir()
+    engine = Engine(PostgresSource(shared_pair, root), DESTINATIONS[kind](None, root), root)
+    table = f"{old}_{kind.removeprefix('files-')}"
+    shared_pair.source(f"CREATE TABLE {table} (id int PRIMARY KEY, v {old})")
+    spec = engine.spec(table, "merge", cursor=None, drift="ignore")
+    engine.sync(spec)
+    shared_pair.source(
+        f"ALTER TABLE {table} ALTER v TYPE {new}",
+        f"INSERT INTO {table} VALUES (1, {fits}), (2, NULL), (3, 'NaN')"
+        if old == "real"
+        else f"INSERT INTO {table} VALUES (1, {fits}), (2, NULL)",
+    )
+    engine.sync(spec)
+    before = engine.destination.rows(table)
+    assert float(dict(before)["1"]) == float(fits)
+    shared_pair.source(f"INSERT INTO {table} VALUES (4, {rounded})")
+    with pytest.raises(ConfigError, match="of the files would round"):
+        engine.sync(spec)
+    assert engine.destination.rows(table) == before

@@ -3,6 +3,7 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from threading import Barrier
 from uuid import uuid4
@@ -11,6 +12,7 @@ import psycopg
 import pytest
 
 from connectors import registry
+from connectors.postgres.link import PostgresConfig, connect
 from schemas.errors import (
     ConfigError,
     CredentialsError,
@@ -536,3 +538,49 @@ def test_a_source_session_cannot_write(engine):
         source._conn.execute("CREATE TABLE hack (id int)")
     source.close()
     destination.close()
+
+
+@pytest.mark.parametrize("role", ["source", "destination"])
+def test_the_session_of_a_host_that_is_gone_ends_within_a_minute(shared_pair, role):
+    """It would keep the locks of its rows for the two hours of the server's own setting."""
+    config = PostgresConfig.model_validate(shared_pair.config(role))
+    secret = shared_pair.secret(role)
+    with connect(config, secret, role=role, session={}, policy=LOOSE) as conn:
+        told = conn.execute(
+            "SELECT setting::int FROM pg_settings WHERE name LIKE 'tcp_keepalives_%' ORDER BY name"
+        ).fetchall()
+    (count,), (idle,), (interval,) = told
+    assert 0 < idle + count * interval <= 60
+
+
+def test_the_end_that_waits_for_the_other_one_is_not_taken_for_idle(engine):
+    """The source looks for its bound for longer than the destination lets a session do nothing."""
+    engine.pair.source(
+        "CREATE TABLE kept (id int)",
+        "INSERT INTO kept VALUES (1)",
+        "CREATE VIEW t AS SELECT id FROM kept WHERE pg_sleep(0.8) IS NOT NULL",
+    )
+    names = engine.pair.names
+    for role, login in (("source", "reader"), ("destination", "writer")):
+        engine.pair.session(role).execute(
+            f"ALTER ROLE {login} IN DATABASE {names[role]} SET idle_session_timeout = '300ms'"
+        )
+    result, _ = engine.sync("t", mode="merge", key=("id",), cursor="id")
+    assert result.rows_inserted == 1
+
+
+def test_a_session_that_ends_when_all_is_read_takes_nothing_back(engine):
+    """A read-only transaction has nothing to commit, and its rows are at the destination."""
+    engine.pair.source("CREATE TABLE t (id int PRIMARY KEY)", "INSERT INTO t VALUES (1)")
+    source, destination = engine.open()
+    with closing(source), closing(destination):
+        stream = StreamSpec(name="public.t", mode="merge", key=("id",))
+        request = LoadRequest(uuid4(), uuid4(), 1, 1, stream, "acme")
+        destination.claim_stream(request)
+        with source.extract(stream, None) as batches:
+            result = destination.load(request, next(batches))
+            engine.pair.session("source").execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND application_name = 'syncward:source'"
+            )
+    assert result.rows_inserted == 1

@@ -128,6 +128,27 @@ def test_a_trigger_of_one_partition_of_a_target_swallows_nothing(ends, event):
     assert same(ends, "cut")
 
 
+@pytest.mark.parametrize("spec", [{"mode": "append", "cursor": "xmin"}, MERGE], ids=str)
+def test_a_target_with_policies_takes_rows_into_an_empty_table_and_behind_others(ends, spec):
+    """There is no COPY into such a table."""
+    name = f"guarded_{spec['mode']}"
+    make(ends, f"CREATE TABLE {name} (id int PRIMARY KEY)", f"INSERT INTO {name} VALUES (1)")
+    ends.sync(name, **spec)
+    ends.run(
+        "destination",
+        f"DELETE FROM acme.{name}" if spec == MERGE else "SELECT 1",
+        f"ALTER TABLE acme.{name} ENABLE ROW LEVEL SECURITY",
+        f"ALTER TABLE acme.{name} FORCE ROW LEVEL SECURITY",
+        f"CREATE POLICY p ON acme.{name} USING (true) WITH CHECK (id < 10)",
+    )
+    make(ends, f"INSERT INTO {name} VALUES (2)")
+    ends.sync(name, **spec)
+    assert same(ends, name)
+    make(ends, f"INSERT INTO {name} VALUES (10)")
+    with pytest.raises(ConfigError, match="permission denied"):
+        ends.sync(name, **spec)
+
+
 def test_a_partitioned_table_is_one_table(ends):
     make(
         ends,
