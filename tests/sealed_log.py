@@ -19,7 +19,7 @@ from crypto import signing
 from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
 from storage import audit, audit_log, sealing
 from storage.engine import transaction
-from tests import auditor
+from tests.spare import auditor
 from tests.world import Control
 
 SAMPLE = Principal("operator", "anna")
@@ -158,12 +158,12 @@ class SealedLog:
         """Run the script as an auditor would, with nothing of ours on the path."""
         words = [a for anchor in anchors for a in ("--anchor", str(anchor))]
         words += ["--proof", str(proof)] if proof else []
-        code, out, err = auditor.run(
+        ended = auditor().run(
             script or exported / "verify.py", "--pubkey", pubkey or self.pubkey, *words,
             *([exported] if script else []), directory=self.directory,
         )  # fmt: skip
-        assert err == ""
-        return code, out
+        assert ended.stderr == ""
+        return ended.returncode, ended.stdout
 
     def checkpoint(self, size: int) -> Checkpoint:
         with transaction(self.control.engine("auditor")) as tx:
