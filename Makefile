@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # three times two cores: tests wait more than they compute
 WORKERS ?= 6
+# a shell that forbids it would make each process compile every module again: two seconds a start
+unexport PYTHONDONTWRITEBYTECODE
 LOCK := UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1 $(BIN)/uv pip compile -q --universal --no-header --no-annotate --generate-hashes
 
 .DEFAULT_GOAL := help
@@ -33,13 +35,19 @@ check: .venv/.ok ## Lint, types, import contracts
 format: .venv/.ok ## Format the code
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-test: .venv/.ok ## All tests that need nothing but PyPI; one that fails runs once more, and both are shown
+# A process each would compile the tests as long as none has: two do it here, once.
+COMPILED := tests/__pycache__/.compiled
+$(COMPILED): | .venv/.ok
+	@for part in "tests/connectors tests/integration" "tests --ignore tests/connectors --ignore tests/integration"; do \
+	  $(BIN)/pytest -q --collect-only -p no:cacheprovider $$part >/dev/null 2>&1 & done; wait; mkdir -p $(@D); touch $@
+
+test: .venv/.ok $(COMPILED) ## All tests that need nothing but PyPI; one that fails runs once more, and both are shown
 	@$(BIN)/pytest -n $(WORKERS) --dist loadgroup -m "not full" --hypothesis-profile repeatable --reruns 1 -r RfE
 
 unit: .venv/.ok ## Tests without I/O
 	@$(BIN)/pytest tests/unit
 
-test-full: .venv/.ok ## Every test, also slow ones and those that need apt or root
+test-full: .venv/.ok $(COMPILED) ## Every test, also slow ones and those that need apt or root
 	@$(BIN)/pytest -n $(WORKERS) --dist loadgroup
 
 chaos: .venv/.ok ## An hour of faults on real processes, then the checker (SECONDS=3600 SEED=1)

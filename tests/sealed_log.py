@@ -1,8 +1,6 @@
 """A sealed log on a real database, for those who tamper with it, and its three verifiers."""
 
 import json
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from crypto import signing
 from schemas.audit import AuditAction, AuditEvent, Principal, TargetKind
 from storage import audit, audit_log, sealing
 from storage.engine import transaction
+from tests.spare import auditor
 from tests.world import Control
 
 SAMPLE = Principal("operator", "anna")
@@ -159,10 +158,9 @@ class SealedLog:
         """Run the script as an auditor would, with nothing of ours on the path."""
         words = [a for anchor in anchors for a in ("--anchor", str(anchor))]
         words += ["--proof", str(proof)] if proof else []
-        ended = subprocess.run(
-            [sys.executable, "-I", "-B", script or exported / "verify.py",
-             "--pubkey", pubkey or self.pubkey, *words, *([exported] if script else [])],
-            capture_output=True, text=True, check=False, cwd=self.directory, timeout=60,
+        ended = auditor().run(
+            script or exported / "verify.py", "--pubkey", pubkey or self.pubkey, *words,
+            *([exported] if script else []), directory=self.directory,
         )  # fmt: skip
         assert ended.stderr == ""
         return ended.returncode, ended.stdout

@@ -5,6 +5,8 @@ import signal
 import socket
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Event, Thread
 
 import pytest
@@ -81,6 +83,14 @@ class Fleet:
         while not self.world.pair.rows("destination", query):
             assert time.monotonic() < deadline, "the merge never began"
             time.sleep(0.005)
+
+    @contextmanager
+    def merge_held(self) -> Iterator[None]:
+        """Keep the merge of the large table in its middle, by a lock that it waits for."""
+        with self.world.pair.connect("destination", autocommit=False) as held:
+            held.execute("LOCK TABLE acme.big IN SHARE MODE")
+            yield
+        held.close()
 
     def stop(self) -> None:
         self._stop.set()
@@ -160,15 +170,20 @@ def test_a_flushed_redis_only_delays(fleet, valkey):
 @pytest.mark.parametrize("fleet", [1], indirect=True)
 def test_a_drain_hands_the_run_back_without_counting_an_attempt(fleet):
     world = fleet.world
-    big(world, 400_000)
+    big(world, 1_000)
     fleet.wait(world.enqueue().run_id, RunState.SUCCEEDED)
     world.pair.source("UPDATE big SET v = 'changed'")
-    asked = world.enqueue()
-    fleet.in_the_middle()
-    os.kill(fleet.worker_pids()[0], signal.SIGTERM)
+    requeued = "SELECT body::jsonb ->> 'reason' FROM audit.event WHERE action = 'run.requeued'"
+    with fleet.merge_held():
+        asked = world.enqueue()
+        fleet.in_the_middle()
+        os.kill(fleet.worker_pids()[0], signal.SIGTERM)
+        deadline = time.monotonic() + 60
+        while not world.control.all(requeued):
+            assert time.monotonic() < deadline, "the run was not handed back"
+            time.sleep(0.02)
     run = fleet.wait(asked.run_id, RunState.SUCCEEDED)
     assert run.attempt == 1
-    requeued = "SELECT body::jsonb ->> 'reason' FROM audit.event WHERE action = 'run.requeued'"
     assert world.control.all(requeued) == [("draining",)]
     source, destination = checksums(world)
     assert source == destination
@@ -177,17 +192,18 @@ def test_a_drain_hands_the_run_back_without_counting_an_attempt(fleet):
 @pytest.mark.parametrize("fleet", [1], indirect=True)
 def test_cancel_reaches_a_running_merge_and_leaves_the_data_as_it_was(fleet):
     world = fleet.world
-    big(world, 400_000)
+    big(world, 1_000)
     fleet.wait(world.enqueue().run_id, RunState.SUCCEEDED)
     world.pair.source("UPDATE big SET v = 'changed'")
-    asked = world.enqueue()
-    fleet.in_the_middle()
-    with world.cli.inside() as (tx, _, _name):
-        runs.cancel(tx, asked.run_id, world.cli.principal)
-    started = time.monotonic()
-    run = fleet.wait(asked.run_id)
-    assert run.state is RunState.CANCELLED
-    assert time.monotonic() - started < 10
+    with fleet.merge_held():
+        asked = world.enqueue()
+        fleet.in_the_middle()
+        with world.cli.inside() as (tx, _, _name):
+            runs.cancel(tx, asked.run_id, world.cli.principal)
+        started = time.monotonic()
+        run = fleet.wait(asked.run_id)
+        assert run.state is RunState.CANCELLED
+        assert time.monotonic() - started < 10
     assert world.pair.rows("destination", "SELECT count(*) FROM acme.big WHERE v = 'changed'") == [
         (0,)
     ]

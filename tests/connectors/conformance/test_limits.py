@@ -28,6 +28,7 @@ from schemas.errors import (
 from schemas.records import WireFormat
 from tests.connectors.conformance.conftest import Engine, load
 from tests.connectors.conformance.ends import DESTINATIONS, SOURCES, policy
+from tests.spare import ours
 
 pytestmark = pytest.mark.integration
 
@@ -50,10 +51,14 @@ def child(engine, *specs, wire=None, kill_at="", kill_after=-1):
         "fence": engine.fence - len(specs), "wire": wire, "kill_at": kill_at,
         "kill_after": kill_after, "specs": [spec.model_dump(mode="json") for spec in specs],
     }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.connectors.conformance.child"], input=json.dumps(order),
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    module = "tests.connectors.conformance.child"
+    if kill_at:
+        done = ours().run(module, given=json.dumps(order))
+    else:  # of its memory nothing may be another's
+        done = subprocess.run(
+            [sys.executable, "-m", module], input=json.dumps(order),
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
     if done.returncode == -signal.SIGKILL:
         return None
     assert done.returncode == 0, done.stderr
