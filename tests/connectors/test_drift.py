@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from connectors.postgres.drift import widens
+from connectors.shape_changes import widens
 from schemas.records import Change
 from schemas.runs import RunState
 from storage import runs
