@@ -259,10 +259,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory, made() as bench:
         cases, others = measure(bench, Path(directory), quick=arguments.quick)
-    found = {**document(cases), "beside": others}
-    show(found, cases, as_json=arguments.json)
-    if not arguments.json:
-        print("\n" + "\n".join(f"{k.replace('_', ' ')}: {v}" for k, v in others.items()))
+    show({**document(cases), "beside": others}, cases, as_json=arguments.json)
 
 
 if __name__ == "__main__":

@@ -182,8 +182,6 @@ def main() -> None:
         cases, beside = measure(files, quick=arguments.quick)
     found = {**document(cases, cryptography=version("cryptography")), "beside": beside}
     show(found, cases, as_json=arguments.json)
-    if not arguments.json:
-        print("\nbeside: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in beside.items()))
 
 
 if __name__ == "__main__":

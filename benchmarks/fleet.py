@@ -177,8 +177,6 @@ def main() -> None:
             note(f"100,000 hourly connections for {arguments.soak:g} minutes")
             beside = soak(bench, arguments.soak)
     show({**document(cases), "beside": beside}, cases, as_json=arguments.json)
-    if beside and not arguments.json:
-        print("\n" + "\n".join(f"{name.replace('_', ' ')}: {v}" for name, v in beside.items()))
 
 
 if __name__ == "__main__":

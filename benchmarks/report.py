@@ -64,7 +64,7 @@ def document(cases: list[Case], **versions: str) -> dict[str, object]:
 
 
 def show(found: dict[str, object], cases: list[Case], *, as_json: bool) -> None:
-    """Print the document, or a table for people."""
+    """Print the document, or a table for people, and what stands beside it under each other."""
     if as_json:
         print(json.dumps(found, indent=2))
         return
@@ -77,6 +77,9 @@ def show(found: dict[str, object], cases: list[Case], *, as_json: bool) -> None:
             f"{case.case:<28}{case.ours:>10.2f}{case.reference:>12.2f}{case.ratio:>8.2f}  "
             f"{case.unit:<26}{limit:>6}  {case.mark}".rstrip()
         )
+    beside = found.get("beside")
+    if isinstance(beside, dict) and beside:
+        print("\n" + "\n".join(f"{name.replace('_', ' ')}: {v}" for name, v in beside.items()))
 
 
 def _machine() -> str:

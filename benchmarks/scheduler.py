@@ -84,10 +84,7 @@ def main() -> None:
         return
     with made() as bench:
         cases, beside = measure(bench, quick=arguments.quick)
-    found = {**document(cases), "beside": beside}
-    show(found, cases, as_json=arguments.json)
-    if not arguments.json:
-        print("\nbeside: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in beside.items()))
+    show({**document(cases), "beside": beside}, cases, as_json=arguments.json)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,8 @@ class RowGroup:
 
 @dataclass(frozen=True, slots=True)
 class Column:
+    """A column as its source describes it: what its values are, and how they travel."""
+
     name: str
     type: str  # exact SQL type, e.g. numeric(12,2); user types are schema-qualified
     nullable: bool = True
@@ -346,6 +348,8 @@ class ServerReport(BaseModel):
 
 
 class DiscoveredColumn(BaseModel):
+    """A column of a stream that could be read."""
+
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     name: str
@@ -411,8 +415,17 @@ class Source(Protocol):
         """The formats it offers, fastest first."""
         ...
 
-    def test(self) -> ServerReport: ...
-    def discover(self) -> Sequence[DiscoveredStream]: ...
+    def test(self) -> ServerReport:
+        """Say what is there, and what this login lacks for exact reads, each with its next step.
+
+        An error of ours where nothing answers or the login is refused, as of every call here.
+        """
+        ...
+
+    def discover(self) -> Sequence[DiscoveredStream]:
+        """List the streams that can be read, each with a line for a connection; reads no rows."""
+        ...
+
     def extract(
         self,
         stream: StreamSpec,
@@ -441,7 +454,9 @@ class Source(Protocol):
         """End the link under a call that cancelling did not end; needs no answer of the server."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Leave nothing open, in the middle of a read, too; what was not committed is undone."""
+        ...
 
 
 class Destination(Protocol):
@@ -452,7 +467,10 @@ class Destination(Protocol):
         """The formats it takes."""
         ...
 
-    def test(self) -> ServerReport: ...
+    def test(self) -> ServerReport:
+        """Say what is there, and what this login lacks for writing, each with its next step."""
+        ...
+
     def claim_stream(self, request: LoadRequest) -> StreamClaim:
         """Raise this run's fence over the stream; waits out a zombie's commit, then bars it."""
         ...
@@ -492,4 +510,6 @@ class Destination(Protocol):
         """End the link under a call that cancelling did not end; needs no answer of the server."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Leave nothing open, in the middle of a read, too; what was not committed is undone."""
+        ...

@@ -16,7 +16,6 @@ _SEAL_LATE_S = 5.0
 _PUBLISH_LATE_S = 60.0
 #: A transaction that waits for its client this long delays sealing for nothing.
 _IDLE_S = 30.0
-_ANCHORS_NEEDED = 2
 
 
 @dataclass(frozen=True, slots=True)

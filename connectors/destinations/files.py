@@ -1,10 +1,8 @@
 """Local files as a destination: a directory per stream, generations and a manifest."""
 
 import importlib.util
-import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Event
@@ -16,35 +14,29 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from connectors import results
 from connectors.files import purge as files_purge
-from connectors.files.guards import check_narrowed, check_rows
+from connectors.files.guards import check_rows
+from connectors.files.layout import SYNCED_AT
+from connectors.files.load import Claimed, Written, write
 from connectors.files.manifest import (
     NAME,
     Directory,
     KeptColumn,
     Manifest,
-    Part,
     Retired,
     definition,
     directory_name,
 )
-from connectors.files.merge import Merge, Sorter
-from connectors.files.parts import Parts, Place
 from connectors.local_files import PathBelow, explained, made_directory
-from connectors.portable import DoesNotFit, fitting, schema_hash
-from connectors.postgres.drift import changes
+from connectors.portable import schema_hash
+from connectors.shape_changes import changes
 from schemas.egress import LinkPolicy
-from schemas.errors import ConfigError, LeaseLost, ReadAgain, SyncwardError, TransientError
+from schemas.errors import ConfigError, LeaseLost, SyncwardError, TransientError
 from schemas.records import (
     Batch,
     Change,
-    Column,
     Cursor,
-    LoadCounts,
     LoadRequest,
     Purge,
-    Row,
-    RowGroup,
-    SchemaChange,
     ServerReport,
     StreamClaim,
     StreamResult,
@@ -52,10 +44,7 @@ from schemas.records import (
     TargetView,
     WireFormat,
 )
-from schemas.streams import Deletes, Drift, Duration, Mode
-
-#: Our column in every file: when this row version was written.
-SYNCED_AT = Column("_syncward_synced_at", "timestamp with time zone", nullable=False)
+from schemas.streams import Deletes, Duration, Mode
 
 
 class FilesConfig(BaseModel):
@@ -93,28 +82,6 @@ def open_destination(
     return FilesDestination(checked, made_directory(policy, checked.path))
 
 
-@dataclass(frozen=True, slots=True)
-class _Claimed:
-    """What a run found when it claimed a stream."""
-
-    directory: Directory
-    manifest: Manifest
-    resumable: bool
-    known: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Written:
-    """The content after a load, not yet anybody's."""
-
-    files: Sequence[Part]
-    replaced: Sequence[Part]
-    counts: LoadCounts
-    columns: tuple[Column, ...]
-    ordered_by: tuple[str, ...]
-    compared: bool = False  # row by row with what was there
-
-
 class FilesDestination:
     """One directory. Meets schemas.records.Destination."""
 
@@ -124,7 +91,7 @@ class FilesDestination:
         self._config = config
         self._root = root
         self._cancelled = Event()
-        self._claimed: dict[str, _Claimed] = {}
+        self._claimed: dict[str, Claimed] = {}
         self._expected: dict[str, Cursor | None] = {}
 
     def test(self) -> ServerReport:
@@ -148,7 +115,7 @@ class FilesDestination:
         directory.make()
         now, before = directory.claim(request)
         files_purge.tidy(directory, now)
-        found = _Claimed(
+        found = Claimed(
             directory,
             now,
             resumable=now.reads == definition(request, self._config.format),
@@ -189,7 +156,14 @@ class FilesDestination:
         claimed = self._claimed[name]
         results.check_backfill(request, batch, claimed.manifest.schema_hash)
         try:
-            written = self._write(request, batch, claimed)
+            written = write(
+                request,
+                batch,
+                claimed,
+                shown=self._config.path,
+                kind=self._config.format,
+                check=self._check,
+            )
         except SyncwardError as error:
             if claimed.directory.fenced_off(request):  # which removed our files
                 raise LeaseLost(f"{name}: another run has taken over") from error
@@ -213,10 +187,10 @@ class FilesDestination:
         if not request.backfill:
             self._expected[name] = batch.upper
         manifest = claimed.directory.read() or claimed.manifest
-        self._claimed[name] = _Claimed(claimed.directory, manifest, resumable=True, known=True)
+        self._claimed[name] = Claimed(claimed.directory, manifest, resumable=True, known=True)
         return result
 
-    def _remove(self, claimed: _Claimed, written: _Written) -> None:
+    def _remove(self, claimed: Claimed, written: Written) -> None:
         """Remove the files of a load that does not count."""
         known = {part.name for part in claimed.manifest.files}
         with explained(self._config.path):
@@ -229,7 +203,7 @@ class FilesDestination:
         now: Manifest,
         request: LoadRequest,
         result: StreamResult,
-        written: _Written,
+        written: Written,
         batch: Batch,
     ) -> Manifest:
         at = datetime.now(UTC)
@@ -254,102 +228,6 @@ class FilesDestination:
                 "retired": (*now.retired, *retired),
                 "updated_at": at,
             }
-        )
-
-    # ── what becomes of the files ────────────────────────────────────────────────────────────
-
-    def _write(self, request: LoadRequest, batch: Batch, claimed: _Claimed) -> _Written:
-        """Decide whether the batch adds to the files, is merged into them, or replaces them."""
-        manifest, mode = claimed.manifest, request.stream.mode
-        key = _key(request, batch)
-        layout = _layout(request, batch, manifest)
-        columns = layout.columns
-        place = Place(
-            directory=claimed.directory.path,
-            shown=self._config.path,
-            stream=request.stream.name,
-            format=self._config.format,
-            columns=(*columns, SYNCED_AT),
-            key=tuple([c.name for c in columns].index(name) for name in key),
-            generation=manifest.generation + 1,
-            fence=request.fence,
-            check=self._check,
-        )
-        groups = _fitted(batch, columns, request.stream.name)
-        if not key:
-            adds = mode is Mode.APPEND and not (request.rewrite and batch.full)
-            adds = adds and claimed.resumable and not (batch.full and claimed.known)
-            written = self._stream(place, groups, manifest, adds=adds)
-            return replace(written, counts=replace(written.counts, changes=layout.changes))
-        mergeable = manifest.ordered_by == key and manifest.format == self._config.format
-        if mode is Mode.MERGE and manifest.files and not mergeable and not batch.full:
-            raise RuntimeError("a merge into other files was not read from the beginning")
-        written = self._merge(
-            place,
-            groups,
-            manifest,
-            mergeable=mergeable,
-            keep_missing=request.stream.deletion is not Deletes.HARD or not batch.everything,
-            rewrite=layout.retyped,
-        )
-        return replace(written, counts=replace(written.counts, changes=layout.changes))
-
-    def _stream(
-        self, place: Place, groups: Iterator[RowGroup], manifest: Manifest, *, adds: bool
-    ) -> _Written:
-        """Write the rows as they come; without a key the old content goes as a whole."""
-        rows = size = 0
-        stamp: Row = (datetime.now(UTC),)
-        with Parts(place, itertools.count(1)) as out:
-            for group in groups:
-                out.write(RowGroup([(*row, *stamp) for row in group.rows], group.size))
-                rows += len(group.rows)
-                size += group.size
-            files = out.finish()
-        if adds:
-            return _Written(
-                (*manifest.files, *files), (), LoadCounts(rows, 0, 0, bytes=size), place.columns, ()
-            )
-        deleted = sum(part.rows for part in manifest.files)
-        return _Written(
-            files, manifest.files, LoadCounts(rows, 0, 0, deleted, bytes=size), place.columns, ()
-        )
-
-    def _merge(
-        self,
-        place: Place,
-        groups: Iterator[RowGroup],
-        manifest: Manifest,
-        *,
-        mergeable: bool,
-        keep_missing: bool,
-        rewrite: bool,
-    ) -> _Written:
-        size = 0
-        sorter = Sorter(place, place.columns[:-1])
-        try:
-            for group in groups:
-                self._check()
-                sorter.add(group)
-                size += group.size
-            merge = Merge(
-                place,
-                manifest.files if mergeable else (),
-                numbers=itertools.count(1),
-                stamp=(datetime.now(UTC),),
-                columns=tuple(kept.column for kept in manifest.columns),
-                keep_missing=keep_missing,
-                rewrite=rewrite,
-            )
-            done = merge.run(sorter.rows())
-        finally:
-            sorter.close()
-        if not mergeable:
-            done.replaced += manifest.files
-            done.deleted += sum(part.rows for part in manifest.files)
-        names = tuple(place.columns[i].name for i in place.key)
-        return _Written(
-            done.kept, done.replaced, done.counts(size), place.columns, names, compared=mergeable
         )
 
     # ── by hand ──────────────────────────────────────────────────────────────────────────────
@@ -465,103 +343,3 @@ def _check_able(request: LoadRequest) -> None:
             "deletes: hard without a cursor and a tombstone, or mode: replace",
             code="unsupported",
         )
-
-
-def _key(request: LoadRequest, batch: Batch) -> tuple[str, ...]:
-    """Return the columns that order the files; () where rows only come and go as a whole."""
-    stream = request.stream
-    if stream.mode is Mode.MERGE:
-        missing = set(stream.key) - {column.name for column in batch.shape.columns}
-        if missing:
-            raise ConfigError(f"{stream.name}: no key column {', '.join(sorted(missing))}")
-        return stream.key
-    proven = stream.mode is Mode.REPLACE and batch.shape.key_is_unique
-    return batch.shape.key if proven else ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """The columns of the files after a load, and what changed for it."""
-
-    columns: tuple[Column, ...]
-    changes: tuple[SchemaChange, ...] = ()
-    retyped: bool = False  # files of before are no more like the new ones
-
-
-def _layout(request: LoadRequest, batch: Batch, manifest: Manifest) -> _Layout:
-    """Decide the files' columns as the stream's policy on drift says.
-
-    One that the source does not have any more stays, and is NULL from now on.
-    """
-    name, policy, here = request.stream.name, request.stream.drift, batch.shape.columns
-    for column in here:
-        if column.name.startswith("_syncward_"):
-            raise ConfigError(f"{name}: column {column.name} is a name of ours")
-    if not manifest.columns:
-        return _Layout(here)
-    there = {c.name: c.column for c in manifest.columns if c.name != SYNCED_AT.name}
-    found = changes(there, here, frozenset(request.stream.key))
-    for change in found:
-        if change.change is Change.CHANGED:
-            raise _drifted(request, f"{change}, and not every value of one is one of the other")
-    first = manifest.schema_hash != schema_hash(batch.shape)
-    done = found if first else ()
-    if done and policy is Drift.FREEZE:
-        raise _drifted(request, "; ".join(map(str, done)))
-    if first:
-        check_narrowed(request, found)
-    larger = [c for c in found if c.change in {Change.ADDED, Change.WIDENED}]
-    if policy is Drift.IGNORE:
-        larger = []
-    appends = request.stream.mode is Mode.APPEND
-    if larger and not batch.full and not appends:
-        raise ReadAgain(f"{'; '.join(map(str, larger))}: older rows may differ, too")
-    columns = _laid_out(here, there, found, ignores=policy is Drift.IGNORE)
-    return _Layout(columns, done, retyped=bool(larger))
-
-
-def _laid_out(
-    here: Sequence[Column],
-    there: Mapping[str, Column],
-    found: Sequence[SchemaChange],
-    *,
-    ignores: bool,
-) -> tuple[Column, ...]:
-    """Return the old columns in their order, then the new ones."""
-    wider = {c.column for c in found if c.change is Change.WIDENED and not ignores}
-    given = {column.name: column for column in here}
-    columns = []
-    for column in there.values():
-        new = given.get(column.name)
-        kept = new if new is not None and column.name in wider else column
-        columns.append(replace(kept, nullable=column.nullable or new is None or new.nullable))
-    if not ignores:
-        columns += [replace(c, nullable=True) for c in here if c.name not in there]
-    return tuple(columns)
-
-
-def _drifted(request: LoadRequest, what: str) -> ConfigError:
-    return ConfigError(
-        f"{request.stream.name}: the source's table changed: {what}; let the files follow with "
-        "drift: evolve, choose another target schema, or remove the stream's directory so that "
-        "everything is read again",
-        code="schema_drift",
-    )
-
-
-def _fitted(batch: Batch, columns: Sequence[Column], stream: str) -> Iterator[RowGroup]:
-    """Yield the batch's rows as the files have them."""
-    fit = fitting(batch.shape.columns, columns)
-    if fit is None:
-        yield from batch.groups
-        return
-    try:
-        for group in batch.groups:
-            yield RowGroup([fit(row) for row in group.rows], group.size)
-    except DoesNotFit as error:
-        column: Column = error.args[0]
-        raise ConfigError(
-            f"{stream}: column {column.name} holds what a {column.type} of the files would round; "
-            "let them follow the source with drift: evolve, or read a view that maps it",
-            code="data_refused",
-        ) from error

@@ -14,7 +14,7 @@ import psycopg
 from connectors import results
 from connectors.egress import Lookup, look_up
 from connectors.portable import schema_hash
-from connectors.postgres import column_types, drift, generations, rejects
+from connectors.postgres import column_types, generations, rejects
 from connectors.postgres import discover as pg_discover
 from connectors.postgres import load as pg_load
 from connectors.postgres import purge as pg_purge
@@ -38,6 +38,7 @@ from connectors.postgres.link import (
 from connectors.postgres.refusals import Care, Refusals, RowsRefused, is_of_a_row, next_care
 from connectors.postgres.sessions import Sessions
 from connectors.postgres.state import StateRow
+from connectors.shape_changes import changes
 from schemas.egress import LinkPolicy
 from schemas.errors import ConfigError, ReadAgain
 from schemas.records import (
@@ -329,7 +330,7 @@ class PostgresDestination:
                 return TargetView(None)
             batch = Batch(shape, WireFormat.PG_BINARY, iter(()), lambda: 0, None, None, full=True)
             here = column_types.settled(self._conn, self._config, request, batch).shape
-            found = drift.changes(there, here.columns, frozenset(here.key))
+            found = changes(there, here.columns, frozenset(here.key))
             if pg_state.last_shape(self._conn, request) == schema_hash(here):  # it was followed
                 found = tuple(c for c in found if c.change in {Change.ADDED, Change.WIDENED})
         return TargetView(tuple(there.values()), found)

@@ -1,1 +1,1 @@
-"""Directories of files as a destination. Start at manifest.py, which is its transaction."""
+"""Directories of files as a destination. Start at manifest.py, its transaction; load.py writes."""

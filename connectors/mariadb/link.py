@@ -277,7 +277,6 @@ _TRANSIENT: dict[int, tuple[str, str]] = {
 
 #: A link that broke; the driver's own numbers are 2,000 and more.
 _LOST = {0, 1152, 1153, 1158, 1159, 1160, 1161}
-_DRIVERS = 2
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from connectors.postgres import column_types, drift, tuples
+from connectors.postgres import column_types, tuples
 from connectors.postgres import keys as pg_keys
 from connectors.postgres import rows as pg_rows
 from connectors.postgres.link import Connection, PostgresConfig
@@ -23,6 +23,7 @@ from connectors.postgres.refusals import (
     reason_of,
     unless_refused,
 )
+from connectors.shape_changes import widens
 from schemas.records import (
     Batch,
     Column,
@@ -421,7 +422,7 @@ def _value(column: Column, came: str | None, alias: str) -> sql.Composed:
         return value
     type_ = sql.SQL(_CUTS.sub(r"\1\2", column.type))
     read = sql.SQL("{}::{}").format(value, type_)
-    if came is None or not drift.widens(column.type, came) or _CUTS.fullmatch(column.type):
+    if came is None or not widens(column.type, came) or _CUTS.fullmatch(column.type):
         return read
     return sql.SQL(_EXACTLY).format(value=value, read=read, came=sql.SQL(came), type=type_)
 

@@ -1,6 +1,7 @@
 """Questions about a Postgres server: what is there, and what is missing."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from psycopg import sql
 
@@ -43,41 +44,59 @@ ORDER BY n.nspname, c.relname
 
 def report_source(conn: Connection, config: PostgresConfig) -> ServerReport:
     """Report what a login lacks for exact, unprivileged reading."""
-    version, tls, login, sees_all, superuser, _, _ = _server(conn)
+    server = _server(conn)
     missing = []
-    if not sees_all:
+    if not server.sees_all:
         missing.append(
             "time cursors are inexact until: "
             + _statement("GRANT pg_read_all_stats TO {}", config.user)
         )
-    if superuser:
+    if server.is_superuser:
         missing.append(f"login {config.user} is a superuser; give a login that can only read")
     if not streams(conn):
         missing.append(
             "no readable table; GRANT USAGE ON SCHEMA … and "
             + _statement("GRANT SELECT ON ALL TABLES IN SCHEMA … TO {}", config.user)
         )
-    return ServerReport(server_version=version, tls=tls, login=login, missing=tuple(missing))
+    return server.report(missing)
 
 
 def report_destination(conn: Connection, config: PostgresConfig) -> ServerReport:
     """Report what a login lacks for writing."""
-    version, tls, login, _, _, may_create, may_temp = _server(conn)
+    server = _server(conn)
     missing = []
-    if not may_create:
+    if not server.may_create:
         missing.append(
             _statement("GRANT CREATE ON DATABASE {} TO {}", config.database, config.user)
         )
-    if not may_temp:
+    if not server.may_temp:
         missing.append(_statement("GRANT TEMP ON DATABASE {} TO {}", config.database, config.user))
-    return ServerReport(server_version=version, tls=tls, login=login, missing=tuple(missing))
+    return server.report(missing)
 
 
-def _server(conn: Connection) -> tuple[str, str, str, bool, bool, bool, bool]:
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """What a server says of itself and of the login; in the order of the query."""
+
+    version: str
+    tls: str
+    login: str
+    sees_all: bool
+    is_superuser: bool
+    may_create: bool
+    may_temp: bool
+
+    def report(self, missing: Sequence[str]) -> ServerReport:
+        return ServerReport(
+            server_version=self.version, tls=self.tls, login=self.login, missing=tuple(missing)
+        )
+
+
+def _server(conn: Connection) -> _Server:
     row = conn.execute(_SERVER).fetchone()
     if row is None:
         raise RuntimeError("one row is selected without a FROM")
-    return row[0], row[1], row[2], row[3], row[4], row[5], row[6]
+    return _Server(*row)
 
 
 def _statement(text: str, *names: str) -> str:

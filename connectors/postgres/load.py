@@ -28,6 +28,7 @@ from connectors.postgres.batch import (
 from connectors.postgres.catalog import Relation, find
 from connectors.postgres.deletes import SourceRows
 from connectors.postgres.drift import Table
+from connectors.shape_changes import changes
 from schemas.errors import ConfigError, ReadAgain, SyncwardError
 from schemas.records import Column, LoadCounts
 from schemas.streams import Deletes, Mode
@@ -234,7 +235,7 @@ def _adapted(load: Load, target: Relation) -> Load:
     every_row = load.batch.full or spec.mode is Mode.APPEND
     first = load.seen_shape != schema_hash(load.shape)
     if first:
-        guards.check_narrowed(load, drift.changes(there, here, key))
+        guards.check_narrowed(load, changes(there, here, key))
     if not every_row and load.seen is not None:
         drift.check_same(here, load.seen, set(there))
     done = drift.decide(table, here, full=every_row, first=first)

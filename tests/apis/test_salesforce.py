@@ -17,7 +17,6 @@ from tests.world import LOOSE
 
 MERGE = {"mode": "merge", "key": ["id"], "cursor": "system_modstamp", "settle": "0s"}
 MORTAL = {**MERGE, "deletes": "soft", "tombstone": "is_deleted"}
-DESCRIBED = f"{VERSION}/sobjects/Account/describe"
 
 
 @pytest.fixture

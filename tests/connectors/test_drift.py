@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from connectors import registry
-from connectors.postgres.drift import widens
+from connectors.shape_changes import widens
 from schemas.records import Change, LoadRequest, WireFormat
 from schemas.runs import RunState
 from schemas.streams import StreamSpec

@@ -53,19 +53,6 @@ def test_fifty_runs_in_five_processes_on_one_expired_rotating_token_refresh_it_o
     assert shop.count("credential.sealed") == 3 + 2
 
 
-@pytest.mark.full
-def test_fifty_runs_in_five_processes_meet_a_dead_login_and_one_event_says_so(world, api):
-    shop = OAuthWorld(world, api, 50)
-    shop.apply()
-    shop.issuer.revoke()
-    asked, jobs = shop.jobs()
-    children = [forked(world, lambda n=n: work(world, jobs[n::5])) for n in range(5)]
-    assert [ended(pid) for pid in children] == [0] * 5
-    assert {world.run(run_id).error_code for run_id in asked} == {"needs_reauth"}
-    assert (shop.count("credential.expired"), shop.issuer.refused) == (1, ["refresh_token"])
-    assert shop.count("connection.paused") == 50
-
-
 def test_a_token_that_is_refused_before_its_end_is_renewed_and_a_rotating_one_stays_usable(shop):
     shop.apply()
     assert shop.sync().error is None

@@ -294,6 +294,7 @@ def test_no_error_tells_a_secret(source_kind, destination_kind, pair, root):
         (DESTINATIONS[destination_kind](pair, root), registry.open_destination),
     ]
     for end, open_ in ends:
+        assert end.secrets or not registry.wanted_secrets(end.kind, end.config)
         for field in end.secrets:
             secrets = {**end.secrets, field: "hunter2-canary"}
             with pytest.raises(CredentialsError) as caught:
