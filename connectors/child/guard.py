@@ -28,8 +28,8 @@ PROXY = "http://127.0.0.1:3128"
 #: Seconds for its request, and for a connection to one address.
 _ASKS_WITHIN_S, _CONNECTS_WITHIN_S = 10.0, 10.0
 _REQUEST_MAX = 8_192
-#: Connections at once, and how many may come at a time; then one each so many seconds.
-CONNECTIONS_MAX, _BURST, _PACE_S = 64, 64, 0.02
+#: Connections at once.
+CONNECTIONS_MAX = 64
 #: Names that one resource's children may ask for, and lines about what they may not have.
 _NAMES_MAX, _TOLD_MAX = 1_000, 100
 _PIECE = 65_536
@@ -161,7 +161,6 @@ class Guard:
         self._open: set[socket.socket] = set()
         self._threads: list[Thread] = []
         self._places = BoundedSemaphore(CONNECTIONS_MAX)
-        self._turn = 0.0
         self._ended = Event()
         self._started = False
 
@@ -201,7 +200,7 @@ class Guard:
     # ── one after the other ──────────────────────────────────────────────────────────────────
 
     def _take(self) -> None:
-        """Take what the launcher passes, until it is gone; no faster than a pace."""
+        """Take what the launcher passes, until it is gone."""
         with self._here, suppress(OSError):
             while not self._ended.is_set():
                 said, numbers, _, _ = socket.recv_fds(self._here, 16, 1, socket.MSG_CMSG_CLOEXEC)
@@ -209,12 +208,6 @@ class Guard:
                     return
                 for number in numbers:
                     self._begin(socket.socket(fileno=number))
-                self._ended.wait(self._until_my_turn())
-
-    def _until_my_turn(self) -> float:
-        now = monotonic()
-        self._turn = max(self._turn, now - _BURST * _PACE_S) + _PACE_S
-        return max(0.0, self._turn - now)
 
     def _begin(self, near: socket.socket) -> None:
         if not self._places.acquire(blocking=False):

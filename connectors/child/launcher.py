@@ -350,6 +350,8 @@ _ASKED, _ANSWERED = struct.Struct("=QIIiIQ6Q"), struct.Struct("=QqiI")
 _GIVEN = struct.Struct("=QIIII")
 _AND_ANSWER = 2
 _PAIR_S = 2.0
+#: So many may come at a time, then one each so many seconds: each keeps a port for a while.
+_BURST, _PACE_S = 64, 0.02
 
 
 class _Door:
@@ -361,13 +363,20 @@ class _Door:
 
     def __init__(self, child: socket.socket, worker: int) -> None:
         _, numbers, _, _ = socket.recv_fds(child, 1, 1)
-        self.number = numbers[0] if numbers else -1  # it has ended, or the kernel refused
+        self.number = numbers[0] if numbers else -1
+        self.refused = not numbers  # by the kernel; or it has ended
         self._worker = socket.socket(fileno=worker)
         self._worker.settimeout(0)
+        self._turn = 0.0
+
+    def late(self) -> float:
+        """Return how long the next one must wait; not above 0 if it need not."""
+        return self._turn - time.monotonic()
 
     def serve(self) -> None:
         """Answer one who asks for a socket; one who has died meanwhile gets none."""
         asked = bytearray(_ASKED.size)
+        self._turn = max(self._turn, time.monotonic() - _BURST * _PACE_S) + _PACE_S
         try:
             fcntl.ioctl(self.number, _RECEIVE, asked)
         except OSError:
@@ -428,10 +437,15 @@ def _watch(pid: int, memory: int, door: _Door | None) -> dict[str, Any]:
         poll.register(door.number, select.POLLIN)
     look = time.monotonic() + _LOOK_S
     while not told["limit"]:
-        ready = dict(poll.poll(max(0.0, look - time.monotonic()) * 1_000))
+        until = look - time.monotonic()
+        if door is not None and door.number >= 0:
+            late = door.late()
+            poll.modify(door.number, 0 if late > 0 else select.POLLIN)
+            until = min(until, late) if late > 0 else until
+        ready = dict(poll.poll(max(0.0, until) * 1_000))
         if ended in ready:
             told |= _ended(pid)
-            if door is not None and door.number < 0 and told["code"] == _CANNOT_GUARD:
+            if door is not None and door.refused and told["code"] == _CANNOT_GUARD:
                 told["limit"] = "guard"
             return told
         if 0 in ready:
@@ -443,6 +457,8 @@ def _watch(pid: int, memory: int, door: _Door | None) -> dict[str, Any]:
                 door.serve()
             else:
                 poll.unregister(door.number)  # all that could ask have ended
+                os.close(door.number)
+                door.number = -1
         if time.monotonic() >= look:
             _reap_others(pid)
             told["limit"] = _too_much(memory)

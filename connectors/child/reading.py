@@ -96,13 +96,14 @@ class Reading:
 
     def __init__(
         self, child: Child, talk: Talk, how: How, *, opened: ExitStack, look: Callable[[], None],
-        explaining: Callable[[], AbstractContextManager[None]],
+        explaining: Callable[[], AbstractContextManager[None]], notes: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         self._child = child
         self._talk = talk
         self._how = how
         self._opened = opened  # what is closed when the read has ended
         self._look = look  # whether the child has written its config anew
+        self._more_notes = notes
         self._explaining = explaining  # says what it was refused, if it fails
         self._events = self._all_events()
         self._position: Position | None = None
@@ -206,7 +207,7 @@ class Reading:
         self, declared: Declared, rows: Rows, begun: list[Record | Position]
     ) -> tuple[str, ...]:
         rows.look([event for event in begun if not isinstance(event, Position)])
-        notes = rows.note()
+        notes = self._more_notes + rows.note()
         if declared.left_out:
             count = len(declared.left_out)
             where = f"only in {RAW}" if declared.raw else "not kept"

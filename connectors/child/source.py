@@ -232,6 +232,7 @@ class ChildSource:
                 reading = Reading(
                     child, order.talk, how, opened=opened, look=look,
                     explaining=self._reach.explaining,
+                    notes=() if self._guarded else (f"{self.shown}: {_UNGUARDED}",),
                 )  # fmt: skip
                 yield reading.batches()
             finally:

@@ -298,13 +298,26 @@ def many_helpers(_):
 def runs_away(config):
     """Processes that fork and end all the time: by their pids they are never there."""
     program = (
-        "import os, sys, time\nfor _ in range(3): os.fork()\nend = time.monotonic() + 20\n"
+        "import os, time\nfor _ in range(3): os.fork()\nend = time.monotonic() + 20\n"
         "while time.monotonic() < end:\n    if os.fork(): os._exit(0)\n"
-        "    if sys.argv[2:]: os.setsid()\n"
     )
     where = config["directory"]  # tells whose they are
-    apart = ["apart"] if config.get("apart") else []
-    subprocess.Popen([sys.executable, "-I", "-S", "-c", program, where, *apart])
+    subprocess.Popen([sys.executable, "-I", "-S", "-c", program, where])
+    some()
+    state(3)
+
+
+def leaves(_):
+    """Try every way into another group of processes; tell which of them led there."""
+    before, apart = os.getpgrp(), []
+    for way in (os.setsid, os.setpgrp, lambda: os.setpgid(0, 0)):
+        process = os.fork()
+        if process == 0:
+            way()
+            os._exit(os.getpgrp() != before or os.getsid(0) != before)
+        if os.waitpid(process, 0)[1]:
+            apart.append(way.__name__)
+    sys.stderr.write(f"apart: {apart}\n")
     some()
     state(3)
 
@@ -431,6 +444,15 @@ def connected(begin, *target):
     with socket.create_connection(target, timeout=20) as link:
         link.sendall(begin)
         return link.recv(100).decode()
+
+
+def many_sockets(config):
+    began = time.monotonic()
+    for _ in range(config["sockets"]):
+        socket.socket().close()
+    sys.stderr.write(f"sockets took {time.monotonic() - began} s\n")
+    some()
+    state(3)
 
 
 def made(*of_what):

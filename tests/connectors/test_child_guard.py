@@ -1,11 +1,15 @@
 """The guard between children and the network: what they get through it, and what they do not."""
 
+import ctypes
 import json
 import os
 import shutil
 import socket
 import ssl
+import struct
+import subprocess
 import sysconfig
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -17,6 +21,7 @@ from typing import Any
 import pytest
 
 from connectors import registry
+from connectors.child import launcher
 from connectors.child.guard import CONNECTIONS_MAX, Guard, Reach
 from connectors.child.hosts import listed
 from connectors.child.launcher import can_guard
@@ -32,6 +37,7 @@ from tests.tls_proxy import certificate
 
 GUARDED = pytest.mark.skipif(not can_guard(), reason="this kernel cannot guard a child")
 DEVELOPMENT = LinkPolicy(loopback=True, tls_required=True)
+_NOBODY = 65534
 SITE = sysconfig.get_paths()["purelib"]
 
 
@@ -208,6 +214,15 @@ def test_nothing_but_the_guard_is_reached_whatever_is_tried(tap):
 
 
 @GUARDED
+def test_connections_come_no_faster_than_a_pace(tap):
+    """A hundred sockets that nobody needs; the first sixty-four may come at once."""
+    with closing(open_(tap, Noted(), misbehave="many_sockets", sockets=100)) as source:
+        assert len(read(tap, source)) == 3
+    (line,) = [line for line in tap.said if "sockets took" in line]
+    assert float(line.split()[-2]) > (100 - 64 - 1) * 0.02
+
+
+@GUARDED
 @pytest.mark.integration
 def test_of_a_run_connections_are_its_calls_and_a_refusal_is_an_event(
     world, tmp_path, server, caplog
@@ -233,6 +248,191 @@ def test_of_a_run_connections_are_its_calls_and_a_refusal_is_an_event(
     assert world.control.all(events, action="egress.refused") == [("egress_refused",)]
     (told,) = [vars(one) for one in caplog.records if one.getMessage() == "egress_refused"]
     assert (told["rule"], told["address"]) == ("never", "169.254.169.254")
+
+
+def listener_beside(act) -> str:
+    """What `act` returns in a process whose calls to the system somebody else answers already."""
+    read_end, write_end = os.pipe()
+    process = os.fork()
+    if process == 0:
+        with suppress(BaseException):
+            number = launcher._CALLS[os.uname().machine].seccomp
+            steps = ctypes.create_string_buffer(launcher._step(0x06, launcher._LET))
+            order = ctypes.create_string_buffer(struct.pack("@HP", 1, ctypes.addressof(steps)))
+            launcher._prctl(38, 1)
+            assert launcher._libc.syscall(number, 1, launcher._NEW_LISTENER, order) >= 0
+            os.write(write_end, act().encode())
+        os._exit(0)
+    os.close(write_end)
+    with os.fdopen(read_end, "rb") as told:
+        found = told.read().decode()
+    os.waitpid(process, 0)
+    return found
+
+
+@GUARDED
+def test_where_the_kernel_refuses_to_guard_a_child_it_is_not_started(tap):
+    def act() -> str:
+        with pytest.raises(ConfigError) as caught, closing(open_(tap, Noted())) as source:
+            read(tap, source)
+        return f"{caught.value.code}: {caught.value}"
+
+    told = listener_beside(act)
+    assert told.startswith("connector_off: tap-fake==1.0: the kernel does not let this worker")
+
+
+def test_a_child_that_is_not_guarded_says_so_in_its_run(tap):
+    for policy, hosts in (
+        (replace(tap.policy, confined=False), ("a.example",)),  # development, an old kernel
+        (replace(tap.policy, unguarded=True), ()),
+    ):
+        tap.policy = policy
+        with closing(open_(tap, Noted(), hosts=hosts)) as source:
+            with source.extract(tap.spec(), None) as batches:
+                (first,) = list(batches)
+                list(first.groups)
+            assert "pass no egress guard" in first.notes[0]
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root")
+@GUARDED
+@pytest.mark.parametrize("switches", [False, True], ids=["as_the_workers", "as_another"])
+def test_no_privilege_is_needed_and_a_switch_of_logins_does_no_harm(switches):
+    """The launcher of a worker without any privilege; and of one that switches."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as made, guard() as (guarding, _, _):
+        root = Path(made)
+        root.chmod(0o755)
+        program = shutil.copy(launcher.__file__, root)
+        scratch = root / "scratch"
+        scratch.mkdir()
+        os.chown(scratch, _NOBODY, _NOBODY)
+        told, status = os.pipe()
+        python = Path("/usr/bin/python3")
+        code = (
+            "import os, socket; s = socket.create_connection(('192.0.2.1', 5432), 9); "
+            "s.sendall(b'GET / HTTP/1.1'); print(os.getuid(), s.recv(99)); s.close(); "
+            "print(os.listdir('/proc/self/fd'), sorted(os.environ))"
+        )
+        order = {
+            "command": [str(python), "-I", "-c", code], "environment": {"LC_ALL": "C"},
+            "directory": str(scratch), "keep": [], "status": status, "memory": 2**30, "cpu": 60,
+            "user": "nobody" if switches else "", "confined": True, "readable": [],
+            "guard": guarding._there.fileno(),
+        }  # fmt: skip
+        before = ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups"]
+        with subprocess.Popen(
+            [*([] if switches else before), str(python), "-I", "-S", program],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
+            pass_fds=(status, guarding._there.fileno()),
+        ) as process:  # fmt: skip
+            os.close(status)
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(json.dumps(order).encode() + b"\n")
+            lines = process.stdout.read().decode().splitlines()
+            ending = json.loads(os.read(told, 4_096))
+        os.close(told)
+    assert (ending["code"], ending["limit"]) == (0, "")
+    assert lines[0].startswith(f"{_NOBODY} b'HTTP/1.1 405 ")
+    assert lines[1] == "['0', '1', '2', '3'] ['LC_ALL']"
+
+
+def test_a_pair_is_connected_to_itself_and_its_port_is_closed_behind_it():
+    one, other = launcher._connected()
+    with one, other:
+        assert one.getpeername() == other.getsockname()
+        assert other.getpeername() == one.getsockname()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(one.getpeername(), timeout=5)
+
+
+# ── the filter, as the kernel reads it ───────────────────────────────────────────────────────
+
+
+def answer_of(program: bytes, machine: int, number: int, *arguments: int) -> int:
+    """Run a filter as the kernel does: what it answers to one call."""
+    shows = struct.pack("=IIQ6Q", number, machine, 0, *arguments, *[0] * (6 - len(arguments)))
+    steps = list(struct.iter_unpack("=HBBI", program))
+    value = place = 0
+    while True:
+        code, yes, no, word = steps[place]
+        place += 1
+        if code == 0x06:
+            return word
+        if code == 0x20:
+            (value,) = struct.unpack_from("=I", shows, word)
+        elif code == 0x54:
+            value &= word
+        else:
+            holds = {0x15: value == word, 0x35: value >= word, 0x45: value & word != 0}[code]
+            place += yes if holds else no
+
+
+#: Calls by name with arguments, and what becomes of them; of a socket: family, type, protocol.
+LETS, ASKS, REFUSES, WELL = "let", "asks us", "refused", "does nothing"
+CASES: list[tuple[str, tuple[int, ...], str]] = [
+    ("socket", (2, 1, 0), ASKS),
+    ("socket", (2, 1 | 0o2004000, 6), ASKS),  # closed on exec, not blocking
+    ("socket", (2 | 1 << 40, 1, 0), ASKS),  # the kernel looks at the lower half, too
+    ("socket", (2, 1, 132), REFUSES),
+    ("socket", (2, 1, 262), REFUSES),
+    ("socket", (2, 2, 0), REFUSES),
+    ("socket", (2, 2 | 1 << 11, 17), REFUSES),
+    ("socket", (2, 3, 1), REFUSES),
+    ("socket", (2, 5, 0), REFUSES),
+    ("socket", (10, 1, 0), REFUSES),
+    ("socket", (10, 2, 0), REFUSES),
+    ("socket", (1, 1, 0), REFUSES),
+    *[("socket", (family, kind, 0), REFUSES) for family in range(46) for kind in (1, 2, 3, 5)
+      if family != 2],
+    ("socketpair", (1, 1, 0), LETS),
+    ("socketpair", (1, 5 | 1 << 19, 0), LETS),
+    ("socketpair", (1, 2, 0), REFUSES),
+    ("socketpair", (30, 1, 0), REFUSES),
+    ("connect", (3, 0, 16), WELL),
+    ("bind", (3, 0, 16), REFUSES),
+    ("listen", (3, 1), REFUSES),
+    ("sendto", (3, 0, 1, 0), LETS),
+    ("sendto", (3, 0, 1, 0x20000000), REFUSES),
+    ("sendto", (3, 0, 1, 0x20004000), REFUSES),
+    ("sendmsg", (3, 0, 0x4000), LETS),
+    ("sendmsg", (3, 0, 0x20000000), REFUSES),
+    ("sendmmsg", (3, 0, 1, 0x20000000), REFUSES),
+    ("sendmmsg", (3, 0x20000000, 0x20000000, 0), LETS),
+    ("io_uring_setup", (), REFUSES),
+    ("io_uring_enter", (), REFUSES),
+    ("io_uring_register", (), REFUSES),
+    ("pidfd_getfd", (), REFUSES),
+    ("setsid", (), WELL),
+    ("setpgid", (0, 0), WELL),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("machine", launcher._CALLS)
+def test_the_filter_lets_nothing_through_but_what_it_must(machine):
+    calls = launcher._CALLS[machine]
+    program = launcher._program(calls, guarded=True)
+    for name, arguments, becomes in CASES:
+        found = answer_of(program, calls.machine, calls.numbers[name], *arguments)
+        if becomes == REFUSES:
+            assert found & 0xFFFF0000 == 0x00050000, (name, arguments)
+            assert found & 0xFFFF, (name, arguments)
+        else:
+            expected = {LETS: 0x7FFF0000, ASKS: 0x7FC00000, WELL: 0x00050000}[becomes]
+            assert found == expected, (name, arguments)
+    others = set(range(460)) - set(calls.numbers.values())
+    assert {answer_of(program, calls.machine, one) for one in others} == {0x7FFF0000}
+    for other in {0xC000003E, 0xC00000B7, 0x40000003, 0x40000028} - {calls.machine}:
+        assert answer_of(program, other, calls.numbers["socket"], 2, 1, 0) == 0x80000000
+    behind = 0x40000000 | calls.numbers["socket"]  # x32, where there is that
+    assert answer_of(program, calls.machine, behind, 2, 2, 0) >> 16 == 5
+
+
+def test_without_a_guard_a_filter_keeps_the_group_and_nothing_else():
+    calls = launcher._CALLS["x86_64"]
+    program = launcher._program(calls, guarded=False)
+    found = {name: answer_of(program, calls.machine, n) for name, n in calls.numbers.items()}
+    assert {name for name, one in found.items() if one != 0x7FFF0000} == {"setsid", "setpgid"}
 
 
 # ── the guard by itself ──────────────────────────────────────────────────────────────────────

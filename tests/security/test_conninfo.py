@@ -216,6 +216,22 @@ def test_mariadb_sessions_are_opened_in_one_place_only():
     assert calls("pymysql.connect", "pymysql.Connection") == {"connectors/mariadb/link.py"}
 
 
+#: Who makes sockets, and where they lead.
+SOCKETS = {
+    "connectors/egress.py": "nowhere: asks whether an address is this machine's",
+    "connectors/postgres/link.py": "nowhere: once more that of libpq, to be cut",
+    "connectors/mariadb/link.py": "to checked addresses, for the driver",
+    "connectors/http_sockets.py": "to checked addresses of APIs",
+    "connectors/child/guard.py": "to checked addresses, for other people's connectors",
+    "connectors/child/launcher.py": "to itself: both ends of what such a connector is given",
+}
+
+
+def test_sockets_of_connectors_are_made_in_named_places_only():
+    made = calls("socket.socket", "socket.create_connection")
+    assert {path for path in made if path.startswith("connectors/")} == set(SOCKETS)
+
+
 def test_redis_is_opened_in_one_place_only():
     opened = calls("Redis.from_url", "redis.Redis", "Sentinel", "ConnectionPool.from_url")
     assert opened == {"workers/enqueue.py", "workers/sentinels.py"}
