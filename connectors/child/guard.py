@@ -258,7 +258,8 @@ class Guard:
         try:
             with self._reached(entry, host, port) as far:
                 status = 200
-                near.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                with suppress(OSError):  # it is gone: the relay finds that out
+                    near.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
                 relay.run(near, far, rest, tls=self._reach.tls_required)
             error = None
         except _No as no:
@@ -357,9 +358,11 @@ def _asked(near: socket.socket) -> tuple[str, int, bytes]:
         try:
             piece = near.recv(_REQUEST_MAX)
         except TimeoutError:
+            if not came:
+                raise  # one that it keeps for later, or does not need
             raise _No(408, "it sent no whole request in time") from None
         if not piece:
-            raise ConnectionAbortedError  # a socket that it did not need
+            raise ConnectionAbortedError  # it did not need that socket
         came += piece
     head, _, rest = came.partition(b"\r\n\r\n")
     words = head.partition(b"\r\n")[0].split(b" ")

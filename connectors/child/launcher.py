@@ -223,7 +223,7 @@ _NUMBER, _MACHINE, _ARGUMENT = 0, 4, (16, 24, 32, 40)
 _LOAD, _IF_EQUAL, _IF_AT_LEAST, _IF_ANY, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 _FAST_OPEN = 0x20000000
 _KIND = 0xF  # of a socket's type, without the flags beside it
-_MPX = 0x40000000  # numbers of another way to call an x86-64 kernel begin here
+_OTHERS = 0x40000000  # numbers of another way to call an x86-64 kernel begin here
 
 
 class _Calls:
@@ -247,23 +247,27 @@ _CALLS = {
 }  # fmt: skip
 
 
+def _calls() -> _Calls | None:
+    """Return the calls of this machine, if its programs make them as we know."""
+    return _CALLS.get(os.uname().machine) if sys.maxsize > 2**32 else None
+
+
 def can_guard() -> bool:
     """Say whether this kernel can hold a program to the connections that it is given."""
-    calls = _CALLS.get(os.uname().machine)
+    calls = _calls()
     if calls is None or landlock() == 0:  # without Landlock it could take over who guards it
         return False
     action, sizes = ctypes.c_uint32(_ASK_US), (ctypes.c_uint16 * 3)()
     return (
-        sys.maxsize > 2**32
-        and _libc.syscall(calls.seccomp, _ACTION_AVAILABLE, 0, ctypes.byref(action)) == 0
+        _libc.syscall(calls.seccomp, _ACTION_AVAILABLE, 0, ctypes.byref(action)) == 0
         and _libc.syscall(calls.seccomp, _SIZES, 0, ctypes.byref(sizes)) == 0
         and sizes[0] == _ASKED.size
     )
 
 
 def _filter(to_launcher: socket.socket, *, guarded: bool) -> None:
-    """Keep it in our process group; where it is guarded, it makes no connection by itself."""
-    calls = _CALLS.get(os.uname().machine)
+    """Keep it in its process group; where it is guarded, it makes no connection by itself."""
+    calls = _calls()
     if calls is None:
         return  # `can_guard` says so
     program = _program(calls, guarded=guarded)
@@ -289,8 +293,10 @@ def _program(calls: _Calls, *, guarded: bool) -> bytes:
     """
     number = calls.numbers
     well, denied = _REFUSE, _REFUSE | errno.EPERM
-    steps = [_step(_LOAD, _MACHINE), *_unless(_IF_EQUAL, calls.machine, _KILL)]
-    steps += [_step(_LOAD, _NUMBER), *_when(_IF_AT_LEAST, _MPX, _REFUSE | errno.ENOSYS)]
+    otherwise = _KILL if guarded else _LET  # a program of 32 bits, say
+    steps = [_step(_LOAD, _MACHINE), *_unless(_IF_EQUAL, calls.machine, otherwise)]
+    steps += [_step(_LOAD, _NUMBER)]
+    steps += _when(_IF_AT_LEAST, _OTHERS, _REFUSE | errno.ENOSYS if guarded else _LET)
     for name in ("setsid", "setpgid"):  # killing a group misses nobody who forks meanwhile
         steps += _when(_IF_EQUAL, number[name], well)
     if guarded:

@@ -433,6 +433,7 @@ def test_without_a_guard_a_filter_keeps_the_group_and_nothing_else():
     program = launcher._program(calls, guarded=False)
     found = {name: answer_of(program, calls.machine, n) for name, n in calls.numbers.items()}
     assert {name for name, one in found.items() if one != 0x7FFF0000} == {"setsid", "setpgid"}
+    assert answer_of(program, 0x40000003, calls.numbers["setsid"]) == 0x7FFF0000  # of 32 bits
 
 
 # ── the guard by itself ──────────────────────────────────────────────────────────────────────
