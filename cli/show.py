@@ -331,4 +331,4 @@ def _alone(result: StreamResult) -> str:
 
 def said_of(run: Run, text: str | None) -> str | None:
     """Complete the commands that an error says: connectors do not know the connection's name."""
-    return text and text.replace("enqueue CONNECTION", f"enqueue {run.subject_name}")
+    return text and re.sub(r"(?<=enqueue |.accept )CONNECTION\b", run.subject_name, text)

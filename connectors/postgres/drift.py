@@ -52,8 +52,8 @@ def decide(
     if done and table.policy is Drift.FREEZE:
         raise ConfigError(
             f"{table.name}: the source's table changed and the stream says drift: freeze: "
-            f"{'; '.join(map(str, done))}. Change the table here the same way, or let it follow "
-            "with drift: evolve",
+            f"{'; '.join(map(str, done))}. Let it follow once: syncward connection schema accept "
+            "CONNECTION; always with drift: evolve; or change the table here the same way",
             code="schema_drift",
         )
     if first and not full:

@@ -67,7 +67,13 @@ def test_diff_says_what_a_setting_was_and_a_limit_of_runs_is_changed(shop, shell
 
 
 def test_an_error_says_the_whole_command_and_explain_repeats_it(shop, shell, tmp_path):
-    shop.apply(STREAMS)
+    shop.apply({"public.t": "{mode: merge, key: [id], cursor: xmin, drift: freeze}"})
+    with shop.working():
+        assert shell("run", "enqueue", "shop-to-lake", "--wait")[0] == 0
+        shop.pair.source("ALTER TABLE t ADD extra int")
+        code, out, _ = shell("run", "enqueue", "shop-to-lake", "--wait")
+    assert code == 1
+    assert "syncward connection schema accept shop-to-lake; " in out
     (tmp_path / "wrong.pw").write_text("wrong-password-1\n")
     words = ("resource", "rotate", "shop", "--secret-file", f"password={tmp_path / 'wrong.pw'}")
     assert shell(*words)[0] == 0
@@ -80,7 +86,7 @@ def test_an_error_says_the_whole_command_and_explain_repeats_it(shop, shell, tmp
     assert "syncward resource rotate shop" in out
     _, out, _ = shell("connection", "show", "shop-to-lake")
     assert "then: syncward connection resume shop-to-lake" in out
-    assert "1 failure in a row" in out
+    assert "2 failures in a row" in out
 
 
 def test_what_is_piped_is_not_cut_and_a_narrow_terminal_keeps_ids_whole(shop, shell, monkeypatch):
