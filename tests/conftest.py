@@ -5,7 +5,8 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import psycopg
@@ -23,6 +24,7 @@ from storage.engine import open_engine
 from storage.keystore import Keystore
 from storage.roles import create_login
 from tests.rest_api import Api
+from tests.sealed_log import SealedLog
 from tests.world import Control, Pair, World
 
 #: `make test` must say of a change what it said before: it tries the same examples each time.
@@ -162,6 +164,48 @@ def control(cluster: Cluster, admin: psycopg.Connection, template: Control) -> I
     yield made
     made.dispose()
     _drop(admin, name)
+
+
+@pytest.fixture(scope="session")
+def grown(
+    cluster: Cluster, admin: psycopg.Connection, template: Control, tmp_path_factory
+) -> Callable[[tuple[int, ...]], SealedLog]:
+    """Return a sealed log of so many events a batch, which tests copy."""
+
+    @cache
+    def make(counts: tuple[int, ...]) -> SealedLog:
+        name = f"grown_{'_'.join(map(str, counts))}"
+        _database(admin, name, template.database)
+        made = SealedLog(Control(cluster, name, template.password), tmp_path_factory.mktemp(name))
+        made.grow(*counts)
+        made.control.dispose()
+        return made
+
+    return make
+
+
+@pytest.fixture
+def grown_log(
+    cluster: Cluster,
+    admin: psycopg.Connection,
+    grown: Callable[[tuple[int, ...]], SealedLog],
+    tmp_path: Path,
+) -> Iterator[Callable[..., SealedLog]]:
+    """Return a log of one's own that has grown by so many events a batch; one for each test."""
+    opened: list[Control] = []
+
+    def copy(*counts: int) -> SealedLog:
+        first = grown(counts)
+        name = f"control_{secrets.token_hex(4)}"
+        _database(admin, name, first.control.database)
+        opened.append(Control(cluster, name, first.control.password))
+        shutil.copytree(first.key.parent, tmp_path / first.key.parent.name)
+        return SealedLog(opened[-1], tmp_path, account=first.account)
+
+    yield copy
+    for made in opened:
+        made.dispose()
+        _drop(admin, made.database)
 
 
 @pytest.fixture(scope="session")

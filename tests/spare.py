@@ -20,13 +20,12 @@ _PATIENCE_S = 120
 
 #: Asked over its socket: a link for each program, with its streams and what to run.
 _SERVER = """
-import gc, json, os, runpy, signal, socket, sys
+import gc, json, os, runpy, socket, sys
 asked = socket.socket(fileno=int(sys.argv[1]))
 
 def serve(link):
     streams = socket.recv_fds(link, 1, 3)[1]
     order = json.loads(link.makefile().readline())
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     pid = os.fork()
     if pid == 0:
         asked.close()
@@ -50,12 +49,20 @@ def become(order, streams):
         runpy.run_path(order["program"], run_name="__main__")
     sys.exit()
 
-signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that serve
+def bury():
+    while True:
+        try:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                return
+        except ChildProcessError:
+            return
+
 gc.freeze()
 while True:
     _, links, _, _ = socket.recv_fds(asked, 1, 1)
     if not links:
         break
+    bury()
     if os.fork() == 0:
         serve(socket.socket(fileno=links[0]))
     os.close(links[0])
@@ -127,9 +134,9 @@ def auditor() -> Spare:
 
 @cache
 def ours() -> Spare:
-    """With the command line, a worker and what they import."""
+    """With the command line, a worker, a scheduler and what they import."""
     wanted = (
-        "cli.main", "cli.apply", "cli.runs", "cli.resources", "workers.main",
+        "cli.main", "cli.apply", "cli.runs", "cli.resources", "workers.main", "scheduler.main",
         "tests.connectors.conformance.child",
     )  # fmt: skip
     return Spare(wanted)

@@ -28,7 +28,6 @@ from crypto import signing
 from crypto.errors import KeyringError
 from schemas.audit import AuditAction
 from storage import audit_log
-from tests.sealed_log import SealedLog
 
 pytestmark = pytest.mark.integration
 
@@ -38,10 +37,8 @@ EVENTS = "events/000000000000.jsonl"
 
 
 @pytest.fixture
-def log(control, tmp_path):
-    made = SealedLog(control, tmp_path)
-    made.grow(10, 10, 10)
-    return made
+def log(grown_log):
+    return grown_log(10, 10, 10)
 
 
 def sums(directory: Path) -> None:

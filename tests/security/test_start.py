@@ -26,21 +26,30 @@ from embedded.daemons import free_port
 from schemas.jobs import Job
 from storage import migrate
 from tests.protected import PASSWORD, protect
+from tests.spare import ours
 from workers.enqueue import JobQueue, open_client
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
 EX_CONFIG = 78
+_STARTED: set[str] = set()
 
 
 def refuse(module: str, directory: Path, *words: str, **settings: object) -> list[str]:
-    """Start a process that must refuse; return its reasons."""
+    """Start a process that must refuse; return its reasons.
+
+    The first of a module is a process of its own, the others are forks of one that has imported.
+    """
     named = {f"SYNCWARD_{name.upper()}": str(value) for name, value in settings.items()}
-    ended = subprocess.run(
-        [sys.executable, "-m", module, *words],
-        env=child_environment(directory, **named), capture_output=True, text=True, timeout=60,
-        check=False,
-    )  # fmt: skip
+    environment = child_environment(directory, **named)
+    if module in _STARTED:
+        ended = ours().run(module, *words, environment=environment)
+    else:
+        _STARTED.add(module)
+        ended = subprocess.run(
+            [sys.executable, "-m", module, *words], env=environment, capture_output=True,
+            text=True, timeout=60, check=False,
+        )  # fmt: skip
     assert ended.returncode == EX_CONFIG, ended.stderr
     assert PASSWORD not in ended.stdout + ended.stderr
     assert "Traceback" not in ended.stderr

@@ -31,10 +31,8 @@ AT = 15
 
 
 @pytest.fixture
-def log(control, tmp_path):
-    made = SealedLog(control, tmp_path)
-    made.grow(10, 10, 10)
-    return made
+def log(grown_log):
+    return grown_log(10, 10, 10)
 
 
 def rows_of(log, *indexes):

@@ -8,16 +8,13 @@ import pytest
 from cli import main as program
 from crypto import signing
 from schemas.audit import AuditAction
-from tests.sealed_log import SealedLog
 
 pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
-def log(control, tmp_path):
-    made = SealedLog(control, tmp_path)
-    made.grow(10, 10)
-    return made
+def log(grown_log):
+    return grown_log(10, 10)
 
 
 @pytest.fixture

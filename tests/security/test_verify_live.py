@@ -10,7 +10,6 @@ from audit.sealer import LogWentBack
 from schemas.audit import AuditAction
 from storage import audit
 from storage.engine import transaction
-from tests.sealed_log import SealedLog
 
 pytestmark = pytest.mark.integration
 
@@ -22,10 +21,8 @@ COPY = (
 
 
 @pytest.fixture
-def log(control, tmp_path):
-    made = SealedLog(control, tmp_path)
-    made.grow(9, 10)
-    return made
+def log(grown_log):
+    return grown_log(9, 10)
 
 
 @pytest.mark.parametrize(("xid", "at", "code"), [
