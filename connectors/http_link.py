@@ -29,6 +29,10 @@ _REDIRECTS = {301, 302, 303, 307, 308}
 _KEEPS_BODY = {307, 308}
 _PORTS = {"https": 443, "http": 80}
 _DECODED_AT_ONCE = 1 << 20
+#: Compressed, a body that may come has few bytes more than it has in the end.
+_PACKED_MORE = 1 << 16
+#: What the reader of HTTP says of a head, or of lines between chunks, that does not end.
+_HEAD_TOO_LONG = 431
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,8 @@ class Answer:
     body: bytes
     url: str  # the last one, after redirects
     tls: str  # the version of TLS, or none
+    #: it said how long it is; else it may be a part, which ended with the connection
+    whole: bool = True
 
 
 def origin_of(url: str) -> Origin:
@@ -282,8 +288,14 @@ class Link:
             secured = response.extensions["network_stream"].get_extra_info("ssl_object")
         finally:
             response.close()
+        says = ("content-length", "transfer-encoding", "content-encoding")
         return Answer(
-            response.status, came, body, call.url, secured.version() if secured else "none"
+            response.status,
+            came,
+            body,
+            call.url,
+            secured.version() if secured else "none",
+            whole=any(name in came for name in says),
         )
 
     def _decoded(
@@ -294,33 +306,22 @@ class Link:
         encoding = headers.get("content-encoding", "identity").strip().lower()
         if encoding not in {"identity", "gzip", ""}:
             raise _wrong(origin, "answers in an encoding that was not asked for")
-        unzip = zlib.decompressobj(31) if encoding == "gzip" else None
-        size = 0
+        unzip = _Unzip(origin) if encoding == "gzip" else None
+        size, most = 0, self._bounds.body_max
         for chunk in chunks:
             call.seen.received += len(chunk)
-            for piece in [chunk] if unzip is None else self._unzipped(unzip, chunk, origin):
+            if call.seen.received > most + _PACKED_MORE:
+                raise _too_large(origin, most)
+            for piece in [chunk] if unzip is None else unzip.pieces(chunk):
                 size += len(piece)
-                if size > self._bounds.body_max:
-                    raise _wrong(
-                        origin,
-                        f"sends more than {self._bounds.body_max >> 20} MiB in one answer; ask "
-                        "for smaller pages",
-                    )
+                if size > most:
+                    raise _too_large(origin, most)
                 yield piece
-        if unzip is not None and call.seen.received and not unzip.eof:
+        if unzip is not None and call.seen.received and not unzip.ended:
             raise TransientError(
                 f"{origin.shown}: the answer ended in the middle; tried again",
                 code="connection_lost",
             )
-
-    @staticmethod
-    def _unzipped(unzip: "zlib._Decompress", chunk: bytes, origin: Origin) -> Iterator[bytes]:
-        while chunk:
-            try:
-                yield unzip.decompress(chunk, _DECODED_AT_ONCE)
-            except zlib.error:
-                raise _wrong(origin, "says gzip and sends something else") from None
-            chunk = unzip.unconsumed_tail
 
     def cut(self) -> None:
         """End the call that waits, and let none begin; for another thread."""
@@ -332,6 +333,38 @@ class Link:
             pool.close()
 
 
+class _Unzip:
+    """A body of gzip, which may be several, one behind the other; nothing else is behind them."""
+
+    def __init__(self, origin: Origin) -> None:
+        self._origin = origin
+        self._one = zlib.decompressobj(31)
+
+    @property
+    def ended(self) -> bool:
+        """Whether what has come is whole."""
+        return self._one.eof
+
+    def pieces(self, chunk: bytes) -> Iterator[bytes]:
+        """Yield what a part of it holds, in bounded pieces; some of them may be empty."""
+        while chunk:
+            if self._one.eof:
+                chunk = chunk.lstrip(b"\x00")  # of a block that was filled up
+                if not chunk:
+                    return
+                self._one = zlib.decompressobj(31)
+            try:
+                piece = self._one.decompress(chunk, _DECODED_AT_ONCE)
+            except zlib.error:
+                raise _wrong(self._origin, "says gzip and sends something else") from None
+            chunk = self._one.unused_data if self._one.eof else self._one.unconsumed_tail
+            yield piece
+
+
+def _too_large(origin: Origin, most: int) -> ConfigError:
+    return _wrong(origin, f"sends more than {most >> 20} MiB in one answer; ask for smaller pages")
+
+
 def _wrong(origin: Origin, what: str) -> ConfigError:
     return ConfigError(f"{origin.shown}: {what}", code="api_answer")
 
@@ -340,7 +373,9 @@ def _late(origin: Origin) -> TransientError:
     return TransientError(f"{origin.shown}: does not answer in time; tried again", code="timeout")
 
 
-def _lost(origin: Origin, error: BaseException) -> SyncwardError:
+def _lost(  # noqa: PLR0911 - one return per reason reads as a table
+    origin: Origin, error: BaseException
+) -> SyncwardError:
     """Say how a connection failed, from what lies below httpcore's error."""
     reason = error.reason if isinstance(error, NotConnected) else None
     if isinstance(reason, ssl.SSLCertVerificationError):
@@ -363,6 +398,8 @@ def _lost(origin: Origin, error: BaseException) -> SyncwardError:
         )
     if isinstance(error, httpcore.LocalProtocolError):
         return _wrong(origin, "cannot be sent this request: a header holds what no header may")
+    if getattr(error.__cause__ or error.__context__, "error_status_hint", None) == _HEAD_TOO_LONG:
+        return _wrong(origin, "sends more than 100 KiB of headers, or of what is no body")
     return TransientError(
         f"{origin.shown}: the connection ended in the middle; tried again", code="connection_lost"
     )

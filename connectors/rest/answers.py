@@ -131,12 +131,15 @@ def records(where: str, found: Any, steps: Sequence[str], *, one: bool) -> list[
     """Return the records of an answer, at the place that the manifest names."""
     value = rest_text.found(found, steps)
     place = f"at {'.'.join(steps)}" if steps else "as a whole"
-    if value is rest_text.MISSING or (one and not isinstance(value, dict)):
+    said = _error_in(found)
+    if value is None and not said:
+        return []  # there is none
+    if value is rest_text.MISSING or value is None or (one and not isinstance(value, dict)):
         raise ConfigError(
             f"{where}: the answer has no records {place}{_own_words(found)}; correct field_path",
             code="api_answer",
         )
-    rows = [value] if one else [] if value is None else value
+    rows = [value] if one else value
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ConfigError(
             f"{where}: what the answer has {place} is no list of records{_own_words(found)}; "
@@ -146,7 +149,14 @@ def records(where: str, found: Any, steps: Sequence[str], *, one: bool) -> list[
     return rows
 
 
+def _error_in(found: Any) -> str:  # noqa: ANN401 - JSON
+    """Return the member of an answer that tells of an error; "" if there is none."""
+    names = ("error", "errors", "fault")
+    return next((n for n in names if isinstance(found, dict) and found.get(n)), "")
+
+
 def _own_words(found: Any) -> str:  # noqa: ANN401 - JSON
-    names = ("error", "errors", "message", "fault")
-    said = [n for n in names if isinstance(found, dict) and found.get(n)]
-    return f", but `{said[0]}`: an error under a good status" if said else ""
+    said = _error_in(found)
+    if not said and isinstance(found, dict) and found.get("message"):
+        said = "message"
+    return f", but `{said}`: an error under a good status" if said else ""

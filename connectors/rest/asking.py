@@ -156,10 +156,10 @@ class Asker:
         told = (limits.told if limited else limits.retry_after)(answer.headers)
         if told is None and fitting is not None and fitting.backoff_time is not None:
             told = fitting.backoff_time.total_seconds()
-        if limited and told is not None:
+        if limited and told:  # 0 is no time to wait, whoever says it
             self._pace.limited(told, quota)
         else:
-            self._pace.wait(self._pause(tries) if told is None else told)
+            self._pace.wait(max(self._pause(tries), told or 0.0))
 
     def _tried(self, ask: Ask, quota: Quota | None, *, last: bool) -> Answer | None:
         """Return the answer; None if the link ended in the middle and this was not the last try."""

@@ -22,6 +22,8 @@ IN_PLACE_LONGEST_S = 300.0
 _LONGEST_S = 366 * 86_400
 #: A reset beyond this is a moment since 1970, below it a number of seconds.
 _EPOCH_FROM = 1_000_000_000
+#: Some count that in milliseconds: as seconds it would be the year 5138.
+_EPOCH_MS_FROM = 100_000_000_000
 _LEFT = ("x-ratelimit-remaining", "ratelimit-remaining", "x-rate-limit-remaining")
 _RESET = ("x-ratelimit-reset", "ratelimit-reset", "x-rate-limit-reset")
 
@@ -53,6 +55,8 @@ def _until_reset(headers: Mapping[str, str], now: datetime) -> float | None:
     for name in _RESET:
         seconds = _number(headers.get(name, ""))
         if seconds is not None:
+            if seconds >= _EPOCH_MS_FROM:
+                seconds /= 1_000
             if seconds >= _EPOCH_FROM:
                 seconds -= now.timestamp()
             return min(max(seconds, 0.0), _LONGEST_S)

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from functools import partial
 from itertools import islice
 from typing import cast
@@ -90,7 +91,15 @@ def _token(key: Row) -> bytes | int:
     """Return what stands for a key: itself, if it is small and no other's."""
     if len(key) == 1 and isinstance(key[0], int):
         return key[0]
-    return hashlib.blake2b(repr(key).encode(), digest_size=12).digest()
+    plain = [_digits(value) if isinstance(value, Decimal) else value for value in key]
+    return hashlib.blake2b(repr(plain).encode(), digest_size=12).digest()
+
+
+def _digits(value: Decimal) -> str:
+    """Write a number so that 1.0 and 1 are the same, and no digit of a long one is lost."""
+    text = format(value, "f")
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return "0" if text == "-0" else text
 
 
 class Reading:

@@ -121,6 +121,14 @@ def _in_parts(
 ) -> Generator[Page, None, Ask | None]:
     """Yield the records of an answer some at a time; return the request of the next page."""
     number, count, last = pages.number, 0, cast("Record", {})
+    if not answer.whole:
+        error = TransientError(
+            f"{read.where}: answers with CSV and does not say how long it is, so a part would be "
+            "taken for all; tried again",
+            code="api_unavailable",
+        )
+        error.at(of)
+        raise error
     while True:
         with named(of):
             part = next(parts, None)

@@ -103,6 +103,8 @@ def _string(value: object) -> str:
 
 
 def _integer(value: object) -> int:
+    if isinstance(value, Decimal) and -_INT8 <= value < _INT8 and value == int(value):
+        value = int(value)  # 1.0 is 1, whoever writes it so
     if isinstance(value, int) and not isinstance(value, bool) and -_INT8 <= value < _INT8:
         return value
     raise Misfit
@@ -284,14 +286,16 @@ def inferred(values: list[object]) -> Type:
     """Return the narrowest type that all these values fit; they are JSON, and not null."""
     for type_ in (Type.BOOLEAN, Type.INTEGER, Type.NUMBER, Type.TIMESTAMP, Type.DATE, Type.STRING,
                   Type.OBJECT):  # fmt: skip
-        if all(_fits(converter(type_), value) for value in values):
+        if all(_fits(type_, value) for value in values):
             return type_
     return Type.ARRAY
 
 
-def _fits(convert: Convert, value: object) -> bool:
+def _fits(type_: Type, value: object) -> bool:
+    if type_ is Type.INTEGER and isinstance(value, Decimal):
+        return False  # a price that is whole by chance
     try:
-        convert(value)
+        converter(type_)(value)
     except (ValueError, OverflowError):
         return False
     return True
