@@ -12,7 +12,7 @@ from typing import Protocol
 
 from schemas.calls import Call
 from schemas.errors import ConfigError
-from schemas.quotas import Quotas
+from schemas.quotas import Quotas, Shown, unseen
 
 #: Gets the newest secrets that are stored, and returns those that are new now, by field.
 Exchange = Callable[[Mapping[str, str]], Mapping[str, str]]
@@ -80,6 +80,8 @@ class Aid:
     refused: Callable[[str, str], None] = _unseen
     #: turns for calls, shared with all workers; None: a connector counts by itself
     quotas: Quotas | None = None
+    #: shows to operators, while a block lasts, that the run waits in place and for what
+    shown: Shown = unseen
     #: the name of the resource, for texts that say what to type
     resource: str = "NAME"
 

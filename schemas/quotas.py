@@ -6,7 +6,8 @@ calls than the rate; a full window opens again up to two slices later than it co
 workers/quotas.py counts by the same rules in Redis.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from random import random
@@ -130,8 +131,23 @@ class Windows:
             del counts[begin]
 
 
+#: Shows that something waits in place: for what, and for how many seconds at most.
+Shown = Callable[[str, float], AbstractContextManager[None]]
+
+
+@contextmanager
+def unseen(_what: str, _seconds: float) -> Iterator[None]:
+    """Show nothing: nobody looks."""
+    yield
+
+
 def in_turn(
-    ask: Callable[[], Hold | None], quota: Quota, *, patience: float, ended: Event
+    ask: Callable[[], Hold | None],
+    quota: Quota,
+    *,
+    patience: float,
+    ended: Event,
+    shown: Shown = unseen,
 ) -> float:
     """Ask until there is no hold; return how long that took. Deferral as `Quotas.take` says."""
     waited = 0.0
@@ -144,7 +160,8 @@ def in_turn(
                 _sentence(quota, hold), retry_after=timedelta(seconds=max(hold.seconds, 0.001))
             )
         seconds = hold.seconds * (1 + random() / 10)  # noqa: S311 - not all at once
-        ended.wait(seconds)
+        with shown(_sentence(quota, hold), seconds):
+            ended.wait(seconds)
         waited += seconds
     return waited
 

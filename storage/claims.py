@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 from uuid import UUID, uuid4
@@ -116,15 +116,19 @@ class Beat:
     stream: str | None
     rows: int
     bytes: int
+    #: a wait in place: what for, and until when at most
+    waits_for: str | None = None
+    waits_until: datetime | None = None
 
 
 _BEAT = """
 UPDATE leases l SET expires_at = clock_timestamp() + %(lease)s, stream = b.stream,
-  rows = b.rows, bytes = b.bytes,
+  rows = b.rows, bytes = b.bytes, waits_for = b.waits_for, waits_until = b.waits_until,
   progress_at = CASE WHEN (b.stream, b.rows) IS DISTINCT FROM (l.stream, l.rows)
                 THEN clock_timestamp() ELSE l.progress_at END
-FROM unnest(%(tokens)s::uuid[], %(streams)s::text[], %(rows)s::bigint[], %(bytes)s::bigint[])
-     AS b (token, stream, rows, bytes), active_runs a
+FROM unnest(%(tokens)s::uuid[], %(streams)s::text[], %(rows)s::bigint[], %(bytes)s::bigint[],
+            %(waits)s::text[], %(untils)s::timestamptz[])
+     AS b (token, stream, rows, bytes, waits_for, waits_until), active_runs a
 WHERE l.token = b.token AND a.run_id = l.run_id AND a.lease_token = l.token
 RETURNING l.token, a.cancel_requested_at IS NOT NULL
 """
@@ -177,6 +181,8 @@ def heartbeat(
                 "streams": [beat.stream for beat in beats],
                 "rows": [beat.rows for beat in beats],
                 "bytes": [beat.bytes for beat in beats],
+                "waits": [beat.waits_for for beat in beats],
+                "untils": [beat.waits_until for beat in beats],
             },
         )
         return {token: bool(cancelled) for token, cancelled in renewed.fetchall()}

@@ -37,7 +37,9 @@ LIVE = (
     "q.runs_max AS account_max, s.state AS schedule_state, s.state_reason, "
     "(SELECT string_agg(r.name, ', ' ORDER BY r.name) FROM dead_logins d "
     "JOIN resources r ON r.id = d.resource_id "
-    "WHERE d.resource_id IN (a.source_id, a.destination_id)) AS dead_logins FROM active_runs a "
+    "WHERE d.resource_id IN (a.source_id, a.destination_id)) AS dead_logins, "
+    "l.waits_for, l.waits_until FROM active_runs a "
+    "LEFT JOIN leases l ON l.run_id = a.run_id AND l.token = a.lease_token "
     "JOIN account_queues q ON q.account_id = a.account_id "
     "LEFT JOIN schedules s ON s.connection_id = a.subject_id"
 )
@@ -101,7 +103,11 @@ def _not_live(tx: Connection, run_id: UUID) -> Explanation:
 def _blocked(live: Row[Any], now: Situation) -> tuple[Rule, str] | None:
     """Return the first rule that no free slot would help against."""
     if live.state == RunState.RUNNING:
-        return Rule.RUNNING, f"worker {live.worker_id} executes attempt {live.attempt}"
+        waits = ""
+        if live.waits_for is not None and live.waits_until > live.at:
+            until = f"{live.waits_until:%Y-%m-%d %H:%M:%S} UTC"
+            waits = f"; it waits in place until {until}: {live.waits_for}"
+        return Rule.RUNNING, f"worker {live.worker_id} executes attempt {live.attempt}{waits}"
     if live.state == RunState.AWAITING_APPROVAL:
         return Rule.AWAITING_APPROVAL, f"a guard stopped it: {live.error}"
     return _paused(live, now.instance) or _undelivered(live, now)

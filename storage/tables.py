@@ -294,6 +294,8 @@ leases = Table(
     Column("rows", BigInteger, nullable=False, server_default="0"),
     Column("bytes", BigInteger, nullable=False, server_default="0"),
     Column("progress_at", _TZ, nullable=False, server_default=_CLOCK),
+    _opt("waits_for", Text),
+    _opt("waits_until", _TZ),
 )  # fmt: skip
 
 workers = Table(

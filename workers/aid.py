@@ -29,6 +29,8 @@ def of_run(attempt: Attempt, resource: SealedResource, unseal: Unseal) -> Aid:
             resource.resource_id,
             resource.kind,
             token_of=lambda: PseudonymKeys.of_worker(deps).of(resource.account_id).token,
+            shown=attempt.control.waiting,
         ),
+        shown=attempt.control.waiting,
         resource=resource.name,
     )

@@ -9,8 +9,9 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from threading import Event, Lock, Thread
 from typing import TypeVar
 
@@ -28,6 +29,8 @@ T = TypeVar("T")
 
 #: Seconds between two looks at the signal while a connection is being opened.
 _LOOK_S = 0.1
+#: Characters of what a run waits for.
+_WAITS_MAX = 500
 
 
 def clock() -> float:
@@ -59,6 +62,7 @@ class RunControl:
         self._rows = 0
         self._bytes = 0
         self._lost = False
+        self._waits: tuple[str, datetime] | None = None  # for what, and until when
         self._renewed_at = clock() if asked_at is None else asked_at
 
     def check(self) -> None:
@@ -167,7 +171,18 @@ class RunControl:
 
     def beat(self) -> Beat:
         """Return what the next heartbeat says about this run."""
-        return Beat(self.claim.token, self._stream, self._rows, self._bytes)
+        waits_for, until = self._waits or (None, None)
+        return Beat(self.claim.token, self._stream, self._rows, self._bytes, waits_for, until)
+
+    @contextmanager
+    def waiting(self, what: str, seconds: float) -> Iterator[None]:
+        """Show in heartbeats that the run waits in place, while the block lasts."""
+        until = datetime.now(UTC) + timedelta(seconds=seconds)
+        self._waits = REDACTOR.text(what, limit=_WAITS_MAX), until
+        try:
+            yield
+        finally:
+            self._waits = None
 
     def begin_stream(self, name: str) -> None:
         """Show a stream as the one being worked on."""

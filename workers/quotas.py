@@ -20,7 +20,7 @@ import redis
 
 from schemas.errors import Deferral
 from schemas.limits import DEFERRED_MAX
-from schemas.quotas import Hold, Quota, Rate, Windows, in_turn
+from schemas.quotas import Hold, Quota, Rate, Shown, Windows, in_turn, unseen
 from workers.enqueue import NAMESPACE
 from workers.metrics import (
     QUOTA_DEFERRALS,
@@ -268,7 +268,10 @@ class RunQuotas:
         resource_id: UUID,
         kind: str,
         token_of: Callable[[], Callable[[bytes], bytes]],
+        *,
+        shown: Shown = unseen,
     ) -> None:
+        self._shown = shown
         self._shared = shared
         self._resource_id = resource_id
         self._connector = connector_of(kind)
@@ -280,7 +283,11 @@ class RunQuotas:
         key = self._key(quota)
         try:
             waited = in_turn(
-                lambda: self._shared.hold(key, quota), quota, patience=patience, ended=ended
+                lambda: self._shared.hold(key, quota),
+                quota,
+                patience=patience,
+                ended=ended,
+                shown=self._shown,
             )
         except Deferral:
             QUOTA_DEFERRALS.labels(self._connector).inc()

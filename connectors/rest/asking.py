@@ -84,7 +84,7 @@ class Asker:
         self.aid = aid
         self._manifest = manifest
         self._ended = Event()
-        self._pace = Pace(manifest.name, aid.quotas or Unshared(), self._ended)
+        self._pace = Pace(manifest.name, aid.quotas or Unshared(), self._ended, aid.shown)
         bounds = Bounds(body_max=manifest.answer_max << 20)
         self._link = Link(policy, bounds=bounds, trusted=trusted, calls=aid.calls)
         self._login: Login = login_of(manifest, secrets, self.names, self._link, aid)

@@ -40,11 +40,7 @@ def parts(where: str, answer: Answer, fields: Mapping[str, FieldSpec]) -> Iterat
     """Yield the records of an answer, some at a time, by the names in its first line."""
     types = {".".join(spec.field or (name,)): spec.type for name, spec in fields.items()}
     try:
-        yield from _parts(answer.body, types)
-    except _TooMuch as found:
-        raise ConfigError(
-            f"{where}: answers with CSV {found}; ask for less, or for JSON", code="api_answer"
-        ) from None
+        yield from _parts(where, answer.body, types)
     except (UnicodeDecodeError, csv.Error, ValueError):
         raise ConfigError(
             f"{where}: answers with what is no CSV with one line of names; look at path and "
@@ -53,14 +49,17 @@ def parts(where: str, answer: Answer, fields: Mapping[str, FieldSpec]) -> Iterat
         ) from None
 
 
-class _TooMuch(Exception):  # noqa: N818 - says what it is
-    """More than becomes records without filling the memory."""
+def _too_much(where: str, what: str) -> ConfigError:
+    return ConfigError(
+        f"{where}: answers with CSV {what}; ask for less, or for JSON", code="api_answer"
+    )
 
 
 class _Lines:
     """The lines of a text, counted before anybody takes them apart."""
 
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, where: str, body: bytes) -> None:
+        self._where = where
         self._file = io.TextIOWrapper(io.BytesIO(body), encoding="utf-8-sig", newline="")
         self._commas_max = _NAMES_MAX - 1
         self._commas = 0
@@ -71,9 +70,13 @@ class _Lines:
             self.size += len(line)
             self._commas += line.count(",")
             if self.size > _RECORD_MAX:
-                raise _TooMuch(f"of which a record has more than {_RECORD_MAX >> 20} MiB")
+                raise _too_much(
+                    self._where, f"of which a record has more than {_RECORD_MAX >> 20} MiB"
+                )
             if self._commas > self._commas_max:
-                raise _TooMuch(f"with more than {self._commas_max:,} commas in a record")
+                raise _too_much(
+                    self._where, f"with more than {self._commas_max:,} commas in a record"
+                )
             yield line
 
     def turn(self, *, commas_max: int = _COMMAS_MAX) -> None:
@@ -82,14 +85,14 @@ class _Lines:
         self.size = self._commas = 0
 
 
-def _parts(body: bytes, types: Mapping[str, Type]) -> Iterator[Part]:
-    lines = _Lines(body)
+def _parts(where: str, body: bytes, types: Mapping[str, Type]) -> Iterator[Part]:
+    lines = _Lines(where, body)
     reader = csv.reader(lines, strict=True)
     names = next(reader, [])
     if len(set(names)) < len(names):
         raise ValueError  # one of two would be lost
     if lines.size > _NAMES_SIZE_MAX:
-        raise _TooMuch(f"whose names have more than {_NAMES_SIZE_MAX >> 20} MiB")
+        raise _too_much(where, f"whose names have more than {_NAMES_SIZE_MAX >> 20} MiB")
     each = lines.size + _CELL * len(names)
     kinds = [types.get(name) for name in names]
     records, size = list[dict[str, Any]](), 0

@@ -12,7 +12,7 @@ from threading import Event
 from time import monotonic
 
 from schemas.errors import Deferral, TransientError
-from schemas.quotas import Quota, Quotas
+from schemas.quotas import Quota, Quotas, Shown, unseen
 
 #: A wait up to this is waited in place, and so many seconds of them in one read.
 SHORT_S, IN_PLACE_S = 10.0, 60.0
@@ -90,8 +90,9 @@ class Pace:
     A wait that costs less than reading again what nobody has kept yet is waited in place.
     """
 
-    def __init__(self, where: str, quotas: Quotas, ended: Event) -> None:
+    def __init__(self, where: str, quotas: Quotas, ended: Event, shown: Shown = unseen) -> None:
         self._where = where
+        self._shown = shown
         self._quotas = quotas
         self._ended = ended
         self._waited = 0.0
@@ -148,7 +149,8 @@ class Pace:
                 retry_after=timedelta(seconds=seconds),
             )
         self._waited += seconds if seconds <= SHORT_S else 0.0
-        self._ended.wait(seconds)
+        with self._shown(f"{self._where}: is asked again then", seconds):
+            self._ended.wait(seconds)
         self.check()
 
     def check(self) -> None:
