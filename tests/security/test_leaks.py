@@ -273,6 +273,7 @@ READERS = {
     ("connectors/postgres/refusals.py", "_copied_column"): "only a column's name that we know",
     ("connectors/postgres/refusals.py", "next_care"): "looked at, never shown",
     ("connectors/mariadb/link.py", "_explain"): "only the number",
+    ("connectors/files/layout.py", "fitted"): "only a column of our own",
     ("connectors/rest/manifest.py", "_unknown"): "the ValueError is our own, of rest.text",
     ("connectors/rest/turning.py", "path_of"): "the ValueError is our own, of rest.text",
     ("connectors/rest/tokens.py", "filled_endpoint"): "the ValueError is our own, of rest.text",
