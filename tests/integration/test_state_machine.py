@@ -101,8 +101,7 @@ BROKEN = {
 
 #: All of them at once: they are asked after each step.
 WHAT_IS_BROKEN = " UNION ALL ".join(
-    f"SELECT '{what}' WHERE EXISTS ({query})"
-    for what, query in BROKEN.items()
+    f"SELECT '{what}' WHERE EXISTS ({query})" for what, query in BROKEN.items()
 )
 
 _LEGAL = {(str(a), str(b)) for a, moves in MOVES.items() for b in moves} | {(None, "queued")}
