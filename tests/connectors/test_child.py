@@ -413,7 +413,7 @@ def test_a_secret_that_is_no_object_is_refused_without_a_word_of_it(tap):
         ({"connector": "tap-x==1.0/../../y"}, "exact version"),
         ({"connector": "tap-x==1.0", "executable": "/bin/sh"}, "without a path"),
         ({"connector": "tap-x==1.0", "settings": {"a": [{"api_key": "x"}]}}, "api_key is a secret"),
-        ({"connector": "tap-x==1.0", "arguments": ["--x"]}, "Extra inputs"),
+        ({"connector": "tap-x==1.0", "arguments": ["--x"]}, "arguments: unknown key"),
     ],
 )
 def test_a_resource_names_no_path_no_argument_and_no_secret(config, says):
