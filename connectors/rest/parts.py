@@ -272,14 +272,6 @@ class LinkHeader(_Sized):
     type: Literal["LinkHeader"]
 
 
-PAGINATORS = (
-    NoPagination,
-    CursorPagination,
-    OffsetIncrement,
-    PageIncrement,
-    NextLink,
-    LinkHeader,
-)
 Paginator = Annotated[
     NoPagination | CursorPagination | OffsetIncrement | PageIncrement | NextLink | LinkHeader,
     Field(discriminator="type"),
