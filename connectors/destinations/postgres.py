@@ -223,6 +223,7 @@ class PostgresDestination:
                 self._states[name],
                 unfinished=None,
                 known=True,
+                elsewhere=None,
                 schema_hash=result.schema_hash,
                 columns=columns,
             )
@@ -315,8 +316,8 @@ class PostgresDestination:
             seen=state.columns,
             refusals=self._refusals(request, batch),
         )
-        if append and not state.known:
-            _refuse_rows_of_others(load)
+        if append and (state.elsewhere or not state.known):
+            _refuse_rows_of_others(load, state.elsewhere)
         return load
 
     def compare(self, request: LoadRequest, shape: StreamShape) -> TargetView:
@@ -348,7 +349,7 @@ class PostgresDestination:
     def purge(self, request: LoadRequest, how: Purge) -> StreamResult:
         """Put all rows of the claimed stream away, delete them, or bring them back."""
         state, started = self._states[request.stream.name], monotonic()
-        if not state.known:
+        if state.elsewhere or not state.known:
             raise results.nothing_to_purge(request)
         with translated(self._config, "destination"), self._conn.transaction():
             self._forget(request, state)
@@ -394,10 +395,15 @@ class PostgresDestination:
         self._line.close()
 
 
-def _refuse_rows_of_others(load: Load) -> None:
-    """Refuse to append to rows that this connection has not loaded: it would double them."""
-    if pg_load.has_rows(load):
-        raise ConfigError(
-            f"{load.name}: holds rows that this connection has not loaded; append would double "
-            "them. Choose another target schema, or empty the table"
-        )
+def _refuse_rows_of_others(load: Load, before: str | None) -> None:
+    """Refuse to append to rows that this connection has not loaded: it would double or drop them.
+
+    `before` is the schema that the stream went to until now, if it went anywhere.
+    """
+    if not pg_load.has_rows(load):
+        return
+    went = f" (the stream went to {before} until now)" if before else ""
+    raise ConfigError(
+        f"{load.name}: holds rows that this connection has not loaded{went}; append would double "
+        "or drop them. Choose another target schema, or empty the table"
+    )

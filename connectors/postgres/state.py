@@ -49,6 +49,7 @@ CREATE TABLE _syncward.state (
   runs_since_full integer NOT NULL DEFAULT 0,
   runs_since_sweep integer NOT NULL DEFAULT 0,
   columns jsonb,
+  target text,
   PRIMARY KEY (connection_id, stream)
 )
 """
@@ -56,12 +57,13 @@ CREATE TABLE _syncward.state (
 _ADD = """
 ALTER TABLE _syncward.state ADD COLUMN IF NOT EXISTS runs_since_full integer NOT NULL DEFAULT 0,
   ADD COLUMN IF NOT EXISTS runs_since_sweep integer NOT NULL DEFAULT 0,
-  ADD COLUMN IF NOT EXISTS columns jsonb
+  ADD COLUMN IF NOT EXISTS columns jsonb,
+  ADD COLUMN IF NOT EXISTS target text
 """
 #: The row lock waits out a zombie's commit, and holds until our fence is in place.
 _SEEN = """
 SELECT fence, claimed_by, cursor, reads, run_id, result, generation, schema_hash,
-  runs_since_full, runs_since_sweep, columns
+  runs_since_full, runs_since_sweep, columns, target
 FROM _syncward.state
 WHERE connection_id = %(connection)s AND stream = %(stream)s FOR UPDATE
 """
@@ -72,6 +74,7 @@ WHERE connection_id = %(connection)s AND stream = %(stream)s RETURNING
 #: `updated_at` never goes back, nor behind the transaction's time: histories count on it.
 _COMMIT = """
 UPDATE _syncward.state SET cursor = %(upper)s, reads = %(reads)s, generation = generation + 1,
+  target = %(target)s,
   schema_hash = %(schema_hash)s, columns = %(columns)s, run_id = %(run)s, result = %(result)s,
   runs_since_full = CASE WHEN %(full)s THEN 0 ELSE runs_since_full + (run_id IS DISTINCT FROM
     %(run)s)::int END,
@@ -116,6 +119,7 @@ class StateRow:
     columns: SeenColumns | None = None  # of the source, when it was loaded last
     care: pg_refusals.Care = pg_refusals.Care.NONE  # rows were refused before, and may be again
     reads: str | None = None  # the stream's definition then
+    elsewhere: str | None = None  # the schema that it was loaded into, where that is another one
 
     def full_due(self, stream: StreamSpec) -> bool:
         """Say whether this is the N-th run since everything was read."""
@@ -144,7 +148,7 @@ has_database_privilege(current_database(), 'CREATE'),
 (SELECT count(*) FROM pg_class c WHERE c.relnamespace = n.oid AND c.relname IN
   ('state', 'ranges', 'rejected_rows', 'purged')) = 4
 AND EXISTS (SELECT FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
-  WHERE a.attname = 'columns' AND c.relnamespace = n.oid AND c.relname = 'state')
+  WHERE a.attname = 'target' AND c.relnamespace = n.oid AND c.relname = 'state')
 FROM (VALUES (1)) AS one LEFT JOIN pg_namespace n ON n.nspname = '_syncward'
 """)
 
@@ -219,6 +223,7 @@ def claim(conn: Connection, request: LoadRequest) -> StateRow:
         runs_since_full=counted[0],
         runs_since_sweep=counted[1],
         columns=counted[2],
+        elsewhere=None if counted[3] == request.target_schema else counted[3],
         care=pg_refusals.Care(care or 0),
         reads=reads,
     )
@@ -260,6 +265,7 @@ def commit(
             "fence": request.fence,
             "run": request.run_id,
             "reads": definition(request),
+            "target": request.target_schema,
             "schema_hash": result.schema_hash,
             "columns": Jsonb(columns),
             "result": None

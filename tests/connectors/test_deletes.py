@@ -278,7 +278,7 @@ def test_a_state_table_of_an_earlier_version_gets_its_counters(mover):
     lake = mover.pair.session("destination")
     lake.execute(
         "ALTER TABLE _syncward.state DROP COLUMN runs_since_full, DROP COLUMN runs_since_sweep, "
-        "DROP COLUMN columns"
+        "DROP COLUMN columns, DROP COLUMN target"
     )
     mover.pair.source("DELETE FROM t WHERE id = 1")
     assert [mover.sync(**spec).rows_deleted for _ in range(2)] == [0, 1]

@@ -21,7 +21,7 @@ from schemas.errors import (
     SyncwardError,
     TransientError,
 )
-from schemas.records import LoadRequest
+from schemas.records import LoadRequest, Purge
 from schemas.streams import StreamSpec
 from tests.world import LOOSE
 
@@ -538,6 +538,35 @@ def test_a_source_session_cannot_write(engine):
         source._conn.execute("CREATE TABLE hack (id int)")
     source.close()
     destination.close()
+
+
+def test_an_append_that_goes_elsewhere_leaves_the_rows_of_others(engine):
+    """As a first load does: the table there would become what this stream reads."""
+    engine.pair.source("CREATE TABLE t (id int PRIMARY KEY)", "INSERT INTO t VALUES (1), (2)")
+    stream = StreamSpec(name="public.t", mode="append", cursor="xmin")
+    source, destination = engine.open()
+
+    def load(schema: str, **more):
+        request = replace(engine.request(stream), target_schema=schema, **more)
+        known = destination.claim_stream(request)
+        with source.extract(stream, known.cursor) as batches:
+            return request, destination.load(request, next(batches))
+
+    with closing(source), closing(destination):
+        load("other", connection_id=uuid4())
+        engine.pair.source("DELETE FROM t WHERE id = 1")
+        load("acme")
+        with pytest.raises(ConfigError, match="the stream went to acme until now"):
+            load("other")
+        request = replace(engine.request(stream), target_schema="other")
+        destination.claim_stream(request)
+        with pytest.raises(ConfigError, match="nothing to purge"):
+            destination.purge(request, Purge.NOW)
+        assert engine.pair.rows("destination", "SELECT id FROM other.t ORDER BY id") == [(1,), (2,)]
+        load("third")
+        engine.pair.source("INSERT INTO t VALUES (3)")
+        load("third")
+        assert engine.pair.rows("destination", "SELECT id FROM third.t ORDER BY id") == [(2,), (3,)]
 
 
 @pytest.mark.parametrize("role", ["source", "destination"])
