@@ -209,6 +209,20 @@ def test_an_append_by_time_ends_a_little_before_now(file):
     assert file.read("t", batch.upper, **spec)[0] == []
 
 
+@pytest.mark.parametrize(("declared", "value"), [
+    ("DATETIME", "'2026-01-01'"), ("INTEGER", "7"), ("TEXT", "'m'"),
+])  # fmt: skip
+def test_rows_without_a_cursor_value_come_with_every_window(file, declared, value):
+    file.act(
+        f"CREATE TABLE t (id INTEGER PRIMARY KEY, at {declared})",
+        f"INSERT INTO t VALUES (1, {value})",
+    )
+    spec = {"mode": "merge", "key": ("id",), "cursor": "at"}
+    _, batch = file.read("t", **spec)
+    file.act("INSERT INTO t VALUES (2, NULL)")
+    assert 2 in [row[0] for row in file.read("t", batch.upper, **spec)[0]]
+
+
 def test_a_time_that_is_none_ends_every_read(file):
     file.act("CREATE TABLE t (id INTEGER, at DATETIME)", "INSERT INTO t VALUES (1, '2026-01-01')")
     spec = {"mode": "merge", "key": ("id",), "cursor": "at"}
