@@ -117,7 +117,7 @@ def push(client: redis.Redis, data: bytes | None, key: str | None = None) -> str
     return key
 
 
-def until(condition, what: str, seconds: float = 20) -> None:
+def until(condition, what: str, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, what
