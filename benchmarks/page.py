@@ -57,7 +57,7 @@ The ratio is ours over the other's; the promise is the largest ratio allowed.
 """
 _SMALL = """
 Promises are made for 1,000,000 rows, medians of 5, on a quiet machine: this run is smaller, and
-what does not depend on the rows (about 0.4 s until a run is claimed) weighs more in it.
+what does not depend on the rows (asking, claiming, connecting, the end) weighs more in it.
 """
 _SECONDS = """
 ## Seconds
