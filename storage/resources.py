@@ -197,18 +197,7 @@ def update_config(
         {"config": json.dumps(config), "id": resource.resource_id},
     )
     change = commitments.changes(tx, account.account_id, resource.config, config)
-    audit.append(
-        tx,
-        _event(
-            AuditAction.RESOURCE_UPDATED,
-            account,
-            resource.resource_id,
-            principal,
-            change,
-            name=resource.name,
-            changed=", ".join(one.field for one in change),
-        ),
-    )
+    _note_update(tx, account, resource, principal, change)
 
 
 def limit_runs(
@@ -222,6 +211,16 @@ def limit_runs(
     change = commitments.changes(
         tx, account.account_id, {"runs_max": resource.runs_max}, {"runs_max": runs_max}
     )
+    _note_update(tx, account, resource, principal, change)
+
+
+def _note_update(
+    tx: Connection,
+    account: Account,
+    resource: Resource,
+    principal: Principal,
+    change: tuple[FieldChange, ...],
+) -> None:
     audit.append(
         tx,
         _event(
@@ -231,7 +230,7 @@ def limit_runs(
             principal,
             change,
             name=resource.name,
-            changed="runs_max",
+            changed=", ".join(one.field for one in change),
         ),
     )
 

@@ -13,16 +13,9 @@ from connectors.rest.parts import FieldSpec
 from connectors.rest.values import Type
 from schemas.errors import ConfigError
 from tests.connectors.test_rest import Case
-from tests.rest_api import Api, Reply
+from tests.rest_api import Reply
 
 MIB = 2**20
-
-
-@pytest.fixture
-def api():
-    made = Api()
-    yield made
-    made.close()
 
 
 @pytest.fixture

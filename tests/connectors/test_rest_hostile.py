@@ -21,18 +21,11 @@ from tests.connectors.test_http_link import raw_server
 from tests.connectors.test_rest import Case, everything
 from tests.connectors.test_rest_csv import job, lines
 from tests.connectors.test_rest_run import MANIFEST, Shop
-from tests.rest_api import Api, Asked, Reply
+from tests.rest_api import Asked, Reply
 from tests.world import LOOSE
 
 OK = b"HTTP/1.1 200 OK\r\n"
 MIB = 2**20
-
-
-@pytest.fixture
-def api():
-    made = Api()
-    yield made
-    made.close()
 
 
 @pytest.fixture
