@@ -5,6 +5,7 @@ Real runs: test_rest_run.py; the guard for HTTP: test_http_link.py; pairs: confo
 
 import gzip
 import json
+import re
 import traceback
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -284,7 +285,8 @@ def test_a_value_that_does_not_fit_is_named_by_stream_field_and_key_and_not_show
     assert str(caught.value).startswith("shop.orders: ")
     assert "odd" in str(caught.value)
     assert "record with id 7" in str(caught.value)
-    assert "47" not in str(caught.value).replace("id 7", "")
+    said = re.sub(r"127\.0\.0\.1:\d+", "", str(caught.value))  # a port may have any digits
+    assert "47" not in said.replace("id 7", "")
 
 
 @pytest.mark.parametrize("number", ["1e99999", "1" * 5000, "NaN", "Infinity", "1" * 5000 + ".5"])
