@@ -19,8 +19,8 @@ from connectors.rest import manifest_files, reading
 from schemas.errors import ConfigError, ReadAgain, TransientError
 from schemas.records import Between, WireFormat
 from schemas.streams import StreamSpec
-from tests.connectors.test_rest import TOKEN, Case, everything
 from tests.rest_api import Api, Asked, Reply
+from tests.rest_case import TOKEN, Case, everything
 from tests.world import LOOSE
 
 MERGE: dict[str, Any] = {"mode": "merge", "key": ("id",), "cursor": "at", "settle": "0s"}

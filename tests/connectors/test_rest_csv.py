@@ -12,15 +12,10 @@ from connectors.rest.csv_records import parts
 from connectors.rest.parts import FieldSpec
 from connectors.rest.values import Type
 from schemas.errors import ConfigError
-from tests.connectors.test_rest import Case
 from tests.rest_api import Reply
+from tests.rest_case import Case
 
 MIB = 2**20
-
-
-@pytest.fixture
-def case(api, tmp_path):
-    return Case(api, tmp_path)
 
 
 def read(body: bytes) -> list[tuple[list[dict[str, Any]], int]]:

@@ -14,10 +14,10 @@ from connectors.rest.manifest import Manifest
 from connectors.rest.trial import remarks
 from schemas.errors import ConfigError
 from schemas.streams import StreamSpec
-from tests.connectors.test_rest import Case
 from tests.connectors.test_rest_changes import MERGE, NOW, SINCE, entry, fed, row
 from tests.connectors.test_rest_run import CURSOR, MANIFEST, Shop
-from tests.rest_api import Api, Asked, Reply
+from tests.rest_api import Asked, Reply
+from tests.rest_case import Case
 from tests.world import LOOSE
 
 FIRST, LATER = datetime(2026, 1, 10, tzinfo=UTC), datetime(2026, 1, 11, tzinfo=UTC)
@@ -25,16 +25,9 @@ SOFT = {**MERGE, "deletes": "soft"}
 
 
 @pytest.fixture
-def api():
-    made = Api()
-    made.clock = lambda: NOW
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def case(api, tmp_path):
-    return Case(api, tmp_path)
+def api(api):
+    api.clock = lambda: NOW
+    return api
 
 
 def gone_of(batch: Any) -> list[Any]:

@@ -18,19 +18,14 @@ from connectors.rest.reading import Once
 from connectors.rest.trial import schema_of
 from schemas.errors import ConfigError, Deferral, SyncwardError, TransientError
 from tests.connectors.test_http_link import raw_server
-from tests.connectors.test_rest import Case, everything
 from tests.connectors.test_rest_csv import job, lines
 from tests.connectors.test_rest_run import MANIFEST, Shop
 from tests.rest_api import Asked, Reply
+from tests.rest_case import everything
 from tests.world import LOOSE
 
 OK = b"HTTP/1.1 200 OK\r\n"
 MIB = 2**20
-
-
-@pytest.fixture
-def case(api, tmp_path):
-    return Case(api, tmp_path)
 
 
 def answered(answer: Callable[[Any], None]) -> SyncwardError | bytes:

@@ -9,24 +9,17 @@ from connectors.rest import batches as rest_batches
 from connectors.rest import manifest_files as rest_files
 from connectors.rest import trial as rest_trial
 from schemas.errors import SyncwardError
-from tests.connectors.test_rest import Case
 from tests.connectors.test_rest_changes import MERGE, NOW, SINCE, entry, fed, row
 from tests.connectors.test_rest_run import MANIFEST, WINDOWED, Shop, order
 from tests.rest_api import Api, Asked, Reply
+from tests.rest_case import Case
 from tests.world import LOOSE
 
 
 @pytest.fixture
-def api():
-    made = Api()
-    made.clock = lambda: NOW
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def case(api, tmp_path):
-    return Case(api, tmp_path)
+def api(api):
+    api.clock = lambda: NOW
+    return api
 
 
 def on(number: int, reply: Reply) -> Callable[[Api], None]:

@@ -6,7 +6,7 @@ import socket
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from threading import Event, Thread
 
 import pytest
@@ -90,7 +90,6 @@ class Fleet:
         with self.world.pair.connect("destination", autocommit=False) as held:
             held.execute("LOCK TABLE acme.big IN SHARE MODE")
             yield
-        held.close()
 
     def stop(self) -> None:
         self._stop.set()
@@ -167,14 +166,24 @@ def test_a_flushed_redis_only_delays(fleet, valkey):
     assert world.pair.same("small")
 
 
+#: Rows of a merge that waits in its middle, and of one that computes meanwhile.
+HELD = 1_000
+MERGES = [HELD, pytest.param(1_000_000, marks=pytest.mark.full)]
+
+
+def in_a_merge(fleet, rows: int):
+    return fleet.merge_held() if rows == HELD else nullcontext()
+
+
+@pytest.mark.parametrize("rows", MERGES)
 @pytest.mark.parametrize("fleet", [1], indirect=True)
-def test_a_drain_hands_the_run_back_without_counting_an_attempt(fleet):
+def test_a_drain_hands_the_run_back_without_counting_an_attempt(fleet, rows):
     world = fleet.world
-    big(world, 1_000)
+    big(world, rows)
     fleet.wait(world.enqueue().run_id, RunState.SUCCEEDED)
     world.pair.source("UPDATE big SET v = 'changed'")
     requeued = "SELECT body::jsonb ->> 'reason' FROM audit.event WHERE action = 'run.requeued'"
-    with fleet.merge_held():
+    with in_a_merge(fleet, rows):
         asked = world.enqueue()
         fleet.in_the_middle()
         os.kill(fleet.worker_pids()[0], signal.SIGTERM)
@@ -189,13 +198,14 @@ def test_a_drain_hands_the_run_back_without_counting_an_attempt(fleet):
     assert source == destination
 
 
+@pytest.mark.parametrize("rows", MERGES)
 @pytest.mark.parametrize("fleet", [1], indirect=True)
-def test_cancel_reaches_a_running_merge_and_leaves_the_data_as_it_was(fleet):
+def test_cancel_reaches_a_running_merge_and_leaves_the_data_as_it_was(fleet, rows):
     world = fleet.world
-    big(world, 1_000)
+    big(world, rows)
     fleet.wait(world.enqueue().run_id, RunState.SUCCEEDED)
     world.pair.source("UPDATE big SET v = 'changed'")
-    with fleet.merge_held():
+    with in_a_merge(fleet, rows):
         asked = world.enqueue()
         fleet.in_the_middle()
         with world.cli.inside() as (tx, _, _name):

@@ -1,6 +1,7 @@
 """`resource authorize`: a person's consent, from the browser to a worker; and who else knocks."""
 
 import http.client
+import json
 import re
 import socket
 import sys
@@ -80,8 +81,8 @@ def test_the_operators_host_opens_nothing_of_what_it_has_sealed(shop, shell):
     """With every file and right that this host has, code, verifier and tokens stay closed."""
     shop.apply(secrets={})
     with shop.world.working():
-        code, _, err = shell("resource", "authorize", "shop", "--browser")
-    assert code == 0, err
+        code, out, err = shell("resource", "authorize", "shop", "--browser", "--json")
+    assert (code, json.loads(out)["authorized"]) == (0, "shop"), err
     opened = keyrings.load(shop.world.cli.settings.keyring)
     rows = shop.world.control.all(
         "SELECT c.account_id, d.id, d.root_id, d.wrapped FROM credentials c "
